@@ -1,0 +1,176 @@
+"""The experiments' flags, and the one frozen configuration that they become.
+
+Only this package knows flags; everything below works on a `Config`.
+"""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+
+from normjax.data.labels import METHODS
+from normjax.evaluate import parse_norm
+from normjax.models import MODEL_NAMES
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; every field is the flag of the same name."""
+
+    workdir: str
+    dataset: str
+    data_dir: str | None
+    train_size: int | None
+    test_size: int | None
+    model: str
+    batch_norm: bool
+    corruption_levels: tuple[float, ...]
+    corruption: str
+    num_seeds: int
+    seed: int
+    pretrain_epochs: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    target_losses: tuple[float, ...]
+    norms: tuple[str, ...]
+    members_per_group: int | None
+    checkpoint_every: int
+    resume: bool
+
+
+# Flags that say where and how a run is done, not what comes out of it.
+HOW_NOT_WHAT = ("workdir", "data_dir", "checkpoint_every", "resume")
+
+
+def define_flags(experiment: str, **defaults: object) -> None:
+    """Defines the shared flags; an experiment may give other defaults by keyword."""
+    default = {
+        "workdir": f"runs/{experiment}",
+        "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
+        **defaults,
+    }.get
+    flags.DEFINE_string("workdir", default("workdir"), "Folder that the run is written to.")
+    flags.DEFINE_string(
+        "dataset", "digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set."
+    )
+    flags.DEFINE_string("data_dir", None, "Folder with the CIFAR archives, or TFDS's data_dir.")
+    flags.DEFINE_integer("train_size", None, "Training images to use; all if not given.")
+    flags.DEFINE_integer("test_size", None, "Test images to use; all if not given.")
+    flags.DEFINE_enum("model", "convnet3", MODEL_NAMES, "The network.")
+    flags.DEFINE_bool("batch_norm", False, "Batch normalisation (convnet5 only).")
+    flags.DEFINE_list(
+        "corruption_levels", default("corruption_levels"), "Fractions of corrupted labels."
+    )
+    flags.DEFINE_enum("corruption", "swap", METHODS, "How labels are corrupted.")
+    flags.DEFINE_integer("num_seeds", 1, "Networks for each level.")
+    flags.DEFINE_integer("seed", 0, "Seed of the whole run.")
+    flags.DEFINE_integer("pretrain_epochs", 30, "Epochs on the corrupted labels.")
+    flags.DEFINE_integer("epochs", 80, "Epochs on the true labels.")
+    flags.DEFINE_integer("batch_size", 128, "Examples in a step, in both phases.")
+    flags.DEFINE_float("learning_rate", 0.01, "SGD's constant learning rate.")
+    flags.DEFINE_float("momentum", 0.9, "SGD's momentum.")
+    flags.DEFINE_list(
+        "target_losses", "", "Training losses (nats) to keep the nearest snapshot of."
+    )
+    flags.DEFINE_list("norms", "2,1/100", "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.")
+    flags.DEFINE_integer("members_per_group", None, "Networks trained at once; all if not given.")
+    flags.DEFINE_integer("checkpoint_every", 10, "Epochs between two checkpoints.")
+    flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+
+
+def run(experiment: Callable[[Config], None]) -> None:
+    """Parses the command line and runs; a mistake is one line on stderr and exit code 1."""
+    app.run(lambda config: experiment(config), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Config:
+    try:
+        stray = flags.FLAGS(argv)[1:]
+        if stray:
+            raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
+        config = Config(**{f.name: _value(f.name) for f in dataclasses.fields(Config)})
+        validate(config)
+    except (flags.Error, ValueError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    return config
+
+
+def _value(name: str) -> object:
+    """A flag's value, lists as tuples of floats (norms: of names)."""
+    value = flags.FLAGS[name].value
+    if not isinstance(value, list):
+        return value
+    items = tuple(item.strip() for item in value if item.strip())
+    if name == "norms":
+        return items
+    try:
+        return tuple(float(item) for item in items)
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(items)}: numbers with commas are allowed") from None
+
+
+def validate(config: Config) -> None:
+    """Checks what can be checked without the data.
+
+    Raises:
+      ValueError: one line that names the flag, its value and what is allowed.
+    """
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            value = getattr(config, name)
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            raise ValueError(f"--{name}={text}: {allowed}")
+
+    levels = config.corruption_levels
+    check(bool(levels), "corruption_levels", "at least one level is needed")
+    check(all(0 <= x <= 1 for x in levels), "corruption_levels", "levels must lie in [0, 1]")
+    check(len(set(levels)) == len(levels), "corruption_levels", "every level may stand there once")
+    for name in ("num_seeds", "epochs", "batch_size", "checkpoint_every"):
+        check(getattr(config, name) >= 1, name, "must be at least 1")
+    for name in ("train_size", "test_size", "members_per_group"):
+        check(getattr(config, name) is None or getattr(config, name) >= 1, name, "must be >= 1")
+    for name in ("seed", "pretrain_epochs"):
+        check(getattr(config, name) >= 0, name, "must not be negative")
+    check(0 < config.learning_rate < math.inf, "learning_rate", "must be positive")
+    check(0 <= config.momentum < 1, "momentum", "must lie in [0, 1)")
+    targets = config.target_losses
+    check(all(0 < t < math.inf for t in targets), "target_losses", "losses must be positive")
+    check(len(set(targets)) == len(targets), "target_losses", "every loss may stand there once")
+    check(bool(config.norms), "norms", "at least one norm is needed")
+    check(len(set(config.norms)) == len(config.norms), "norms", "every norm may stand there once")
+    for name in config.norms:
+        parse_norm(name)
+    check(not config.batch_norm or config.model == "convnet5", "batch_norm", "needs --model=convnet5")
+
+
+def to_flagfile(config: Config) -> str:
+    """The configuration as a flagfile that gives the same run."""
+    lines = []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, tuple):
+            value = ",".join(format(v, ".15g") if isinstance(v, float) else v for v in value)
+        if value is not None:
+            lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}\n")
+    return "".join(lines)
+
+
+def prepare_cpu() -> None:
+    """One CPU device for each core: members then train side by side, a core each.
+
+    Must be called before JAX starts its backend. Without effect on GPUs and TPUs, and where
+    XLA_FLAGS already says how many CPU devices there are.
+    """
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in xla_flags:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ["XLA_FLAGS"] = (
+        f"{xla_flags} --xla_force_host_platform_device_count={cores}"
+        " --xla_cpu_multi_thread_eigen=false"
+    ).strip()

@@ -1,0 +1,258 @@
+"""One sweep: train the members, keep the snapshots, evaluate, write tables, figures and the page.
+
+The one code path of every experiment; an experiment's own file says only which members there are
+and which labels they are trained on.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from experiments import records
+from experiments.flags import Config, prepare_cpu
+from normjax import checkpoints, plotting, report, results, summary
+from normjax.data import Dataset, load_dataset
+from normjax.ensemble import (
+    Ensemble,
+    Member,
+    make_ensemble,
+    pad_members,
+    shard_members,
+    share,
+    take_member,
+)
+from normjax.evaluate import Evaluation, dataset_means, parse_norm
+from normjax.models import make_model
+from normjax.results import ResultRow, write_results
+
+Labels = Callable[[Member, Dataset], np.ndarray]  # a member's labels for the first phase
+
+
+class Sweep(NamedTuple):
+    """What the stages of one run share."""
+
+    experiment: str
+    config: Config
+    dataset: Dataset
+    ensemble: Ensemble
+    groups: list[list[Member]]
+    pretrain_labels: Labels
+
+
+def run_sweep(
+    experiment: str, config: Config, members: Sequence[Member], pretrain_labels: Labels
+) -> None:
+    """Runs an experiment from its configuration to its report.
+
+    A mistake in the configuration or the data ends the program with one line before any training.
+    """
+    started = time.monotonic()
+    prepare_cpu()
+    run_dir = Path(config.workdir)
+    try:
+        if records.is_finished(run_dir, config):
+            print(f"{run_dir}: this run is finished, there is nothing to do")
+            return
+        dataset = load_data(config)
+        sweep = make_sweep(experiment, config, dataset, members, pretrain_labels)
+        records.start_run(run_dir, experiment, config, dataset, sweep.groups)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+    rows = []
+    for group in range(len(sweep.groups)):
+        rows += finish_group(sweep, run_dir, group)
+    write_results(run_dir / results.RESULTS_FILE, rows)
+    summary.write_summary(run_dir / summary.SUMMARY_FILE, summary.summarize(rows))
+    plotting.draw_figures(rows, run_dir / "figures", dataset_label(config.dataset))
+    records.add_to_run(run_dir, seconds=time.monotonic() - started, finished=True)
+    report.write_report(run_dir)
+    print(f"{run_dir / results.RESULTS_FILE}: {len(rows)} rows; page: {run_dir / 'report.html'}")
+
+
+def dataset_label(name: str) -> str:
+    """What the figures call the data set: its name, a folder's own name for a folder."""
+    return Path(name.removeprefix("folder:")).name if name.startswith("folder:") else name
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of the configuration, checked against the batch size."""
+    dataset = load_dataset(
+        config.dataset,
+        data_dir=config.data_dir,
+        train_size=config.train_size,
+        test_size=config.test_size,
+    )
+    num_examples = len(dataset.train.labels)
+    if config.batch_size > num_examples:
+        raise ValueError(
+            f"--batch_size={config.batch_size}: must not exceed the {num_examples} training images"
+        )
+    return dataset
+
+
+def make_sweep(
+    experiment: str,
+    config: Config,
+    dataset: Dataset,
+    members: Sequence[Member],
+    pretrain_labels: Labels,
+) -> Sweep:
+    """Compiles nothing yet: the functions, and the members in groups that are trained at once."""
+    model = make_model(config.model, dataset.num_classes, batch_norm=config.batch_norm)
+    ensemble = make_ensemble(
+        model,
+        make_model(config.model, dataset.num_classes),
+        optax.sgd(config.learning_rate, momentum=config.momentum),
+        image_shape=dataset.image_shape,
+        batch_size=config.batch_size,
+        target_losses=config.target_losses,
+        norms=[parse_norm(name) for name in config.norms],
+    )
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
+    size = config.members_per_group or len(members)
+    groups = [list(members[i : i + size]) for i in range(0, len(members), size)]
+    return Sweep(experiment, config, dataset, ensemble, groups, pretrain_labels)
+
+
+def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
+    """The rows of a group's members: read if the group is finished, else trained for."""
+    path = checkpoints.group_folder(run_dir, group) / results.RESULTS_FILE
+    if path.exists():
+        return results.read_results(path)
+    members = sweep.groups[group]
+    state, snapshots = train_group(sweep, run_dir, group)
+    rows = []
+    for selection, variables, epochs, valid in selections(sweep.config, state, snapshots):
+        kept = jax.tree.map(lambda x: np.asarray(x)[: len(members)], variables)
+        checkpoints.save_members(run_dir, group, selection, kept)
+        rows += evaluate_selection(sweep, members, selection, variables, epochs, valid)
+    rows.sort(key=lambda row: row.member)
+    write_results(path, rows)
+    checkpoints.drop_progress(run_dir, group)
+    return rows
+
+
+def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
+    """Trains a group through both phases; returns its final state and its snapshots."""
+    config, ensemble, dataset = sweep.config, sweep.ensemble, sweep.dataset
+    members = sweep.groups[group]
+    padded = pad_members(members)
+    keys = jnp.stack([member.key(config.seed) for member in padded])
+    corrupted = np.stack([sweep.pretrain_labels(member, dataset) for member in padded])
+    true = np.broadcast_to(dataset.train.labels, corrupted.shape)
+    images = share(dataset.train.images)
+    order_key = share(jax.random.key(config.seed))
+
+    state = ensemble.init(shard_members(keys))
+    snapshots = ensemble.init_snapshots(state)
+    with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
+        (state, snapshots), start = checkpoints.restore_progress(checkpointer, (state, snapshots))
+        records.keep_metrics(run_dir, group, start)
+        labels = shard_members(corrupted if start < config.pretrain_epochs else true)
+        for step in epochs_progress(sweep, group, start):
+            is_pretraining = step < config.pretrain_epochs
+            if step == config.pretrain_epochs:
+                labels = shard_members(true)
+                state = ensemble.reset_optimizer(state)
+            key = jax.random.fold_in(order_key, step)
+            state, metrics = ensemble.train_epoch(state, labels, images, key)
+            values = {"running_loss": metrics.loss, "running_error": metrics.error}
+            epoch = step + 1 - (0 if is_pretraining else config.pretrain_epochs)
+            if not is_pretraining:
+                snapshots, tracked = ensemble.track(
+                    snapshots, state, labels, images, jnp.int32(epoch)
+                )
+                values |= tracked._asdict()
+            phase = "pretrain" if is_pretraining else "train"
+            common = {"group": group, "step": step + 1, "phase": phase, "epoch": epoch}
+            records.append_metrics(run_dir, members, common, jax.device_get(values))
+            checkpointer.save(step + 1, (state, snapshots))
+    return state, snapshots
+
+
+def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
+    """The epochs of both phases that are still to be trained, with a bar on a terminal."""
+    total = sweep.config.pretrain_epochs + sweep.config.epochs
+    name = f"group {group + 1} of {len(sweep.groups)}, {len(sweep.groups[group])} networks"
+    return tqdm(range(start, total), name, total, initial=start, unit="epoch", disable=None)
+
+
+def selections(config: Config, state: Any, snapshots: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    """(name, variables [M, ...], epochs [M], valid [M]) of the final networks and each target."""
+    count = len(jax.tree.leaves(state.variables)[0])
+    yield "final", state.variables, np.full(count, config.epochs), np.full(count, True)
+    for i, target in enumerate(config.target_losses):
+        variables = jax.tree.map(lambda x, i=i: x[:, i], snapshots.variables)
+        reached = np.isfinite(np.asarray(snapshots.loss[:, i]))
+        yield f"loss={target:g}", variables, np.asarray(snapshots.epoch[:, i]), reached
+
+
+def evaluate_selection(
+    sweep: Sweep,
+    members: Sequence[Member],
+    selection: str,
+    variables: Any,
+    epochs: np.ndarray,
+    valid: np.ndarray,
+) -> list[ResultRow]:
+    """Rows for each member with a network at this selection, one for each norm."""
+    count = len(epochs)
+    variables = shard_members(variables)
+    splits = []
+    for split in (sweep.dataset.train, sweep.dataset.test):
+        labels = shard_members(np.broadcast_to(split.labels, (count, len(split.labels))))
+        sums = sweep.ensemble.evaluate(variables, labels, share(split.images))
+        splits.append(jax.device_get(sums))
+    rows = []
+    for i, member in enumerate(members):
+        if valid[i]:
+            own = [take_member(sums, i) for sums in splits]
+            rows += member_rows(sweep, member, selection, int(epochs[i]), *own)
+    return rows
+
+
+def member_rows(
+    sweep: Sweep, member: Member, selection: str, epoch: int, train: Evaluation, test: Evaluation
+) -> list[ResultRow]:
+    """A member's rows at one selection; means and ln K are taken in float64."""
+    means = {}
+    for name, sums, split in (
+        ("train", train, sweep.dataset.train),
+        ("test", test, sweep.dataset.test),
+    ):
+        means[name] = Evaluation(*[dataset_means(x, len(split.labels)) for x in sums])
+    ln_num_classes = np.log(sweep.dataset.num_classes)
+    return [
+        ResultRow(
+            experiment=sweep.experiment,
+            member=member.index,
+            seed=member.seed,
+            family=member.family,
+            level=member.level,
+            labels="natural",
+            selection=selection,
+            epoch=epoch,
+            norm=norm,
+            product_norm=train.product_norms[k],
+            train_loss=means["train"].loss,
+            train_error=means["train"].error,
+            test_loss=means["test"].loss,
+            test_error=means["test"].error,
+            normalized_train_loss=ln_num_classes + means["train"].normalized_excess[k],
+            normalized_test_loss=ln_num_classes + means["test"].normalized_excess[k],
+            normalized_train_error=means["train"].normalized_error[k],
+            normalized_test_error=means["test"].normalized_error[k],
+            normalized_train_excess=means["train"].normalized_excess[k],
+            normalized_test_excess=means["test"].normalized_excess[k],
+        )
+        for k, norm in enumerate(sweep.config.norms)
+    ]

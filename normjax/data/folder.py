@@ -1,0 +1,184 @@
+"""Class folders of image files, decoded once and cached as one uncompressed npz."""
+
+import hashlib
+import itertools
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from normjax.data.dataset import Dataset, Split
+
+SPLITS = ("train", "test")
+MAX_SIDE = 1024
+# Plain raster formats only: Pillow hands some others (EPS) to an external interpreter.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+COLOR_MODES = ("1", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def load_folder(path: str | os.PathLike) -> Dataset:
+    """Reads `path/{train,test}/<class>/*`, each file an 8-bit image of one and the same size.
+
+    Classes are numbered in the order of their sorted names, files follow their sorted names,
+    hidden entries are ignored. Images stay 1-channel if all of them are grayscale ("L"), and
+    become RGB otherwise. The decoded arrays are kept in the user's cache folder (see
+    `cache_dir`) under a hash of the files' names, sizes and modification times.
+
+    Args:
+        path: the folder that holds `train` and `test`.
+
+    Raises:
+        ValueError: a missing or empty folder, splits with different classes, or a file that is
+            not an image, is too large, or differs in size from the first one.
+    """
+    root = Path(path).expanduser().resolve()
+    files = {split: _list_split(root, split) for split in SPLITS}
+    class_names = tuple(files["train"])
+    if differing := set(class_names) ^ set(files["test"]):
+        raise ValueError(
+            f"{root}: train/ and test/ must have the same classes; only one of them has "
+            + ", ".join(sorted(differing))
+        )
+    cache_file = cache_dir() / f"folder-{_fingerprint(root, files)}.npz"
+    splits = _read_cache(cache_file)
+    if splits is None:
+        splits = _decode_all(files)
+        _write_cache(cache_file, splits)
+    return Dataset(*splits, class_names=class_names, name=f"folder:{path}")
+
+
+def cache_dir() -> Path:
+    """$NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax."""
+    if own := os.environ.get("NORMJAX_CACHE_DIR"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "normjax"
+
+
+def _visible(folder: Path) -> list[os.DirEntry]:
+    """The folder's entries that are not hidden, sorted by name."""
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _list_split(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
+    """The files of each class of a split, classes and files sorted by name."""
+    folder = root / split
+    if not folder.is_dir():
+        raise ValueError(f"{root} has no {split}/ folder: expected {{train,test}}/<class>/<image>")
+    classes = {entry.name: _visible(Path(entry)) for entry in _visible(folder) if entry.is_dir()}
+    if not classes:
+        raise ValueError(f"no images: {folder} has no class folders, expected <class>/<image>")
+    for name, entries in classes.items():
+        if not entries:
+            raise ValueError(f"the class folder {folder / name} is empty")
+        for entry in entries:
+            if not entry.is_file():
+                raise ValueError(f"{entry.path} is not a file: a class folder holds only images")
+    return classes
+
+
+def _fingerprint(root: Path, files: dict[str, dict[str, list[os.DirEntry]]]) -> str:
+    """A hash of where the files are, their names, sizes and modification times."""
+    digest = hashlib.sha256(repr(str(root)).encode())
+    for split, classes in files.items():
+        for name, entries in classes.items():
+            for entry in entries:
+                stat = entry.stat()
+                record = (split, name, entry.name, stat.st_size, stat.st_mtime_ns)
+                digest.update(repr(record).encode())
+    return digest.hexdigest()[:32]
+
+
+def _decode_all(files: dict[str, dict[str, list[os.DirEntry]]]) -> tuple[Split, Split]:
+    """Decodes every file of both splits; 1 channel if all are grayscale, else 3."""
+    from tqdm import tqdm
+
+    labels = [
+        np.repeat(np.arange(len(classes), dtype=np.int32), [len(c) for c in classes.values()])
+        for classes in files.values()
+    ]
+    classes = [entries for split in files.values() for entries in split.values()]
+    paths = [entry.path for entry in itertools.chain.from_iterable(classes)]
+    images = []
+    for path in tqdm(paths, desc="decoding images", unit="image", disable=None):
+        image = _decode(path)
+        if images and image.shape[:2] != images[0].shape[:2]:
+            raise ValueError(
+                f"{path} is {_size(image)} pixels, but the first image, {paths[0]}, is "
+                f"{_size(images[0])}: all images must have one size"
+            )
+        images.append(image)
+    num_channels = max(image.shape[2] for image in images)
+    stacked = np.empty((len(images), *images[0].shape[:2], num_channels), np.uint8)
+    for row, image in zip(stacked, images, strict=True):
+        row[...] = image  # a grayscale image fills all three channels
+    train_images, test_images = np.split(stacked, [len(labels[0])])
+    return Split(train_images, labels[0]), Split(test_images, labels[1])
+
+
+def _size(image: np.ndarray) -> str:
+    """Height x width, for an error's text."""
+    return f"{image.shape[0]}x{image.shape[1]}"
+
+
+def _decode(path: str) -> np.ndarray:
+    """One image file as uint8 [H, W, 1] (grayscale) or [H, W, 3]."""
+    from PIL import Image
+
+    try:
+        image = Image.open(path, formats=FORMATS)  # reads the header only
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large an image: {error}") from None
+    except Exception as error:  # Pillow's readers raise many types on damaged files
+        raise ValueError(f"{path} is not a readable image: {error}") from None
+    with image:
+        if max(image.size) > MAX_SIDE:
+            raise ValueError(
+                f"{path} is {image.height}x{image.width} pixels; allowed is up to {MAX_SIDE} a side"
+            )
+        if image.mode not in ("L", *COLOR_MODES):
+            raise ValueError(f"{path} has pixels of mode {image.mode}; only 8-bit images are read")
+        try:
+            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+        except Exception as error:
+            raise ValueError(f"{path} is a damaged image: {error}") from None
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _read_cache(cache_file: Path) -> tuple[Split, Split] | None:
+    """The cached splits; None if there are none, or (with a warning) if the file is damaged."""
+    if not cache_file.exists():
+        return None
+    try:
+        with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
+            return tuple(
+                Split(cached[f"{split}_images"], cached[f"{split}_labels"]) for split in SPLITS
+            )
+    except Exception as error:  # whatever is wrong with it, the images can be decoded again
+        warnings.warn(
+            f"the cache file {cache_file} is damaged and will be rebuilt: {error}", stacklevel=5
+        )
+        return None
+
+
+def _write_cache(cache_file: Path, splits: tuple[Split, Split]) -> None:
+    """Saves the splits; a cache that cannot be written is a warning, since the data is here."""
+    arrays = {
+        f"{which}_{field}": array
+        for which, split in zip(SPLITS, splits, strict=True)
+        for field, array in split._asdict().items()
+    }
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                np.savez(stream, **arrays)
+            os.replace(temporary, cache_file)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        warnings.warn(f"the decoded images could not be cached: {error}", stacklevel=5)

@@ -1,0 +1,60 @@
+"""Label corruption: the first of the paper's ways to make networks differ."""
+
+import numpy as np
+
+METHODS = ("swap", "redraw")
+
+
+def corrupt_labels(
+    labels: np.ndarray,
+    level: float,
+    *,
+    method: str,
+    num_classes: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corrupts the labels of exactly `round(level * N)` examples, chosen uniformly.
+
+    "swap" permutes the chosen examples' labels among themselves, so every class keeps its count
+    (the paper's text: labels are "swapped with each other in a random fashion"). "redraw" gives
+    each chosen example a uniform new label, which may be the true one (as the paper's authors'
+    programs do); at level 1 the labels are completely random.
+
+    Args:
+        labels: int [N], 0..num_classes-1; not modified.
+        level: the fraction of examples that are chosen, in [0, 1]. A chosen example can come
+            out with its own label, so the fraction of *wrong* labels is smaller.
+        method: "swap" or "redraw".
+        num_classes: K.
+        rng: the source of randomness; it advances.
+
+    Returns:
+        The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
+        the chosen examples, int64 [round(level * N)].
+
+    Raises:
+        ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
+            vector of integers 0..num_classes-1.
+    """
+    labels = np.asarray(labels)
+    if not 0 <= level <= 1:  # also False for NaN
+        raise ValueError(f"corruption level {level} is not allowed: it must lie in [0, 1]")
+    if method not in METHODS:
+        raise ValueError(f"corruption {method!r} is not known: allowed are {', '.join(METHODS)}")
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels must be a vector of integers, not {labels.dtype} of shape {labels.shape}"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, "
+            f"but with num_classes={num_classes} they must lie in 0..{num_classes - 1}"
+        )
+
+    chosen = np.sort(rng.permutation(len(labels))[: round(level * len(labels))])
+    corrupted = labels.copy()
+    if method == "swap":
+        corrupted[chosen] = rng.permutation(labels[chosen])
+    else:
+        corrupted[chosen] = rng.integers(num_classes, size=len(chosen))
+    return corrupted, chosen

@@ -1,0 +1,92 @@
+"""The one way in: a name becomes a data set."""
+
+import os
+import re
+from pathlib import Path
+
+from normjax.data.cifar import LAYOUTS, find_cifar, load_cifar
+from normjax.data.dataset import Dataset, take_subset
+from normjax.data.digits import load_digits
+from normjax.data.folder import load_folder
+from normjax.data.tfds import default_dir, fetch, load_prepared
+
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+ALLOWED = (
+    "allowed are digits, cifar10, cifar100, folder:PATH, or a TFDS image-classification name "
+    "prepared with `tfds build NAME --file_format=array_record`"
+)
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+) -> Dataset:
+    """Loads an image classification data set, all of it or a fixed subset.
+
+    Args:
+        name: one of
+
+            - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
+            - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
+            - "cifar10", "cifar100" (fine labels): the official archives or the folders they
+              unpack to, in `data_dir` or the TFDS folder; else data that TFDS has prepared
+              there; else the archive is downloaded into the TFDS folder;
+            - the name of any image-classification set that TFDS has prepared as array_record
+              in `data_dir` or the TFDS folder.
+        data_dir: a folder to look in before the TFDS folder ($TFDS_DATA_DIR, else
+            ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
+        train_size: keep a fixed pseudo-random subset of exactly this many training examples,
+            the same on every call, in the data's own order, classes not balanced; a smaller
+            subset lies inside every larger one. None keeps all.
+        test_size: the same for the test examples.
+
+    Returns:
+        The data set; images are uint8 [N, H, W, C], labels int32 [N].
+
+    Raises:
+        ValueError: an unknown name (the text says what is allowed), data that is nowhere to be
+            found (the text lists every place tried), damaged files (the text names the file),
+            or a size outside 1..N.
+    """
+    dataset = _load_whole(name, data_dir)
+    return dataset._replace(
+        train=take_subset(dataset.train, train_size, "train"),
+        test=take_subset(dataset.test, test_size, "test"),
+    )
+
+
+def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
+    """The data set of that name, all of it."""
+    if name == "digits":
+        return load_digits()
+    if name.startswith("folder:"):
+        return load_folder(name.removeprefix("folder:"))
+    if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", name):
+        raise ValueError(f"unknown dataset {name!r}: {ALLOWED}")
+    folders = [default_dir()]
+    if data_dir is not None:
+        folders.insert(0, Path(data_dir).expanduser())
+        if not folders[0].is_dir():
+            raise ValueError(f"data_dir {data_dir} is not a folder")
+    for folder in folders:
+        if name in LAYOUTS and (found := find_cifar(name, folder)):
+            return load_cifar(name, *found)
+        if dataset := load_prepared(name, folder):
+            return dataset
+    tried = f"prepared TFDS data in {' and '.join(map(str, folders))}"
+    if name not in LAYOUTS:
+        raise ValueError(f"dataset {name!r} is unknown or not prepared: tried {tried}; {ALLOWED}")
+    layouts = LAYOUTS[name]
+    url = CIFAR_URL + layouts[0].archive
+    try:
+        archive = fetch(url, name, default_dir())
+    except OSError as error:
+        files = [layout.archive for layout in layouts] + [layout.folder for layout in layouts]
+        raise ValueError(
+            f"dataset {name!r} was not found: tried {', '.join(files)} and {tried}, "
+            f"and downloading {url}: {error}"
+        ) from None
+    return load_cifar(name, layouts[0], archive)

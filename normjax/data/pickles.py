@@ -1,0 +1,101 @@
+"""Reads the pickles of the CIFAR archives without running anything that they name.
+
+Every name a pickle may use is replaced by an inert stand-in that records what the pickle would
+have done with it; arrays are then built from those records. So no code of numpy's, let alone of
+anybody else's, is called with a file's arguments.
+"""
+
+import io
+import pickle
+import pickletools
+
+import numpy as np
+
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+_NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+# What pickled uint8 arrays and Python 2 strings need, in the spellings of numpy 1 and 2.
+ALLOWED = frozenset(
+    [(module, "_reconstruct") for module in _MULTIARRAY]
+    + [(module, "_frombuffer") for module in _NUMERIC]  # protocol 5
+    + [("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")]
+)
+
+
+class _Record:
+    """Stands in for a pickle's name: keeps the arguments and the state that it is given."""
+
+    def __init__(self, name: str, args: tuple = (), state: object = None):
+        self.name, self.args, self.state = name, args, state
+
+    def __call__(self, *args):
+        return _Record(self.name, args)
+
+    def __setstate__(self, state):
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Resolves the allowed names to records and refuses all others."""
+
+    def find_class(self, module, name):
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"the name {module}.{name} is not allowed in it")
+        return _Record(name)
+
+
+def load_plain_dict(content: bytes) -> dict[str, object]:
+    """Unpickles a dict of plain values and uint8 arrays, written by Python 2 or 3.
+
+    Args:
+        content: the pickle.
+
+    Returns:
+        The dict with its keys as text. Lists, numbers and strings are as pickled; a matrix is
+        left for `to_matrix`, a string for `to_text`.
+
+    Raises:
+        ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
+    """
+    try:
+        # A six-byte pickle can ask for a memo table of many GiB; a real one numbers its objects.
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name == "LONG_BINPUT" and argument > len(content):
+                raise pickle.UnpicklingError("its memo index is out of range")
+        loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        if not isinstance(loaded, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, not a dict")
+        return {to_text(key): value for key, value in loaded.items()}
+    except Exception as error:  # damaged pickles raise nearly every type there is
+        raise ValueError(f"not a readable pickle: {error}") from None
+
+
+def to_text(value: object) -> str:
+    """A pickled string of Python 2 or 3 as text."""
+    return _to_bytes(value).decode("latin1")
+
+
+def to_matrix(value: object) -> np.ndarray:
+    """A pickled uint8 matrix, of either memory order, as an array [rows, columns]."""
+    try:
+        if value.name == "_reconstruct":
+            _, shape, dtype, is_fortran, raw = value.state
+            order = "F" if is_fortran else "C"
+        else:
+            raw, dtype, shape, order = value.args
+        if dtype.name != "dtype" or dtype.args[0] not in ("u1", "|u1", "uint8"):
+            raise ValueError("its numbers are not uint8")
+        rows, columns = shape
+        return np.frombuffer(_to_bytes(raw), np.uint8).reshape((rows, columns), order=order)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"not a matrix of uint8: {error}") from None
+
+
+def _to_bytes(value: object) -> bytes:
+    """The bytes behind a pickled string: latin1 text, bytes, or a recorded encoding of text."""
+    if isinstance(value, _Record) and value.name == "encode":
+        value = value.args[0]
+    if isinstance(value, str):
+        return value.encode("latin1")
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
+    raise ValueError(f"{type(value).__name__} where a string was expected")

@@ -1,0 +1,152 @@
+"""TensorFlow Datasets as a source, without TensorFlow: prepared data, and a checked download."""
+
+import os
+import re
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+
+from normjax.data.dataset import Dataset, Split
+
+NETWORK_TIMEOUT = 3.0  # seconds
+
+
+def default_dir() -> Path:
+    """Where TFDS keeps its data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def load_prepared(name: str, folder: Path) -> Dataset | None:
+    """Reads an image-classification set that TFDS has prepared as array_record in `folder`.
+
+    Examples that carry an `id` are sorted by it (which is CIFAR's official order); others keep
+    the order of the files.
+
+    Args:
+        name: a TFDS name, `dataset[/config][:version]`.
+        folder: the TFDS data folder.
+
+    Returns:
+        The data set; None if `folder` holds no prepared data of that name.
+
+    Raises:
+        ValueError: the data is in another file format, lacks a train or test split, is not
+            labelled 8-bit images of one shape, or is damaged.
+    """
+    # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
+    dataset_name = re.match(r"\w*", name).group()
+    if not dataset_name or not (folder / dataset_name).is_dir():
+        return None
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+    except ValueError:  # what TFDS raises for a name that it does not find
+        return None
+    if not builder.is_prepared():
+        return None
+    features = builder.info.features
+    match builder.info.supervised_keys:
+        case (str(image_key), str(label_key)):
+            pass
+        case _:
+            image_key, label_key = "image", "label"
+    if not (
+        {image_key, label_key} <= set(features)
+        and isinstance(features[image_key], tfds.features.Image)
+        and isinstance(features[label_key], tfds.features.ClassLabel)
+    ):
+        raise ValueError(f"{name} in {folder} is not a set of images with one class label each")
+    if missing := {"train", "test"} - set(builder.info.splits):
+        raise ValueError(
+            f"{name} in {folder} has no {' or '.join(sorted(missing))} split: "
+            f"it has {', '.join(sorted(builder.info.splits))}"
+        )
+    id_key = "id" if "id" in features else None
+    try:
+        train, test = (
+            _read_split(builder.as_data_source(split=split), image_key, label_key, id_key)
+            for split in ("train", "test")
+        )
+    except Exception as error:  # TFDS reads protocol buffers, PNG, JPEG: each has its own errors
+        raise ValueError(f"{name} in {folder} cannot be read: {_one_line(error)}") from error
+    return Dataset(train, test, tuple(features[label_key].names), name)
+
+
+def _read_split(source, image_key: str, label_key: str, id_key: str | None) -> Split:
+    """All examples of a TFDS data source."""
+    from tqdm import tqdm
+
+    examples = tqdm(source, desc="reading TFDS data", unit="image", disable=None)
+    if id_key:
+        examples = sorted(examples, key=lambda example: example[id_key])
+    images, labels = zip(*((e[image_key], e[label_key]) for e in examples), strict=True)
+    images, labels = np.stack(images), np.asarray(labels, np.int32)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"images of {images.dtype} {images.shape[1:]} are not 8-bit gray or RGB")
+    if labels.min() < 0:
+        raise ValueError("some examples have no label")
+    return Split(images, labels)
+
+
+def fetch(url: str, dataset_name: str, folder: Path) -> Path:
+    """Downloads a file that TFDS knows into its usual place, and checks its checksum.
+
+    Args:
+        url: the address; TFDS must have a checksum for it.
+        dataset_name: the TFDS data set that the file belongs to.
+        folder: the TFDS data folder; the file goes below its `downloads`.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        OSError: there is no network (found out within seconds), or the download failed.
+    """
+    check_network(url)
+    import tensorflow_datasets as tfds
+
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=folder / "downloads",
+            dataset_name=dataset_name,
+            force_checksums_validation=True,
+        )
+        return Path(os.fspath(manager.download(url)))
+    except Exception as error:  # network, disk and checksum errors, each of its own type
+        raise OSError(f"the download failed: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    """The text of one of TFDS's errors, which span several lines."""
+    return " ".join(str(error).split())
+
+
+def check_network(url: str) -> None:
+    """Raises OSError within seconds if the address's host (or the proxy) cannot be reached.
+
+    TFDS itself would retry for minutes.
+    """
+    address = urllib.parse.urlsplit(url)
+    if proxy := urllib.request.getproxies().get(address.scheme):
+        address = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    failure = [f"no answer in {NETWORK_TIMEOUT:g} s"]
+
+    def connect():
+        try:
+            socket.create_connection((address.hostname, port), timeout=NETWORK_TIMEOUT).close()
+            failure.clear()
+        except OSError as error:
+            failure[0] = str(error)
+
+    # In a thread, because the name look-up before the connection has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT + 0.5)
+    if failure:
+        raise OSError(f"no network: {address.hostname} cannot be reached ({failure[0]})")

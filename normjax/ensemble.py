@@ -1,0 +1,213 @@
+"""Many networks at once.
+
+The library is written for one network; the member axis appears here and nowhere else. Members
+share the images and the order in which they are visited; each has its own key and labels, and its
+result depends on nothing but its own definition.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from normjax import evaluate as evaluation
+from normjax.normalize import absorb_batch_norm
+from normjax.snapshots import Snapshots, init_snapshots, update_snapshots
+from normjax.train import (
+    TrainState,
+    choose_microbatch_size,
+    init_state,
+    make_train_epoch,
+    make_train_step,
+    reset_optimizer,
+)
+from normjax.types import Array
+
+AXIS = "member"
+
+
+class Member(NamedTuple):
+    """One network of a sweep."""
+
+    index: int  # its number in the run's tables
+    seed: int  # 0 .. num_seeds - 1
+    family: str  # pretrain | init_scale | default_init | random_labels
+    level: float  # the corruption fraction, or the initial standard deviation
+
+    def stream(self, run_seed: int) -> list[int]:
+        """What its randomness is drawn from: its own definition, never its place in the run."""
+        return [run_seed, self.seed, zlib.crc32(f"{self.family}:{self.level!r}".encode())]
+
+    def key(self, run_seed: int) -> Array:
+        """The member's own JAX key."""
+        first, *rest = self.stream(run_seed)
+        key = jax.random.key(first)
+        for number in rest:
+            key = jax.random.fold_in(key, number)
+        return key
+
+
+class Tracked(NamedTuple):
+    """What the end of an epoch is known by, over the whole training set."""
+
+    train_loss: Array
+    train_error: Array
+    product_norm: Array  # of the first norm asked for
+    normalized_train_excess: Array  # under that norm: loss of the normalised network - ln K
+
+
+class Ensemble(NamedTuple):
+    """Compiled functions of stacked members: every leaf of a state has a leading member axis."""
+
+    init: Callable  # keys [M] -> TrainState
+    reset_optimizer: Callable  # TrainState -> TrainState
+    train_epoch: Callable  # (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M])
+    init_snapshots: Callable  # TrainState -> Snapshots
+    track: Callable  # (Snapshots, TrainState, labels, images, epoch) -> (Snapshots, Tracked)
+    evaluate: Callable  # (variables, labels [M, N], images) -> Evaluation
+
+
+def make_ensemble(
+    model: nn.Module,
+    twin: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    target_losses: Sequence[float],
+    norms: Sequence[evaluation.NamedNorm],
+) -> Ensemble:
+    """The functions that train and evaluate many networks of one kind.
+
+    Args:
+      model: the network that is trained.
+      twin: the same without batch normalisation; evaluated on `absorb_batch_norm`'s parameters.
+      tx: the optimizer.
+      image_shape: (H, W, C).
+      batch_size: examples per step.
+      target_losses: the training losses, in nats, to keep snapshots at.
+      norms: the norms to evaluate under; the first is the one tracked during training.
+    """
+    microbatch_size = choose_microbatch_size(model, batch_size)
+    train_step = make_train_step(model, tx, microbatch_size)
+    train_epoch = make_train_epoch(train_step, batch_size, microbatch_size)
+    targets = jnp.asarray(target_losses, jnp.float32)
+
+    def make_evaluate(norms):
+        apply_fn = lambda params, x: twin.apply({"params": params}, x)  # noqa: E731
+        batch_size = evaluation.choose_evaluation_batch_size()
+        evaluate = evaluation.make_evaluate(apply_fn, norms, batch_size)
+        return lambda variables, labels, images: evaluate(
+            absorb_batch_norm(variables), images, labels
+        )
+
+    evaluate_tracked = make_evaluate(norms[:1])
+
+    def track(snapshots, state, labels, images, epoch):
+        sums = evaluate_tracked(state.variables, labels, images)
+        tracked = Tracked(
+            jnp.sum(sums.loss) / len(labels),
+            jnp.sum(sums.error) / len(labels),
+            sums.product_norms[0],
+            jnp.sum(sums.normalized_excess[0]) / len(labels),
+        )
+        snapshots = update_snapshots(
+            snapshots, targets, state.variables, tracked.train_loss, tracked.train_error, epoch
+        )
+        return snapshots, tracked
+
+    return Ensemble(
+        init=map_members(lambda key: init_state(model, tx, key, image_shape)),
+        reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
+        train_epoch=map_members(
+            lambda state, labels, images, key: train_epoch(state, images, labels, key),
+            num_shared=2,
+            donate=(0,),
+        ),
+        init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
+        track=map_members(track, num_shared=2, donate=(0,)),
+        evaluate=map_members(make_evaluate(norms), num_shared=1),
+    )
+
+
+def map_members(fn: Callable, *, num_shared: int = 0, donate: Sequence[int] = ()) -> Callable:
+    """Compiles a function of one network for stacked members, sharded over the local devices.
+
+    Args:
+      fn: a function whose last `num_shared` arguments are the same for all members.
+      num_shared: how many those are.
+      donate: the arguments whose memory may be reused.
+
+    Returns:
+      The function of stacked arguments (leading axis M, a multiple of the number of devices). On
+      a CPU a device runs its members one after another, because one small network's activations
+      fit its cache and those of many do not; elsewhere they run side by side.
+    """
+
+    def of_members(*args):
+        split = len(args) - num_shared
+        own, shared = args[:split], args[split:]
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda own: fn(*own, *shared), own)
+        return jax.vmap(lambda *own: fn(*own, *shared))(*own)
+
+    def sharded(*args):
+        split = len(args) - num_shared
+        specs = (PartitionSpec(AXIS),) * split + (PartitionSpec(),) * num_shared
+        return jax.shard_map(
+            of_members,
+            mesh=member_mesh(),
+            in_specs=specs,
+            out_specs=PartitionSpec(AXIS),
+            check_vma=False,
+        )(*args)
+
+    return jax.jit(sharded, donate_argnums=tuple(donate))
+
+
+def member_mesh() -> Mesh:
+    """All local devices along the one axis of members."""
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
+def shard_members(tree: Any) -> Any:
+    """Places stacked leaves on the devices, split along the member axis."""
+    return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec(AXIS)))
+
+
+def share(tree: Any) -> Any:
+    """Places what all members share on every device."""
+    return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec()))
+
+
+def pad_members(members: Sequence[Member]) -> list[Member]:
+    """Repeats the last member until the devices divide the count; the copies are not reported."""
+    num_devices = len(jax.local_devices())
+    return [*members, *[members[-1]] * (-len(members) % num_devices)]
+
+
+def take_member(tree: Any, index: int) -> Any:
+    """One member's part of a stacked tree, as numpy arrays."""
+    return jax.tree.map(lambda x: np.asarray(x[index]), tree)
+
+
+__all__ = [
+    "Ensemble",
+    "Member",
+    "Snapshots",
+    "Tracked",
+    "TrainState",
+    "make_ensemble",
+    "map_members",
+    "member_mesh",
+    "pad_members",
+    "shard_members",
+    "share",
+    "take_member",
+]

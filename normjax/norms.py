@@ -1,0 +1,148 @@
+"""Norms of a layer: entrywise Lp, Frobenius, and the spectral norm of the operator."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from normjax.types import Array, Norm, NormFn, at_least_float32
+
+
+def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
+    """Make the function that takes the norm of one layer, ``rho_k = ||W_k|| / scale``.
+
+    The function maps ``{"kernel": k}`` or, jointly, ``{"kernel": k, "bias": b}`` to a float32
+    scalar (float64 for float64 leaves). It is 0, with gradient 0, for a layer of zeros, whatever
+    the norm. The entrywise norms neither overflow nor underflow unless their value does.
+
+    Args:
+        norm: 2 or ``"fro"``, the Frobenius norm; any p >= 1, the entrywise Lp norm
+            ``(sum |w|^p)^(1/p)``; ``jnp.inf``, the largest ``|w|``; ``"spectral"``, see
+            ``spectral_norm``; or a function of the leaves, used as it is.
+        scale: the norm is divided by it (the paper's "L1 norm / 100" is ``norm=1, scale=100.``).
+
+    Raises:
+        ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The
+            function made raises it where ``norm`` returns anything but a scalar.
+    """
+    if not isinstance(scale, Real) or not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive finite number, not {scale!r}")
+    layer_norm_fn = _norm_function(norm)
+
+    def norm_fn(leaves: Mapping[str, Array]) -> Array:
+        leaves = {name: at_least_float32(leaf) for name, leaf in leaves.items()}
+        # Most norms have no derivative at zero. The norm is therefore taken of ones in the place
+        # of zeros, so that neither the value nor the gradient of what is not selected is NaN.
+        is_zero = jnp.stack([jnp.all(leaf == 0) for leaf in leaves.values()]).all()
+        value = layer_norm_fn({name: jnp.where(is_zero, 1, x) for name, x in leaves.items()})
+        if jnp.shape(value) != ():
+            raise ValueError(f"a norm must return a scalar, not shape {jnp.shape(value)}")
+        return jnp.where(is_zero, 0, value / scale)
+
+    return norm_fn
+
+
+def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
+    """Return the spectral (operator) norm of a layer: the largest singular value.
+
+    Of a dense kernel ``[inputs, outputs]`` it is that of the matrix. Of a convolution's kernel
+    ``[*window, inputs, outputs]`` it is that of the *circular*, stride-1, ungrouped, undilated
+    convolution over a grid of ``input_size`` points a side, not that of the flattened kernel. The
+    discrete Fourier transform over the grid splits this operator into one ``inputs x outputs``
+    matrix per frequency; the largest of their singular values is the norm (Sedghi, Gupta & Long,
+    "The Singular Values of Convolutional Layers", ICLR 2019).
+
+    The bias, if present, counts as the weights of one more input channel that reaches the output
+    through a 1x1 window: one more row in each frequency's matrix, or in the dense matrix.
+
+    How it bounds the convolutions used in networks: let ``c(n)`` be the norm on a grid of ``n``.
+
+    - A VALID convolution of an ``n x n`` input is a part of the circular one, so its norm is at
+      most ``c(n)``; a zero-padded one with a window of k is at most ``c(n + k - 1)``.
+    - A strided convolution drops outputs of the stride-1 one: its norm is at most the same.
+    - ``c(n)`` samples a function of continuous frequency whose maximum, the limit of large n, is
+      the norm on the infinite plane and bounds all of these.
+
+    Args:
+        leaves: ``{"kernel": k}`` or ``{"kernel": k, "bias": b}``; any number of window dimensions.
+        input_size: points a side of the grid; at least the window's size.
+
+    Returns:
+        The norm, a scalar of the leaves' dtype.
+
+    Raises:
+        ValueError: a window larger than the grid.
+    """
+    matrices = leaves["kernel"]
+    window = matrices.shape[:-2]
+    if max(window, default=0) > input_size:
+        raise ValueError(f"the window {window} is larger than the grid: input_size={input_size}")
+    if window:
+        matrices = _transfer_matrices(matrices, input_size)
+    if "bias" in leaves:
+        row = jnp.broadcast_to(leaves["bias"], (*matrices.shape[:-2], 1, matrices.shape[-1]))
+        matrices = jnp.concatenate([matrices, row.astype(matrices.dtype)], axis=-2)
+    return jnp.max(_largest_singular_values(matrices))
+
+
+def _transfer_matrices(kernel: Array, input_size: int) -> Array:
+    """Return the kernel's discrete Fourier transform, complex [frequencies, Cin, Cout].
+
+    Of a real kernel, frequencies f and -f have the same singular values, so half of them along one
+    axis are left out.
+    """
+    *window, num_in, num_out = kernel.shape
+    counts = [input_size // 2 + 1] + [input_size] * (len(window) - 1)
+    frequencies = np.indices(counts).reshape(len(window), -1)
+    taps = np.indices(window).reshape(len(window), -1)
+    angles = 2 * np.pi / input_size * (frequencies.T @ taps)
+    flat = kernel.reshape(-1, num_in * num_out)
+    real, imaginary = (jnp.asarray(f(angles), kernel.dtype) @ flat for f in (np.cos, np.sin))
+    return lax.complex(real, -imaginary).reshape(-1, num_in, num_out)
+
+
+def _largest_singular_values(matrices: Array) -> Array:
+    """Return the largest singular value of each matrix of [..., m, n]."""
+
+    def largest(matrices):
+        return jnp.linalg.svd(matrices, compute_uv=False)[..., 0]
+
+    if matrices.ndim == 2 or jax.default_backend() != "cpu":
+        return largest(matrices)
+    # On a CPU a batch is spread over the very threads that run the devices, and LAPACK's caller
+    # waits for them: with several devices at once, none is left and all wait for ever.
+    return lax.map(largest, matrices.reshape(-1, *matrices.shape[-2:]))
+
+
+def _norm_function(norm: Norm) -> Callable[[Mapping[str, Array]], Array]:
+    """Return the unscaled norm asked for."""
+    if callable(norm):
+        return norm
+    if norm == "spectral":
+        return spectral_norm
+    p = 2 if norm == "fro" else norm
+    if isinstance(p, Real) and p >= 1:
+        return partial(_entrywise_norm, p=float(p))
+    raise ValueError(
+        f"norm must be a number p >= 1, 'fro', 'spectral' or a function of a layer's leaves, "
+        f"not {norm!r}"
+    )
+
+
+def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
+    """Lp norm of all entries together, of which one at least is not zero."""
+    magnitudes = [jnp.abs(leaf) for leaf in leaves.values()]
+    if p == 1:
+        return sum(jnp.sum(a) for a in magnitudes)
+    largest = jnp.stack([jnp.max(a) for a in magnitudes]).max()
+    if p == math.inf:
+        return largest
+    # Entries are divided by the largest, so that no power overflows or vanishes. The norm does not
+    # depend on that divisor, so its gradient is stopped.
+    unit = lax.stop_gradient(largest)
+    return unit * sum(jnp.sum((a / unit) ** p) for a in magnitudes) ** (1 / p)

@@ -1,0 +1,138 @@
+"""The report: complete, self-contained, and safe whatever the files hold."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from synthetic_results import synthetic_rows
+
+from normjax.report import write_report
+from normjax.results import write_results
+from normjax.summary import summarize, write_summary
+
+HOSTILE = '"><script>alert(1)</script>&'
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.sources, self.text, self.open = [], [], "", []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(rows, run=None, flags="--dataset=digits\n", figures=("normalized_and_raw__final__2",)):
+        write_results(tmp_path / "results.csv", rows)
+        write_summary(tmp_path / "summary.json", summarize(rows))
+        (tmp_path / "run.json").write_text(json.dumps(run or {"jax": "0.10.2"}))
+        (tmp_path / "flags.txt").write_text(flags)
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        for index, name in enumerate(figures):
+            Image.new("RGB", (8, 8), (index, 0, 0)).save(tmp_path / "figures" / f"{name}.png")
+        return tmp_path
+
+    return make
+
+
+def test_numbers_and_settings_are_on_the_page(make_run):
+    rows = synthetic_rows()
+    run_dir = make_run(rows, run={"jax": "0.10.2", "wall_seconds": 12.5, "devices": ["cpu:0"]})
+    path = write_report(run_dir)
+    assert path == run_dir / "report.html"
+    page = Page(path.read_text())
+    part = summarize(rows)["selections"]["final"]["2"]
+    for name in ("normalized_fit", "raw_fit"):
+        for value in ("slope", "intercept", "r2", "adjusted_r2", "rmse"):
+            assert f"{part[name][value]:#.5g}".rstrip(".") in page.text
+    median = part["norm_permutation"]["r2_quantiles"][1]
+    assert f"R² = {median:#.5g} (median)" in page.text
+    assert "of 10,000" in page.text
+    assert f"{part['test_error_correlations']['product_norm']['kendall']:#.5g}" in page.text
+    assert page.tags.count("tr") == 1 + 3 + 1 + 2 + 1 + 2 + 1 + 12
+    for text in ("--dataset=digits", "12.5", "cpu:0", "Is the line real?"):
+        assert text in page.text
+
+
+def test_one_file_that_opens_offline_with_each_figure_once(make_run):
+    names = ("a_figure", "normalized_and_raw__final__2", "z_figure")
+    run_dir = make_run(synthetic_rows(), figures=names)
+    page = Page(write_report(run_dir).read_text())
+    prefix = "data:image/png;base64,"
+    assert all(source.startswith(prefix) for source in page.sources)
+    embedded = [base64.b64decode(source.removeprefix(prefix)) for source in page.sources]
+    order = ("normalized_and_raw__final__2", "a_figure", "z_figure")  # the headline comes first
+    assert embedded == [(run_dir / "figures" / f"{name}.png").read_bytes() for name in order]
+    assert not re.search(r"https?://|@import|url\(", write_report(run_dir).read_text())
+
+
+def test_all_text_from_files_is_escaped(make_run):
+    rows = [
+        row._replace(experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1)
+        for row in synthetic_rows(norms=("2",))
+    ]
+    rows += [row._replace(norm=HOSTILE) for row in rows]
+    rows[0] = rows[0]._replace(test_loss=float("nan"))
+    run_dir = make_run(
+        rows, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
+    )
+    text = write_report(run_dir).read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert page.text.count(HOSTILE) > 10
+
+
+def test_too_few_networks_and_missing_parts_still_make_a_page(make_run):
+    rows = [row for row in synthetic_rows() if row.member < 2]
+    run_dir = make_run(rows, figures=())
+    (run_dir / "run.json").unlink()
+    (run_dir / "flags.txt").unlink()
+    page = Page(write_report(run_dir).read_text())
+    assert "No line could be fitted" in page.text
+    assert "2 points; at least 3 are needed" in page.text
+    assert "no figures" in page.text
+
+
+def test_members_that_are_left_out_are_named(make_run):
+    rows = [
+        row._replace(test_loss=float("nan")) if row.member == 4 else row for row in synthetic_rows()
+    ]
+    page = Page(write_report(make_run(rows)).read_text())
+    assert "Left out: member 4 (pretrain, level 0.1, seed 1), diverged" in page.text
+
+
+def test_same_files_same_page_and_nothing_left_behind(make_run):
+    run_dir = make_run(synthetic_rows())
+    first = write_report(run_dir).read_bytes()
+    assert write_report(run_dir).read_bytes() == first
+    names = {"results.csv", "summary.json", "run.json", "flags.txt", "figures", "report.html"}
+    assert {path.name for path in run_dir.iterdir()} == names
+
+
+def test_broken_files_are_named(make_run):
+    run_dir = make_run(synthetic_rows())
+    (run_dir / "summary.json").write_text("{")
+    with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
+        write_report(run_dir)
+    (run_dir / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"summary\.json"):
+        write_report(run_dir)
