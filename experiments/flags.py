@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from normjax.data.labels import METHODS
 from normjax.evaluate import parse_norm
@@ -85,7 +85,8 @@ def define_flags(experiment: str, **defaults: object) -> None:
 
 def run(experiment: Callable[[Config], None]) -> None:
     """Parses the command line and runs; a mistake is one line on stderr and exit code 1."""
-    app.run(lambda config: experiment(config), flags_parser=_parse)
+    logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
+    app.run(experiment, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> Config:

@@ -102,10 +102,14 @@ def _transfer_matrices(kernel: Array, input_size: int) -> Array:
     taps = np.indices(window).reshape(len(window), -1)
     angles = 2 * np.pi / input_size * (frequencies.T @ taps)
     flat = kernel.reshape(-1, num_in * num_out)
-    real, imaginary = (jnp.asarray(f(angles), kernel.dtype) @ flat for f in (np.cos, np.sin))
+    real, imaginary = (
+        jnp.matmul(jnp.asarray(wave(angles), kernel.dtype), flat, precision="highest")
+        for wave in (np.cos, np.sin)
+    )
     return lax.complex(real, -imaginary).reshape(-1, num_in, num_out)
 
 
+@jax.jit
 def _largest_singular_values(matrices: Array) -> Array:
     """Return the largest singular value of each matrix of [..., m, n]."""
 

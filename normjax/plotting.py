@@ -271,7 +271,7 @@ def _draw_panel(
         ends = np.array([x.min(), x.max()])
         axes.plot(ends, fit.predict(ends), color=_LINE_COLOR, lw=1.3, zorder=1.5)
         numbers = (
-            f"R² {fit.r2:.4f}    adjusted R² {fit.adjusted_r2:.4f}    RMSE {_digits(fit.rmse)}\n"
+            f"R² {fit.r2:.5f}    adjusted R² {fit.adjusted_r2:.5f}    RMSE {_digits(fit.rmse)}\n"
             f"slope {_digits(fit.slope)}    intercept {_digits(fit.intercept)}"
         )
     for text, color in colors.items():
