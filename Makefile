@@ -1,0 +1,30 @@
+# Each target does all of its own set-up: a virtual environment in $(VENV), then the work.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: quickstart test test-slow lint
+
+quickstart: $(VENV)/base
+	$(VENV)/bin/python -m experiments.random_pretrain \
+	    --flagfile=experiments/flagfiles/quickstart.flags --resume
+
+test: $(VENV)/test
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/test
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/base: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/test: $(VENV)/base
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
