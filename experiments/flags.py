@@ -147,7 +147,8 @@ def validate(config: Config) -> None:
     check(len(set(config.norms)) == len(config.norms), "norms", "every norm may stand there once")
     for name in config.norms:
         parse_norm(name)
-    check(not config.batch_norm or config.model == "convnet5", "batch_norm", "needs --model=convnet5")
+    has_batch_norm = config.model == "convnet5"
+    check(has_batch_norm or not config.batch_norm, "batch_norm", "only convnet5 has it")
 
 
 def to_flagfile(config: Config) -> str:

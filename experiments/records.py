@@ -66,7 +66,7 @@ def start_run(
     run = {
         "experiment": experiment,
         "finished": False,
-        "wall_time_s": 0.0,
+        "wall_time_s": None,
         "dataset": config.dataset,
         "train_images": len(dataset.train.labels),
         "test_images": len(dataset.test.labels),
@@ -86,12 +86,11 @@ def start_run(
     _write_json(run_dir / RUN_FILE, run)
 
 
-def add_to_run(run_dir: Path, *, seconds: float, finished: bool) -> None:
-    """Adds to the wall time, which a resumed run spends in pieces, and marks a run as finished."""
+def finish_run(run_dir: Path, seconds: float) -> None:
+    """Marks the run as finished; `seconds` is what the process that finished it took."""
     path = run_dir / RUN_FILE
     run = json.loads(path.read_text(encoding="utf-8"))
-    total = round(run["wall_time_s"] + seconds, 1)
-    _write_json(path, {**run, "wall_time_s": total, "finished": finished})
+    _write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
 
 
 def keep_metrics(run_dir: Path, group: int, step: int) -> None:

@@ -73,7 +73,7 @@ def run_sweep(
     write_results(run_dir / results.RESULTS_FILE, rows)
     summary.write_summary(run_dir / summary.SUMMARY_FILE, summary.summarize(rows))
     plotting.draw_figures(rows, run_dir / "figures", dataset_label(config.dataset))
-    records.add_to_run(run_dir, seconds=time.monotonic() - started, finished=True)
+    records.finish_run(run_dir, time.monotonic() - started)
     report.write_report(run_dir)
     print(f"{run_dir / results.RESULTS_FILE}: {len(rows)} rows; page: {run_dir / 'report.html'}")
 

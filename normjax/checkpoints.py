@@ -1,8 +1,8 @@
 """Saving and resuming a sweep, and loading the networks it trained.
 
-    DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
-    DIR/checkpoints/members/000/final    the trained members of group 0, stacked; one folder for
-                                         each selection, and results.csv with the group's rows
+DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
+DIR/checkpoints/members/000/final    the trained members of group 0, stacked; one folder for
+                                     each selection, and results.csv with the group's rows
 """
 
 import json
@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
+from normjax.results import RESULTS_FILE, read_results
 
 RUN_FILE = "run.json"
 
@@ -85,11 +86,14 @@ def load_member(
         raise ValueError(f"{run_dir}: no member {member}; there are 0 to {len(places) - 1}")
     group, position = places[member]
     folder = group_folder(run_dir, group)
-    known = sorted(p.name for p in folder.glob("*") if ocp.is_orbax_checkpoint(p))
-    if not known:
+    if not (folder / RESULTS_FILE).exists():
         raise FileNotFoundError(f"{run_dir}: member {member} is not trained to its end yet")
+    rows = [row for row in read_results(folder) if row.member == member]
+    known = list(dict.fromkeys(row.selection for row in rows))
     if selection not in known:
-        raise ValueError(f"{run_dir}: no selection {selection!r}; there are: {', '.join(known)}")
+        raise ValueError(
+            f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
+        )
     variables = jax.tree.map(lambda x: np.asarray(x[position]), ocp.load(folder / selection))
     model = make_model(run["model"], run["num_classes"])
     return model, {"params": absorb_batch_norm(variables)}

@@ -128,21 +128,19 @@ def make_ensemble(
         train_epoch=map_members(
             lambda state, labels, images, key: train_epoch(state, images, labels, key),
             num_shared=2,
-            donate=(0,),
         ),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
-        track=map_members(track, num_shared=2, donate=(0,)),
+        track=map_members(track, num_shared=2),
         evaluate=map_members(make_evaluate(norms), num_shared=1),
     )
 
 
-def map_members(fn: Callable, *, num_shared: int = 0, donate: Sequence[int] = ()) -> Callable:
+def map_members(fn: Callable, *, num_shared: int = 0) -> Callable:
     """Compiles a function of one network for stacked members, sharded over the local devices.
 
     Args:
       fn: a function whose last `num_shared` arguments are the same for all members.
       num_shared: how many those are.
-      donate: the arguments whose memory may be reused.
 
     Returns:
       The function of stacked arguments (leading axis M, a multiple of the number of devices). On
@@ -168,7 +166,7 @@ def map_members(fn: Callable, *, num_shared: int = 0, donate: Sequence[int] = ()
             check_vma=False,
         )(*args)
 
-    return jax.jit(sharded, donate_argnums=tuple(donate))
+    return jax.jit(sharded)
 
 
 def member_mesh() -> Mesh:

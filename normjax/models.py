@@ -51,7 +51,7 @@ def make_model(
 
 
 class ConvNet3(nn.Module):
-    """The 3-layer net of figures 3-6 and 9-11: two VALID convolutions of 24 filters, one dense layer.
+    """The 3-layer net of figures 3-6 and 9-11: two VALID convolutions of 24 filters, a dense layer.
 
     Stride 1, no pooling; only the first layer has a bias: 154,464 parameters on 32x32x3 with 10
     classes. Kernels are 5x5 (the paper's) on images of at least 12 pixels, 3x3 on smaller ones.
