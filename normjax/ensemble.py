@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
     def stream(self, run_seed: int) -> list[int]:
         """What its randomness is drawn from: its own definition, never its place in the run."""
-        return [run_seed, self.seed, zlib.crc32(f"{self.family}:{self.level!r}".encode())]
+        return [run_seed, self.seed, zlib.crc32(f"{self.family}:{float(self.level)!r}".encode())]
 
     def key(self, run_seed: int) -> Array:
         """The member's own JAX key."""

@@ -35,7 +35,7 @@ def simulate(losses, errors):
             for epoch, (loss, error) in enumerate(zip(losses, errors, strict=True), start=1)
             if error == 0 and np.isfinite(loss)
         ]
-        distance, epoch, loss = min(candidates, default=(None, 0, np.inf))
+        _, epoch, loss = min(candidates, default=(None, 0, np.inf))
         kept.append((loss, epoch))
     return np.array(kept).T
 

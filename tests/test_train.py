@@ -1,5 +1,7 @@
 """Training of one network: steps, microbatches, padded batches, batch normalisation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,11 @@ def make_batch(num, shape=(8, 8, 1), num_classes=10, seed=0, num_padding=0):
     return Batch(images, labels, (np.arange(num + num_padding) < num).astype(np.float32))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def start(model, image_shape, seed=0):
+    return init_state(model, TX, jax.random.key(seed), image_shape)
+
+
 def assert_trees_close(actual, expected, rtol=0.0, atol=0.0):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected
@@ -45,7 +52,7 @@ def momentum_of(state):
 def test_linear_steps_are_softmax_regression_in_numpy(num_steps):
     shape, num_classes = (4, 3, 2), 5
     model = make_model("linear", num_classes)
-    state = init_state(model, TX, jax.random.key(0), shape)
+    state = start(model, shape)
     step = jax.jit(make_train_step(model, TX))
     kernel = np.asarray(state.variables["params"]["Dense_0"]["kernel"], np.float64)
     velocity = np.zeros_like(kernel)
@@ -73,7 +80,7 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
         "torch", reason="an optional extra: the linear network's steps are tested without it"
     )
     model = make_model("convnet3")
-    state = init_state(model, TX, jax.random.key(1), (8, 8, 1))
+    state = start(model, (8, 8, 1), seed=1)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables["params"])
 
     def parameter(array, axes):
@@ -110,7 +117,7 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
 
 def test_microbatches_give_the_whole_batchs_step():
     model = make_model("convnet3")
-    state = init_state(model, TX, jax.random.key(0), (8, 8, 1))
+    state = start(model, (8, 8, 1))
     batch = make_batch(5, num_padding=3)
     whole_state, whole_metrics = jax.jit(make_train_step(model, TX))(state, batch)
     state, metrics = jax.jit(make_train_step(model, TX, microbatch_size=2))(state, batch)
@@ -186,7 +193,7 @@ def test_reset_optimizer_keeps_the_network_and_forgets_momentum():
     shape = (4, 4, 1)
     model = make_model("linear")
     step = jax.jit(make_train_step(model, TX))
-    state, _ = step(init_state(model, TX, jax.random.key(0), shape), make_batch(6, shape))
+    state, _ = step(start(model, shape), make_batch(6, shape))
     fresh = reset_optimizer(TX, state)
     assert np.abs(momentum_of(state)["Dense_0"]["kernel"]).max() > 0.01
     assert_trees_close(fresh.variables, state.variables)
@@ -202,7 +209,7 @@ def test_reset_optimizer_keeps_the_network_and_forgets_momentum():
 def test_padding_does_not_enter_batch_norms_statistics():
     model = make_model("convnet5", batch_norm=True)
     step = jax.jit(make_train_step(model, TX))
-    state = init_state(model, TX, jax.random.key(0), (8, 8, 1))
+    state = start(model, (8, 8, 1))
     padded = make_batch(6, num_padding=3)
     garbage = padded.images.copy()
     garbage[6:] = 255 - garbage[6:]
