@@ -136,8 +136,8 @@ def validate(config: Config) -> None:
         check(getattr(config, name) >= 1, name, "must be at least 1")
     for name in ("train_size", "test_size", "members_per_group"):
         check(getattr(config, name) is None or getattr(config, name) >= 1, name, "must be >= 1")
-    for name in ("seed", "pretrain_epochs"):
-        check(getattr(config, name) >= 0, name, "must not be negative")
+    check(config.pretrain_epochs >= 0, "pretrain_epochs", "must not be negative")
+    check(0 <= config.seed < 2**32, "seed", "must lie in [0, 2^32)")  # JAX drops further bits
     check(0 < config.learning_rate < math.inf, "learning_rate", "must be positive")
     check(0 <= config.momentum < 1, "momentum", "must lie in [0, 1)")
     targets = config.target_losses
@@ -156,7 +156,7 @@ def to_flagfile(config: Config) -> str:
     lines = []
     for name, value in dataclasses.asdict(config).items():
         if isinstance(value, tuple):
-            value = ",".join(format(v, ".15g") if isinstance(v, float) else v for v in value)
+            value = ",".join(map(str, value))
         if value is not None:
             lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}\n")
     return "".join(lines)

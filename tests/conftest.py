@@ -24,14 +24,17 @@ def pytest_configure(config):
 def invoke():
     """`invoke(*arguments, main=...)`: the experiment in this process, as a command line runs it.
 
-    Returns what is after the run on a terminal: nothing where all went well; raises SystemExit,
-    whose code is the line for stderr, where it did not.
+    Raises SystemExit where it fails; its code is then the line for stderr.
     """
+    from absl.testing import flagsaver
+
     from experiments import flags, random_pretrain
 
+    flags.define_flags("random_pretrain")
+
     def invoke(*arguments, main=random_pretrain.main):
-        flags.define_flags("random_pretrain")  # again for each run: absl keeps values
-        with pytest.MonkeyPatch.context() as patch:
+        # absl keeps the values of a run for the next one, which a process does not have.
+        with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["random_pretrain", *map(str, arguments)])
             try:
                 flags.run(main)

@@ -89,8 +89,6 @@ def test_every_flag_arrives(parse):
     text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in given.items()}
     config = parse(*[f"--{name}={value}" for name, value in text.items()])
     assert config == Config(**given)
-    # And a flagfile written from it gives the same again.
-    assert dataclasses.is_dataclass(config) and hash(config) == hash(Config(**given))
 
 
 def test_a_configuration_survives_its_flagfile(parse, tmp_path):
@@ -231,8 +229,7 @@ def test_a_mistake_as_the_shell_sees_it(tmp_path):
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-def test_help_names_every_flag(capsys):
-    flags.define_flags("random_pretrain")
+def test_help_names_every_flag(invoke):
     text = flags.flags.FLAGS.module_help("experiments.flags")
     for field in dataclasses.fields(Config):
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text

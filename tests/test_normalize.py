@@ -1,4 +1,3 @@
-import functools
 import math
 
 import flax.linen as nn
@@ -9,6 +8,21 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import (
+    NORMS,
+    Convnet3,
+    Convnet5,
+    Mlp,
+    apply_fn,
+    assert_homogeneous,
+    every_norm,
+    images,
+    mlp_float64,
+    mlp_params,
+    random_like,
+    random_variables,
+    trained_like_convnet5,
+)
 
 from normjax.losses import excess_cross_entropy
 from normjax.normalize import (
@@ -18,113 +32,6 @@ from normjax.normalize import (
     param_norms,
     product_norm,
 )
-
-NORMS = {
-    "fro": {"norm": "fro"},
-    "l1": {"norm": 1, "scale": 100.0},
-    "max": {"norm": jnp.inf},
-    "l3": {"norm": 3},
-    "spectral": {"norm": "spectral"},
-    "callable": {"norm": lambda leaves: jnp.sqrt(jnp.mean(leaves["kernel"] ** 2))},
-}
-every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-
-
-def random_like(tree, seed=0):
-    """Replace every leaf, biases too, by standard normal numbers."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree)
-
-
-def mlp_params(widths, seed=0):
-    names = [f"Dense_{i}" for i in range(len(widths) - 1)]
-    shapes = {
-        name: {"kernel": np.zeros((n, m), np.float32), "bias": np.zeros(m, np.float32)}
-        for name, n, m in zip(names, widths, widths[1:], strict=False)
-    }
-    return random_like(shapes, seed)
-
-
-def mlp_float64(params, x):
-    """Evaluate an MLP in numpy, float64."""
-    for i in range(len(params)):
-        layer = params[f"Dense_{i}"]
-        x = x @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
-        if i < len(params) - 1:
-            x = np.maximum(x, 0)
-    return x
-
-
-class Mlp(nn.Module):
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, x):
-        for width in self.widths[:-1]:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.widths[-1])(x)
-
-
-class Convnet3(nn.Module):
-    """The paper's 3-layer net, smaller: two VALID convolutions, only the first layer has a bias."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(6, (3, 3), padding="VALID")(x))
-        x = nn.relu(nn.Conv(6, (3, 3), padding="VALID", use_bias=False)(x))
-        return nn.Dense(5, use_bias=False)(x.reshape(len(x), -1))
-
-
-class Convnet5(nn.Module):
-    """Five convolutions, strided, with batch normalization after the first four or without any."""
-
-    batch_norm: bool = True
-
-    @nn.compact
-    def __call__(self, x):
-        for features, stride in ((4, 1), (6, 2), (4, 1), (6, 2)):
-            x = nn.Conv(features, (3, 3), stride, use_bias=not self.batch_norm)(x)
-            if self.batch_norm:
-                x = nn.BatchNorm(use_running_average=True)(x)
-            x = nn.relu(x)
-        return nn.Conv(5, x.shape[1:3], padding="VALID")(x)[:, 0, 0]
-
-
-def random_variables(model, x, seed=0):
-    """Random parameters and, for batch normalization, non-trivial random statistics."""
-    variables = dict(random_like(jax.eval_shape(model.init, jax.random.key(0), x), seed))
-    if "batch_stats" in variables:
-        variables["batch_stats"] = jax.tree_util.tree_map_with_path(
-            lambda path, x: jnp.exp(x) if path[-1].key == "var" else x, variables["batch_stats"]
-        )
-    return variables
-
-
-@functools.cache
-def apply_fn(model):
-    return jax.jit(lambda params, x: model.apply({"params": params}, x))
-
-
-@functools.cache
-def trained_like_convnet5():
-    """Variables with random statistics, inputs, and the logits in evaluation mode."""
-    x = images()
-    variables = random_variables(Convnet5(), x)
-    with jax.default_matmul_precision("highest"):
-        return variables, x, jax.jit(Convnet5().apply)(variables, x)
-
-
-def images(shape=(16, 8, 8, 3)):
-    return jnp.asarray(np.random.default_rng(7).standard_normal(shape), jnp.float32)
-
-
-def assert_homogeneous(f, normalized, product):
-    """Assert eq. 2 on logits, to float32 accuracy, and that the classes are the same."""
-    f, normalized = np.asarray(f, np.float64), np.asarray(normalized, np.float64)
-    assert np.abs(f).max() > 0
-    np.testing.assert_allclose(float(product) * normalized, f, rtol=0, atol=1e-5 * np.abs(f).max())
-    assert np.array_equal(f.argmax(-1), normalized.argmax(-1))
-
 
 # Eq. 2, on networks of every kind.
 
@@ -442,164 +349,3 @@ def test_check_of_a_network_that_is_zero():
     params = jax.tree.map(jnp.ones_like, mlp_params([4, 5, 3]))
     check = check_homogeneity(lambda params, x: 0 * x, params, images((16, 4)))
     assert check.max_abs_error == check.relative_error == 0
-
-
-# absorb_batch_norm.
-
-
-def test_absorbed_network_is_the_same_function():
-    variables, x, f = trained_like_convnet5()
-    model = Convnet5(batch_norm=False)
-    with jax.default_matmul_precision("highest"):
-        twin = apply_fn(model)(absorb_batch_norm(variables), x)
-    np.testing.assert_allclose(twin, f, rtol=0, atol=2e-6 * np.abs(f).max())
-    twin_params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-    assert jax.tree.structure(absorb_batch_norm(variables)) == jax.tree.structure(twin_params)
-
-
-def bn_variables(layers, batch_norms, seed=0):
-    """Random variables of dense layers and batch norms, each given as ``{path: features}``."""
-    rng = np.random.default_rng(seed)
-
-    def normal(*shape):
-        return rng.standard_normal(shape).astype(np.float32)
-
-    def put(tree, path, leaves):
-        *parents, name = path.split("/")
-        for parent in parents:
-            tree = tree.setdefault(parent, {})
-        tree[name] = leaves
-
-    variables = {"params": {}, "batch_stats": {}}
-    for path, features in layers.items():
-        put(variables["params"], path, {"kernel": normal(3, features), "bias": normal(features)})
-    for path, n in batch_norms.items():
-        put(variables["params"], path, {"scale": normal(n), "bias": normal(n)})
-        put(variables["batch_stats"], path, {"mean": normal(n), "var": np.exp(normal(n))})
-    return variables
-
-
-def absorbed_float64(layer, affine, stats, epsilon=1e-5):
-    """The formula, in float64."""
-    wide = {k: np.asarray(v, np.float64) for k, v in {**stats, **layer}.items()}
-    factor = np.asarray(affine.get("scale", 1.0), np.float64) / np.sqrt(wide["var"] + epsilon)
-    bias = (wide.get("bias", 0.0) - wide["mean"]) * factor + affine.get("bias", 0.0)
-    return {"kernel": wide["kernel"] * factor, "bias": bias}
-
-
-def assert_absorbed(got, variables, layer, batch_norm, **kwargs):
-    params = variables["params"]
-    expected = absorbed_float64(
-        params[layer], params.get(batch_norm, {}), variables["batch_stats"][batch_norm], **kwargs
-    )
-    assert got[layer].keys() == {"kernel", "bias"}
-    for name, leaf in expected.items():
-        np.testing.assert_allclose(got[layer][name], leaf, rtol=1e-5, atol=1e-6)
-
-
-def test_absorbing_follows_the_formula_in_natural_order():
-    n = 11
-    variables = bn_variables(
-        {**{f"Dense_{i}": 4 for i in range(n)}, "Dense_11": 2},
-        {f"BatchNorm_{i}": 4 for i in range(n)},
-    )
-    params = absorb_batch_norm(variables, epsilon=1e-2)
-    assert set(params) == {f"Dense_{i}" for i in range(12)}
-    for i in range(n):
-        assert_absorbed(params, variables, f"Dense_{i}", f"BatchNorm_{i}", epsilon=1e-2)
-    assert params["Dense_11"]["kernel"] is variables["params"]["Dense_11"]["kernel"]
-
-
-@pytest.mark.parametrize("missing", [["scale"], ["bias"], ["scale", "bias"]])
-def test_scale_or_bias_may_be_absent(missing):
-    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4})
-    del variables["params"]["Dense_0"]["bias"]
-    for name in missing:
-        del variables["params"]["BatchNorm_0"][name]
-    if len(missing) == 2:
-        del variables["params"]["BatchNorm_0"]
-    assert_absorbed(absorb_batch_norm(variables), variables, "Dense_0", "BatchNorm_0")
-
-
-def test_batch_norms_pair_within_their_module():
-    variables = bn_variables(
-        {"Dense_0": 4, "block/Dense_0": 4, "block/Dense_1": 2}, {"block/BatchNorm_0": 4}
-    )
-    params = absorb_batch_norm(variables)
-    block = {name: collection["block"] for name, collection in variables.items()}
-    assert_absorbed(params["block"], block, "Dense_0", "BatchNorm_0")
-    assert params["Dense_0"] == variables["params"]["Dense_0"]
-
-
-def test_pairs_decide_where_the_names_do_not():
-    variables = bn_variables({"Dense_0": 4, "Dense_1": 4}, {"BatchNorm_0": 4})
-    with pytest.raises(ValueError, match=r"\['BatchNorm_0'\].*\['Dense_0', 'Dense_1'\].*use pairs"):
-        absorb_batch_norm(variables)
-    params = absorb_batch_norm(variables, pairs={"BatchNorm_0": "Dense_1"})
-    assert_absorbed(params, variables, "Dense_1", "BatchNorm_0")
-    assert params["Dense_0"] == variables["params"]["Dense_0"]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "message"),
-    [
-        ({"BatchNorm_9": "Dense_0"}, "pairs names 'BatchNorm_9'"),
-        ({"BatchNorm_0": "Dense_9"}, "pairs names 'Dense_9'"),
-        ({"BatchNorm_0": "Dense_2"}, "'BatchNorm_0' has 4 features .* 'Dense_2' with 2"),
-        ({"BatchNorm_0": "Dense_0", "BatchNorm_1": "Dense_0"}, "one layer two batch norm"),
-    ],
-)
-def test_pairs_are_checked(pairs, message):
-    variables = bn_variables(
-        {"Dense_0": 4, "Dense_1": 4, "Dense_2": 2}, {"BatchNorm_0": 4, "BatchNorm_1": 4}
-    )
-    with pytest.raises(ValueError, match=message):
-        absorb_batch_norm(variables, pairs=pairs)
-
-
-def test_variables_that_are_not_of_batch_norm_are_refused():
-    with pytest.raises(ValueError, match="must hold 'params'"):
-        absorb_batch_norm({"batch_stats": {}})
-    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 5})
-    with pytest.raises(ValueError, match=r"\[\] have 5 features"):
-        absorb_batch_norm(variables)
-    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4})
-    variables["batch_stats"]["BatchNorm_0"]["count"] = np.ones(4)
-    with pytest.raises(ValueError, match="'BatchNorm_0' is no batch normalization"):
-        absorb_batch_norm(variables)
-
-
-def test_without_batch_statistics_the_parameters_come_back():
-    params = mlp_params([4, 3])
-    assert absorb_batch_norm({"params": params}) is params
-    assert absorb_batch_norm({"params": params, "batch_stats": {}}) is params
-
-
-def test_absorbing_maps_over_stacked_members():
-    members = [bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4}, seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    params = jax.jit(jax.vmap(absorb_batch_norm))(stacked)
-    for i, member in enumerate(members):
-        one = jax.tree.map(lambda leaf, i=i: leaf[i], params)
-        assert_absorbed(one, member, "Dense_0", "BatchNorm_0")
-
-
-def test_nnx_batch_norm_is_absorbed():
-    class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.conv1 = nnx.Conv(3, 4, (3, 3), rngs=rngs)
-            self.norm1 = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
-
-        def __call__(self, x):
-            return self.norm1(self.conv1(x))
-
-    x = images((2, 5, 5, 3))
-    net = Net(nnx.Rngs(0))
-    net.norm1.mean[...], net.norm1.var[...] = jnp.arange(4.0), jnp.arange(1.0, 5.0)
-    _, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
-    absorbed = absorb_batch_norm(
-        {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
-    )
-    with jax.default_matmul_precision("highest"):
-        twin = nn.Conv(4, (3, 3)).apply({"params": absorbed["conv1"]}, x)
-        np.testing.assert_allclose(twin, net(x), rtol=1e-5, atol=1e-5)
