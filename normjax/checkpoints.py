@@ -96,7 +96,7 @@ def load_member(
         )
     variables = jax.tree.map(lambda x: np.asarray(x[position]), ocp.load(folder / selection))
     model = make_model(run["model"], run["num_classes"])
-    return model, {"params": absorb_batch_norm(variables)}
+    return model, {"params": jax.tree.map(np.asarray, absorb_batch_norm(variables))}
 
 
 def _progress_folder(run_dir, group) -> Path:

@@ -1,0 +1,281 @@
+"""Saved members and resumed runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from synthetic_results import synthetic_rows
+
+from experiments import records, sweep
+from normjax import ensemble, plotting
+from normjax.checkpoints import (
+    drop_progress,
+    group_folder,
+    load_member,
+    open_progress,
+    restore_progress,
+    save_members,
+)
+from normjax.models import make_model
+from normjax.normalize import absorb_batch_norm
+from normjax.results import read_results, write_results
+
+ROOT = Path(__file__).parent.parent
+
+# --- saved members
+
+
+def stacked_variables(model, num_members, seed=0):
+    """Members' variables of the right shapes, positive as variances must be."""
+    rng = np.random.default_rng(seed)
+    images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    return jax.tree.map(
+        lambda leaf: rng.uniform(0.5, 1.5, (num_members, *leaf.shape)).astype(leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(0), images),
+    )
+
+
+def write_run(run_dir, model, groups, rows_of):
+    """A run's folder with the rows `rows_of(member)` in each finished group."""
+    run_dir.mkdir()
+    run = {"model": model, "num_classes": 10, "groups": groups}
+    (run_dir / "run.json").write_text(json.dumps(run))
+    template = synthetic_rows()[0]
+    for group, members in enumerate(groups):
+        rows = [
+            template._replace(member=member, selection=selection)
+            for member in members
+            for selection in rows_of(member)
+        ]
+        if rows:
+            write_results(group_folder(run_dir, group) / "results.csv", rows)
+
+
+def test_members_come_back_as_they_were_saved(tmp_path):
+    run_dir = tmp_path / "run"
+    write_run(run_dir, "linear", [[0, 1], [2]], lambda member: ["final", "loss=0.05"])
+    variables = {
+        (group, selection): stacked_variables(make_model("linear"), size, seed=10 * group + seed)
+        for group, size in enumerate((2, 1))
+        for seed, selection in enumerate(("final", "loss=0.05"))
+    }
+    for (group, selection), stacked in variables.items():
+        save_members(run_dir, group, selection, stacked)
+    images = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 8, 8, 1)
+    for member, place in enumerate([(0, 0), (0, 1), (1, 0)]):
+        for selection in ("final", "loss=0.05"):
+            model, loaded = load_member(run_dir, member, selection)
+            kernel = loaded["params"]["Dense_0"]["kernel"]
+            saved = variables[place[0], selection]["params"]["Dense_0"]["kernel"][place[1]]
+            assert isinstance(kernel, np.ndarray) and kernel.dtype == np.float32
+            np.testing.assert_array_equal(kernel, saved)
+            np.testing.assert_allclose(
+                model.apply(loaded, images), images.reshape(2, -1) @ saved, rtol=1e-4, atol=1e-4
+            )
+
+
+def test_a_loaded_member_has_its_batch_norm_absorbed(tmp_path):
+    write_run(tmp_path / "run", "convnet5", [[0, 1]], lambda member: ["final"])
+    trained = make_model("convnet5", batch_norm=True)
+    stacked = stacked_variables(trained, 2)
+    save_members(tmp_path / "run", 0, "final", stacked)
+    model, loaded = load_member(tmp_path / "run", 1)
+    assert model == make_model("convnet5") and loaded.keys() == {"params"}
+    expected = absorb_batch_norm(jax.tree.map(lambda x: x[1], stacked))
+    assert jax.tree.structure(loaded["params"]) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        assert isinstance(ours, np.ndarray)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_loading_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no run here \(run.json is missing\)"):
+        load_member(tmp_path / "nowhere", 0)
+    # Member 1 never came near its target, group 1 is not trained to its end.
+    run_dir = tmp_path / "run"
+    reached = {0: ["final", "loss=0.05"], 1: ["final"], 2: []}
+    write_run(run_dir, "linear", [[0, 1], [2]], reached.get)
+    for selection in ("final", "loss=0.05"):
+        save_members(run_dir, 0, selection, stacked_variables(make_model("linear"), 2))
+    for member in (3, -1):
+        with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
+            load_member(run_dir, member)
+    with pytest.raises(FileNotFoundError, match="member 2 is not trained to its end yet"):
+        load_member(run_dir, 2)
+    for member, selection, known in ((0, "best", "final, loss=0.05"), (1, "loss=0.05", "final")):
+        message = f"member {member} has no network '{selection}'; it has: {known}$"
+        with pytest.raises(ValueError, match=message):
+            load_member(run_dir, member, selection)
+    assert load_member(run_dir, 0, "loss=0.05")[1]["params"]
+
+
+# --- progress
+
+
+class Progress(NamedTuple):
+    """A state as ensembles have it: named tuples, an optimizer's state, several dtypes."""
+
+    variables: dict
+    opt_state: optax.OptState
+    epoch: jax.Array
+
+
+def progress_at(step):
+    params = {"Dense_0": {"kernel": jnp.full((2, 3), float(step))}}
+    tx = optax.sgd(0.1, momentum=0.9)
+    opt_state = jax.tree.map(lambda x: x + step, tx.init(params))
+    return Progress({"params": params}, opt_state, jnp.full(2, step, jnp.int32))
+
+
+def test_progress_is_restored_with_its_types_and_its_step(tmp_path):
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        state, step = restore_progress(checkpointer, progress_at(-1))
+        assert step == 0
+        jax.tree.map(np.testing.assert_array_equal, state, progress_at(-1))
+        for step in range(1, 8):
+            checkpointer.save(step, progress_at(step))
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [4, 6]
+        state, step = restore_progress(checkpointer, progress_at(0))
+    assert step == 6
+    assert jax.tree.structure(state) == jax.tree.structure(progress_at(6))
+    jax.tree.map(np.testing.assert_array_equal, state, progress_at(6))
+    assert state.epoch.dtype == jnp.int32
+    with open_progress(tmp_path, 1, every=2) as checkpointer:  # another group has its own
+        assert restore_progress(checkpointer, progress_at(0))[1] == 0
+    drop_progress(tmp_path, 0)
+    drop_progress(tmp_path, 0)
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        assert restore_progress(checkpointer, progress_at(0))[1] == 0
+
+
+# --- a run that is interrupted
+
+RUN = [
+    "--dataset=digits",
+    "--train_size=90",
+    "--test_size=40",
+    "--model=linear",
+    "--corruption_levels=0,1",
+    "--num_seeds=2",
+    "--members_per_group=2",
+    "--pretrain_epochs=4",
+    "--epochs=20",
+    "--batch_size=32",
+    "--learning_rate=0.2",
+    "--target_losses=0.1",
+    "--norms=2",
+    "--checkpoint_every=4",
+]
+
+KILLED_AT_STEP_6 = """
+import os, signal
+from experiments import flags, random_pretrain, records
+
+append = records.append_metrics
+
+def append_and_die(run_dir, members, common, values):
+    append(run_dir, members, common, values)
+    if common["step"] == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+records.append_metrics = append_and_die
+flags.define_flags("random_pretrain")
+flags.run(random_pretrain.main)
+"""
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, monkeypatch, capsys):
+    """Killed without warning, then stopped at several other places, and resumed each time."""
+    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
+    # The runs of this process share compiled functions; the killed one had its own.
+    ensembles = []
+
+    def make_ensemble(*args, **kwargs):
+        if not ensembles:
+            ensembles.append(ensemble.make_ensemble(*args, **kwargs))
+        return ensembles[0]
+
+    monkeypatch.setattr(sweep, "make_ensemble", make_ensemble)
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    invoke(*RUN, f"--workdir={whole}")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_STEP_6, *RUN, f"--workdir={pieces}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (pieces / "results.csv").exists()
+    with pytest.raises(FileNotFoundError, match="not trained to its end yet"):
+        load_member(pieces, 0)
+
+    def resume(module, name, stops):
+        """Resumes until `stops` says that the call of module.name is the one to fail."""
+        original = getattr(module, name)
+
+        def call(*args, **kwargs):
+            if stops(*args, **kwargs):
+                raise Interrupted
+            return original(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(module, name, call)
+            invoke(*RUN, f"--workdir={pieces}", "--resume")
+
+    def at(group, step):
+        return lambda run_dir, members, common, values: (
+            (common["group"], common["step"]) == (group, step)
+        )
+
+    # The checkpoint of step 4 is the end of the first phase: the optimizer is reset after it.
+    resume(records, "append_metrics", at(1, 2))  # before that group's first checkpoint
+    assert load_rows(pieces, 0) == load_rows(whole, 0) and load_rows(pieces, 1) is None
+    resume(records, "append_metrics", at(1, 11))  # in the second phase, after step 8's
+    resume(records, "finish_run", lambda *_: True)  # all is trained
+    assert not json.loads((pieces / "run.json").read_text())["finished"]
+    invoke(*RUN, f"--workdir={pieces}", "--resume")
+
+    assert (pieces / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    rows = read_results(pieces)
+    assert {row.selection for row in rows} == {"final", "loss=0.1"}
+    assert len({row.train_loss for row in rows}) == len(rows) == 8
+    assert metrics_of(pieces) == metrics_of(whole)
+    for member in range(4):
+        for selection in ("final", "loss=0.1"):
+            ours, theirs = (load_member(d, member, selection)[1] for d in (pieces, whole))
+            jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    run = json.loads((pieces / "run.json").read_text())
+    assert run["finished"] and isinstance(run["wall_time_s"], float)
+    assert not list((pieces / "checkpoints" / "progress").iterdir())
+
+    # Once more: there is nothing to do, and nothing is touched.
+    before = {path: path.stat().st_mtime_ns for path in pieces.rglob("*")}
+    capsys.readouterr()
+    invoke(*RUN, f"--workdir={pieces}", "--resume")
+    assert "is finished, there is nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in pieces.rglob("*")} == before
+
+
+def load_rows(run_dir, group):
+    """A finished group's rows, None while it is not finished."""
+    path = group_folder(run_dir, group) / "results.csv"
+    return read_results(path) if path.exists() else None
+
+
+def metrics_of(run_dir):
+    """The lines of metrics.jsonl, in their order; each epoch once."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert len({(line["member"], line["step"]) for line in lines}) == len(lines) == 4 * 24
+    return lines
