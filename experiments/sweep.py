@@ -155,7 +155,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
     state = ensemble.init(shard_members(keys))
     snapshots = ensemble.init_snapshots(state)
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
-        (state, snapshots), start = checkpoints.restore_progress(checkpointer, (state, snapshots))
+        (state, snapshots), start = checkpoints.restore_progress(
+            checkpointer, (state, snapshots), len(members)
+        )
         records.keep_metrics(run_dir, group, start)
         labels = shard_members(corrupted if start < config.pretrain_epochs else true)
         for step in epochs_progress(sweep, group, start):
@@ -175,7 +177,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
             phase = "pretrain" if is_pretraining else "train"
             common = {"group": group, "step": step + 1, "phase": phase, "epoch": epoch}
             records.append_metrics(run_dir, members, common, jax.device_get(values))
-            checkpointer.save(step + 1, (state, snapshots))
+            checkpoints.save_progress(checkpointer, step + 1, (state, snapshots), len(members))
     return state, snapshots
 
 

@@ -43,14 +43,38 @@ def open_progress(run_dir: str | os.PathLike, group: int, every: int) -> ocp.tra
     )
 
 
-def restore_progress(checkpointer: ocp.training.Checkpointer, state: Any) -> tuple[Any, int]:
-    """The latest checkpoint and its epoch; `state` itself and 0 where there is none."""
+def save_progress(
+    checkpointer: ocp.training.Checkpointer, step: int, state: Any, num_members: int
+) -> None:
+    """Saves a stacked state, if a checkpoint is due at this step, without the copies that pad it.
+
+    How many copies there are depends on the number of devices, which may change before a resume.
+    Orbax refuses arrays without entries, which there are where no target is asked for: they are
+    left out.
+    """
+    if checkpointer.should_save(step):
+        saved = jax.tree.map(lambda x: np.asarray(x[:num_members]) if x.size else None, state)
+        checkpointer.save(step, saved)
+
+
+def restore_progress(
+    checkpointer: ocp.training.Checkpointer, state: Any, num_members: int
+) -> tuple[Any, int]:
+    """The latest checkpoint, padded and placed like `state`, and its step; else `state` and 0."""
     if checkpointer.latest is None:
         return state, 0
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-    return checkpointer.load(checkpointer.latest, abstract), checkpointer.latest.step
+
+    def expected(own):
+        return np.empty((num_members, *own.shape[1:]), own.dtype) if own.size else None
+
+    def place(own, saved):
+        if saved is None:
+            return own
+        copies = np.repeat(saved[-1:], len(own) - num_members, axis=0)
+        return jax.device_put(np.concatenate([saved, copies]), own.sharding)
+
+    saved = checkpointer.load(checkpointer.latest, jax.tree.map(expected, state))
+    return jax.tree.map(place, state, saved), checkpointer.latest.step
 
 
 def drop_progress(run_dir: str | os.PathLike, group: int) -> None:

@@ -24,6 +24,7 @@ from normjax.checkpoints import (
     open_progress,
     restore_progress,
     save_members,
+    save_progress,
 )
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
@@ -126,36 +127,56 @@ class Progress(NamedTuple):
 
     variables: dict
     opt_state: optax.OptState
+    losses: jax.Array  # [M, 0]: no targets
     epoch: jax.Array
 
 
-def progress_at(step):
-    params = {"Dense_0": {"kernel": jnp.full((2, 3), float(step))}}
+def progress_at(step, num_stacked=3):
+    """Three members with a value each; the last one is repeated as padding."""
+    value = step + 100.0 * jnp.minimum(jnp.arange(num_stacked), 2)
+    params = {"Dense_0": {"kernel": jnp.tile(value[:, None, None], (1, 2, 3))}}
     tx = optax.sgd(0.1, momentum=0.9)
-    opt_state = jax.tree.map(lambda x: x + step, tx.init(params))
-    return Progress({"params": params}, opt_state, jnp.full(2, step, jnp.int32))
+    opt_state = jax.tree.map(lambda x: x - 0.5, tx.init(params))
+    epoch = value.astype(jnp.int32)
+    return Progress({"params": params}, opt_state, jnp.zeros((num_stacked, 0)), epoch)
 
 
-def test_progress_is_restored_with_its_types_and_its_step(tmp_path):
+def assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert isinstance(ours, jax.Array) and ours.dtype == theirs.dtype
+        assert ours.sharding == theirs.sharding
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("saved_as", "restored_as"), [(3, 3), (4, 3), (3, 8), (4, 4)])
+def test_progress_is_restored_whatever_the_number_of_devices(tmp_path, saved_as, restored_as):
+    """Three members, padded to a multiple of the devices before and after."""
     with open_progress(tmp_path, 0, every=2) as checkpointer:
-        state, step = restore_progress(checkpointer, progress_at(-1))
+        start = progress_at(-1, saved_as)
+        state, step = restore_progress(checkpointer, start, 3)
         assert step == 0
-        jax.tree.map(np.testing.assert_array_equal, state, progress_at(-1))
+        assert_same(state, start)
         for step in range(1, 8):
-            checkpointer.save(step, progress_at(step))
+            save_progress(checkpointer, step, progress_at(step, saved_as), 3)
     with open_progress(tmp_path, 0, every=2) as checkpointer:
         assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [4, 6]
-        state, step = restore_progress(checkpointer, progress_at(0))
+        state, step = restore_progress(checkpointer, progress_at(0, restored_as), 3)
     assert step == 6
-    assert jax.tree.structure(state) == jax.tree.structure(progress_at(6))
-    jax.tree.map(np.testing.assert_array_equal, state, progress_at(6))
-    assert state.epoch.dtype == jnp.int32
-    with open_progress(tmp_path, 1, every=2) as checkpointer:  # another group has its own
-        assert restore_progress(checkpointer, progress_at(0))[1] == 0
+    assert_same(state, progress_at(6, restored_as))
+
+
+def test_each_group_has_its_own_progress_until_it_is_dropped(tmp_path):
+    def step_of(group):
+        with open_progress(tmp_path, group, every=1) as checkpointer:
+            return restore_progress(checkpointer, progress_at(0), 3)[1]
+
+    with open_progress(tmp_path, 0, every=1) as checkpointer:
+        save_progress(checkpointer, 5, progress_at(5), 3)
+    assert (step_of(0), step_of(1)) == (5, 0)
     drop_progress(tmp_path, 0)
-    drop_progress(tmp_path, 0)
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
-        assert restore_progress(checkpointer, progress_at(0))[1] == 0
+    drop_progress(tmp_path, 0)  # again: it may have been dropped before a run was stopped
+    assert step_of(0) == 0
 
 
 # --- a run that is interrupted
