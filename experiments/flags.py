@@ -142,7 +142,8 @@ def validate(config: Config) -> None:
     check(0 <= config.momentum < 1, "momentum", "must lie in [0, 1)")
     targets = config.target_losses
     check(all(0 < t < math.inf for t in targets), "target_losses", "losses must be positive")
-    check(len(set(targets)) == len(targets), "target_losses", "every loss may stand there once")
+    names = {format(t, "g") for t in targets}
+    check(len(names) == len(targets), "target_losses", "losses must differ in their six digits")
     check(bool(config.norms), "norms", "at least one norm is needed")
     check(len(set(config.norms)) == len(config.norms), "norms", "every norm may stand there once")
     for name in config.norms:

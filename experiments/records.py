@@ -16,6 +16,7 @@ from experiments.flags import HOW_NOT_WHAT, Config, to_flagfile
 from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset
 from normjax.ensemble import Member
+from normjax.report import REPORT_FILE
 from normjax.results import RESULTS_FILE, replacing
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,7 +34,7 @@ def is_finished(run_dir: Path, config: Config) -> bool:
         raise ValueError(f"--workdir={run_dir} is a file; a folder is needed")
     path = run_dir / RUN_FILE
     if not path.exists():
-        if (run_dir / RESULTS_FILE).exists():
+        if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
             raise ValueError(f"--workdir={run_dir} holds the results of something else")
         if config.resume:
             print(f"{run_dir}: nothing to resume, starting from the beginning")
@@ -47,7 +48,7 @@ def is_finished(run_dir: Path, config: Config) -> bool:
     other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
     if other:
         raise ValueError(f"--resume: the run in {run_dir} has other --{', --'.join(other)}")
-    return run["finished"]
+    return run["finished"] and (run_dir / REPORT_FILE).exists()
 
 
 def start_run(

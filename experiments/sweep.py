@@ -24,6 +24,7 @@ from normjax.ensemble import (
     Ensemble,
     Member,
     make_ensemble,
+    make_order_key,
     pad_members,
     shard_members,
     share,
@@ -150,7 +151,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
     corrupted = np.stack([sweep.pretrain_labels(member, dataset) for member in padded])
     true = np.broadcast_to(dataset.train.labels, corrupted.shape)
     images = share(dataset.train.images)
-    order_key = share(jax.random.key(config.seed))
+    order_key = share(make_order_key(config.seed))
 
     state = ensemble.init(shard_members(keys))
     snapshots = ensemble.init_snapshots(state)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax import evaluate as evaluation
 from normjax.normalize import absorb_batch_norm
-from normjax.snapshots import Snapshots, init_snapshots, update_snapshots
+from normjax.snapshots import init_snapshots, update_snapshots
 from normjax.train import (
     TrainState,
     choose_microbatch_size,
@@ -51,6 +51,11 @@ class Member(NamedTuple):
         for number in rest:
             key = jax.random.fold_in(key, number)
         return key
+
+
+def make_order_key(run_seed: int) -> Array:
+    """The key that each epoch's order of images is folded from, apart from the members' keys."""
+    return jax.random.fold_in(jax.random.key(run_seed), zlib.crc32(b"order"))
 
 
 class Tracked(NamedTuple):
@@ -193,19 +198,3 @@ def pad_members(members: Sequence[Member]) -> list[Member]:
 def take_member(tree: Any, index: int) -> Any:
     """One member's part of a stacked tree, as numpy arrays."""
     return jax.tree.map(lambda x: np.asarray(x[index]), tree)
-
-
-__all__ = [
-    "Ensemble",
-    "Member",
-    "Snapshots",
-    "Tracked",
-    "TrainState",
-    "make_ensemble",
-    "map_members",
-    "member_mesh",
-    "pad_members",
-    "shard_members",
-    "share",
-    "take_member",
-]

@@ -69,7 +69,7 @@ def test_normalized_fit(rows):
     )
     assert fitted_lines(right) == []
     numbers = left.texts[0].get_text()
-    assert f"R² {line.rvalue**2:.4f}" in numbers
+    assert f"R² {line.rvalue**2:.5f}" in numbers
     assert f"slope {line.slope:.4f}" in numbers
     assert f"intercept {line.intercept - line.slope * x.mean():.4f}" in numbers
     assert "RMSE" in numbers and "adjusted R²" in numbers

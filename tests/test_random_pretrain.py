@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments import random_pretrain
 from normjax import load_dataset, load_member, plotting
+from normjax.ensemble import make_order_key
 from normjax.models import make_model
 from normjax.results import read_results
 from normjax.train import init_state, make_train_epoch, make_train_step, reset_optimizer
@@ -293,7 +294,7 @@ def test_a_member_is_what_one_network_alone_becomes(linear_run, config, monkeypa
         if step == 2:
             state = reset_optimizer(tx, state)
         labels = pretrain_labels(members[2], dataset) if step < 2 else true
-        state, metrics = epoch(state, images, labels, jax.random.fold_in(jax.random.key(0), step))
+        state, metrics = epoch(state, images, labels, jax.random.fold_in(make_order_key(0), step))
     loaded = load_member(linear_run, 2)[1]["params"]["Dense_0"]["kernel"]
     kernel = state.variables["params"]["Dense_0"]["kernel"]
     np.testing.assert_allclose(loaded, kernel, rtol=0, atol=1e-6)
