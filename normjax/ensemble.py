@@ -20,7 +20,6 @@ from normjax import evaluate as evaluation
 from normjax.normalize import absorb_batch_norm
 from normjax.snapshots import init_snapshots, update_snapshots
 from normjax.train import (
-    TrainState,
     choose_microbatch_size,
     init_state,
     make_train_epoch,
