@@ -47,6 +47,9 @@ def invoke():
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
-    """No test reads or writes the user's cache and data folders."""
+    """No test reads or writes the user's cache and data folders, or goes through a proxy."""
     monkeypatch.setenv("NORMJAX_CACHE_DIR", str(tmp_path / "own_cache"))
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "own_tfds"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    for scheme in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(scheme, raising=False)
+        monkeypatch.delenv(scheme.upper(), raising=False)

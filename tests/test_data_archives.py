@@ -22,14 +22,6 @@ from normjax.data.pickles import load_plain_dict, to_matrix
 BINARY, PYTHON = 0, 1  # the places in LAYOUTS[name]
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    for scheme in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(scheme, raising=False)
-        monkeypatch.delenv(scheme.upper(), raising=False)
-
-
 # --- writing small archives in the official layout
 
 

@@ -23,14 +23,6 @@ from normjax.data import load_dataset
 CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    for scheme in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(scheme, raising=False)
-        monkeypatch.delenv(scheme.upper(), raising=False)
-
-
 def draw_split(count, shape, num_classes, seed):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, *shape), np.uint8), rng.integers(0, num_classes, count)
