@@ -107,8 +107,13 @@ def make_sweep(
     members: Sequence[Member],
     pretrain_labels: Labels,
 ) -> Sweep:
-    """Compiles nothing yet: the functions, and the members in groups that are trained at once."""
+    """The functions, not yet compiled, and the members in the groups that are trained at once.
+
+    Raises:
+      ValueError: the network cannot take images of this shape.
+    """
     model = make_model(config.model, dataset.num_classes, batch_norm=config.batch_norm)
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
     ensemble = make_ensemble(
         model,
         make_model(config.model, dataset.num_classes),
@@ -118,7 +123,6 @@ def make_sweep(
         target_losses=config.target_losses,
         norms=[parse_norm(name) for name in config.norms],
     )
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.image_shape)))
     size = config.members_per_group or len(members)
     groups = [list(members[i : i + size]) for i in range(0, len(members), size)]
     return Sweep(experiment, config, dataset, ensemble, groups, pretrain_labels)
