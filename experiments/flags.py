@@ -81,6 +81,8 @@ def define_flags(experiment: str, **defaults: object) -> None:
     flags.DEFINE_integer("members_per_group", None, "Networks trained at once; all if not given.")
     flags.DEFINE_integer("checkpoint_every", 10, "Epochs between two checkpoints.")
     flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+    for field in dataclasses.fields(Config):  # --help lists the main module's flags only
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
 
 
 def run(experiment: Callable[[Config], None]) -> None:
