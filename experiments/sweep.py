@@ -172,13 +172,14 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
                 state = ensemble.reset_optimizer(state)
             key = jax.random.fold_in(order_key, step)
             state, metrics = ensemble.train_epoch(state, labels, images, key)
-            values = {"running_loss": metrics.loss, "running_error": metrics.error}
+            values = {f"running_{name}": value for name, value in metrics._asdict().items()}
             epoch = step + 1 - (0 if is_pretraining else config.pretrain_epochs)
             if not is_pretraining:
-                snapshots, tracked = ensemble.track(
-                    snapshots, state, labels, images, jnp.int32(epoch)
+                now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
+                snapshots, measured = ensemble.track(
+                    snapshots, state, labels, metrics.loss, images, *now
                 )
-                values |= tracked._asdict()
+                values |= measured._asdict()
             phase = "pretrain" if is_pretraining else "train"
             common = {"group": group, "step": step + 1, "phase": phase, "epoch": epoch}
             records.append_metrics(run_dir, members, common, jax.device_get(values))

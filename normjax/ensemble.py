@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax import evaluate as evaluation
 from normjax.normalize import absorb_batch_norm
-from normjax.snapshots import init_snapshots, update_snapshots
+from normjax.snapshots import init_snapshots, may_be_nearest, update_snapshots
 from normjax.train import (
     choose_microbatch_size,
     init_state,
@@ -57,13 +57,11 @@ def make_order_key(run_seed: int) -> Array:
     return jax.random.fold_in(jax.random.key(run_seed), zlib.crc32(b"order"))
 
 
-class Tracked(NamedTuple):
-    """What the end of an epoch is known by, over the whole training set."""
+class Measured(NamedTuple):
+    """A network over the whole training set at the end of an epoch; NaN where it was not needed."""
 
     train_loss: Array
     train_error: Array
-    product_norm: Array  # of the first norm asked for
-    normalized_train_excess: Array  # under that norm: loss of the normalised network - ln K
 
 
 class Ensemble(NamedTuple):
@@ -73,7 +71,8 @@ class Ensemble(NamedTuple):
     reset_optimizer: Callable  # TrainState -> TrainState
     train_epoch: Callable  # (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M])
     init_snapshots: Callable  # TrainState -> Snapshots
-    track: Callable  # (Snapshots, TrainState, labels, images, epoch) -> (Snapshots, Tracked)
+    track: Callable  # (Snapshots, TrainState, labels, running_loss [M], images, epoch, is_last)
+    #   -> (Snapshots, Measured [M])
     evaluate: Callable  # (variables, labels [M, N], images) -> Evaluation
 
 
@@ -96,7 +95,7 @@ def make_ensemble(
       image_shape: (H, W, C).
       batch_size: examples per step.
       target_losses: the training losses, in nats, to keep snapshots at.
-      norms: the norms to evaluate under; the first is the one tracked during training.
+      norms: the norms to evaluate under.
     """
     microbatch_size = choose_microbatch_size(model, batch_size)
     train_step = make_train_step(model, tx, microbatch_size)
@@ -111,20 +110,19 @@ def make_ensemble(
             absorb_batch_norm(variables), images, labels
         )
 
-    evaluate_tracked = make_evaluate(norms[:1])
+    evaluate_plainly = make_evaluate(())
 
-    def track(snapshots, state, labels, images, epoch):
-        sums = evaluate_tracked(state.variables, labels, images)
-        tracked = Tracked(
-            jnp.sum(sums.loss) / len(labels),
-            jnp.sum(sums.error) / len(labels),
-            sums.product_norms[0],
-            jnp.sum(sums.normalized_excess[0]) / len(labels),
-        )
-        snapshots = update_snapshots(
-            snapshots, targets, state.variables, tracked.train_loss, tracked.train_error, epoch
-        )
-        return snapshots, tracked
+    def track(snapshots, state, labels, running_loss, images, epoch, is_last):
+        def measure():
+            sums = evaluate_plainly(state.variables, labels, images)
+            loss, error = (jnp.sum(x) / len(labels) for x in (sums.loss, sums.error))
+            kept = update_snapshots(snapshots, targets, state.variables, loss, error, epoch)
+            return kept, Measured(loss, error)
+
+        is_needed = is_last | may_be_nearest(snapshots, targets, running_loss)
+        unknown = Measured(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
+        kept, measured = jax.lax.cond(is_needed, measure, lambda: (snapshots, unknown))
+        return kept._replace(running_loss=running_loss), measured
 
     return Ensemble(
         init=map_members(lambda key: init_state(model, tx, key, image_shape)),
@@ -134,17 +132,19 @@ def make_ensemble(
             num_shared=2,
         ),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
-        track=map_members(track, num_shared=2),
+        # One after another everywhere: side by side, none could skip what another needs.
+        track=map_members(track, num_shared=3, one_by_one=True),
         evaluate=map_members(make_evaluate(norms), num_shared=1),
     )
 
 
-def map_members(fn: Callable, *, num_shared: int = 0) -> Callable:
+def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) -> Callable:
     """Compiles a function of one network for stacked members, sharded over the local devices.
 
     Args:
       fn: a function whose last `num_shared` arguments are the same for all members.
       num_shared: how many those are.
+      one_by_one: a device runs its members one after another, whatever it is.
 
     Returns:
       The function of stacked arguments (leading axis M, a multiple of the number of devices). On
@@ -155,7 +155,7 @@ def map_members(fn: Callable, *, num_shared: int = 0) -> Callable:
     def of_members(*args):
         split = len(args) - num_shared
         own, shared = args[:split], args[split:]
-        if jax.default_backend() == "cpu":
+        if one_by_one or jax.default_backend() == "cpu":
             return jax.lax.map(lambda own: fn(*own, *shared), own)
         return jax.vmap(lambda *own: fn(*own, *shared))(*own)
 

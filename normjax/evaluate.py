@@ -65,7 +65,7 @@ def make_evaluate(
     Args:
       apply_fn: `apply_fn(params, images float [N, H, W, C]) -> logits`; it must obey eq. 2 (batch
         normalisation absorbed).
-      norms: the norms to normalise by.
+      norms: the norms to normalise by; there may be none.
       batch_size: examples at a time.
 
     Returns:
@@ -76,7 +76,7 @@ def make_evaluate(
         num_examples = len(labels)
         num_batches = math.ceil(num_examples / batch_size)
         indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
-        products = jnp.stack([product_norm(params, n.norm, scale=n.scale) for n in norms])
+        products = jnp.array([product_norm(params, n.norm, scale=n.scale) for n in norms])
 
         def batch_sums(index):
             counts = index < num_examples

@@ -2,7 +2,8 @@
 
 The paper compares networks at one training loss (0.0044 in figure 3, 0.006 in figure 1). Every
 epoch's end is a candidate; only the nearest one so far is kept for each target, so memory is
-O(targets) and not O(epochs).
+O(targets) and not O(epochs). A candidate is chosen by its own loss over the whole training set,
+which is measured only after epochs whose running loss says that it may be the nearest.
 """
 
 from typing import Any, NamedTuple
@@ -19,14 +20,37 @@ class Snapshots(NamedTuple):
     variables: Any  # every leaf [T, ...]
     loss: Array  # float32 [T]: the candidate's own loss over the whole training set
     epoch: Array  # int32 [T]
+    running_loss: Array  # float32 scalar: that of the epoch before; inf before the first
 
 
 def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
     """No candidates yet; `variables` gives shapes and dtypes only."""
     empty = jax.tree.map(lambda x: jnp.zeros((num_targets, *x.shape), x.dtype), variables)
-    return Snapshots(
-        empty, jnp.full(num_targets, jnp.inf, jnp.float32), jnp.zeros(num_targets, jnp.int32)
-    )
+    infinite = jnp.full(num_targets, jnp.inf, jnp.float32)
+    return Snapshots(empty, infinite, jnp.zeros(num_targets, jnp.int32), jnp.float32(jnp.inf))
+
+
+def may_be_nearest(snapshots: Snapshots, targets: Array, running_loss: Array) -> Array:
+    """Whether the end of an epoch must be measured, as it may be the nearest to some target.
+
+    The running loss is the mean over the epoch, with the parameters as they were when each example
+    was seen. The loss at the epoch's end differs from it by less than the loss changes in an epoch
+    or two, and by some per cent because an example's loss is taken before the step that lowers
+    it. An epoch is skipped if every target is farther than 5% and three times the last change, on a
+    log scale, unless a target was passed without a network of zero error.
+
+    Args:
+      snapshots: what is kept so far.
+      targets: float32 [T], nats.
+      running_loss: of the epoch that has just ended, scalar.
+
+    Returns:
+      A boolean scalar; True after the first epoch if there are targets, since no change is known.
+    """
+    change = jnp.abs(jnp.log(running_loss / snapshots.running_loss))
+    is_near = jnp.abs(jnp.log(running_loss / targets)) <= 0.05 + 3 * change
+    is_passed = (running_loss < targets) & jnp.isinf(snapshots.loss)
+    return jnp.any(is_near | is_passed)
 
 
 def update_snapshots(
@@ -49,4 +73,6 @@ def update_snapshots(
         mask = take.reshape(-1, *(1 for _ in jnp.shape(candidate)))
         return jnp.where(mask, candidate, kept)
 
-    return Snapshots(*jax.tree.map(choose, tuple(snapshots), (variables, loss, epoch)))
+    kept = (snapshots.variables, snapshots.loss, snapshots.epoch)
+    chosen = jax.tree.map(choose, kept, (variables, loss, epoch))
+    return Snapshots(*chosen, snapshots.running_loss)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from normjax.data import standardize_images
-from normjax.losses import classification_error, cross_entropy
+from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
+from normjax.normalize import absorb_batch_norm, product_norm
 from normjax.types import Array
 
 CPU_MICROBATCH = 16  # on a CPU the activations of 16 images stay in a core's cache
@@ -39,6 +40,7 @@ class Metrics(NamedTuple):
 
     loss: Array  # cross entropy, nats
     error: Array  # fraction misclassified
+    normalized_excess: Array  # cross entropy of the normalised network (Frobenius) - ln K
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, key, image_shape) -> TrainState:
@@ -71,7 +73,7 @@ def make_train_step(
     if has_batch_norm and microbatch_size is not None:
         raise ValueError("batch normalisation needs the whole batch at once, not microbatches")
 
-    def loss_sums(params, batch_stats, batch):
+    def loss_sums(params, batch_stats, batch, product):
         images = standardize_images(batch.images)
         variables = {"params": params, **batch_stats}
         if has_batch_norm:
@@ -82,28 +84,30 @@ def make_train_step(
             logits = model.apply(variables, images)
         loss = jnp.sum(batch.weights * cross_entropy(logits, batch.labels))
         error = jnp.sum(batch.weights * classification_error(logits, batch.labels))
-        return loss, (Metrics(loss, error), batch_stats)
+        excess = jnp.sum(batch.weights * excess_cross_entropy(logits / product, batch.labels))
+        return loss, (Metrics(loss, error, excess), batch_stats)
 
-    def grad_sums(params, batch_stats, batch):
-        grads, (sums, batch_stats) = jax.grad(loss_sums, has_aux=True)(params, batch_stats, batch)
+    def grad_sums(params, *args):
+        grads, (sums, batch_stats) = jax.grad(loss_sums, has_aux=True)(params, *args)
         return (grads, sums), batch_stats
 
-    def accumulated_grad_sums(params, batch_stats, batch):
+    def accumulated_grad_sums(params, batch_stats, batch, product):
         pieces = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
 
         def add(total, piece):
-            sums, _ = grad_sums(params, batch_stats, piece)
+            sums, _ = grad_sums(params, batch_stats, piece, product)
             return jax.tree.map(jnp.add, total, sums), None
 
-        zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(jnp.zeros_like, params), Metrics(zero, zero))
+        start = (jax.tree.map(jnp.zeros_like, params), _zero_metrics())
         return jax.lax.scan(add, start, pieces)[0], batch_stats
 
     def train_step(state, batch):
         params = state.variables["params"]
         batch_stats = {k: v for k, v in state.variables.items() if k != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
-        sums, batch_stats = sums_fn(params, batch_stats, batch)
+        # Once a step and not for each microbatch; batch normalisation counts as it would in a test.
+        product = product_norm(absorb_batch_norm(state.variables))
+        sums, batch_stats = sums_fn(params, batch_stats, batch, product)
         total = jnp.sum(batch.weights)
         grads, metrics = jax.tree.map(lambda x: x / total, sums)
         updates, opt_state = tx.update(grads, state.opt_state, params)
@@ -145,11 +149,14 @@ def make_train_epoch(
             count = jnp.sum(weight)
             return (state, jax.tree.map(lambda s, m: s + count * m, sums, metrics)), None
 
-        zero = jnp.zeros((), jnp.float32)
-        (state, sums), _ = jax.lax.scan(body, (state, Metrics(zero, zero)), (indices, weights))
+        (state, sums), _ = jax.lax.scan(body, (state, _zero_metrics()), (indices, weights))
         return state, jax.tree.map(lambda s: s / len(labels), sums)
 
     return train_epoch
+
+
+def _zero_metrics():
+    return Metrics(*[jnp.zeros((), jnp.float32) for _ in Metrics._fields])
 
 
 def _batches(key, num_examples, batch_size, padded_size):

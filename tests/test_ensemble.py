@@ -38,7 +38,7 @@ def make_once(name, _backend, _num_devices):
         optax.sgd(0.05, momentum=0.9),
         image_shape=(8, 8, 1),
         batch_size=16,
-        target_losses=(0.5,),
+        target_losses=(0.01,),
         norms=[parse_norm("2"), parse_norm("1/100")],
     )
 
@@ -56,7 +56,7 @@ def labels_of(members):
 
 
 def train(ensemble, members, change=lambda state: state):
-    """Two epochs of members trained together: {member: its state, tracked values, evaluation}."""
+    """Two epochs of members trained together: {member: its state, metrics, evaluation}."""
     padded = pad_members(members)
     images = share(images_and_labels()[0])
     labels = shard_members(labels_of(padded))
@@ -66,14 +66,16 @@ def train(ensemble, members, change=lambda state: state):
     for epoch in range(2):
         key = jax.random.fold_in(jax.random.key(0), epoch)
         state, metrics = ensemble.train_epoch(state, labels, images, key)
-    snapshots, tracked = ensemble.track(snapshots, state, labels, images, jnp.int32(2))
+    snapshots, measured = ensemble.track(
+        snapshots, state, labels, metrics.loss, images, jnp.int32(2), jnp.bool(True)
+    )
     evaluation = ensemble.evaluate(state.variables, labels, images)
     # How many batches an evaluation takes is the machine's business: only sums are compared.
     products = evaluation.product_norms
     evaluation = jax.tree.map(lambda sums: sums.sum(-1), evaluation)._replace(
         product_norms=products
     )
-    together = jax.device_get((state, metrics, tracked, evaluation))
+    together = jax.device_get((state, metrics, measured, evaluation))
     return {m: take_member(together, i) for i, m in enumerate(members)}
 
 
@@ -135,10 +137,33 @@ def test_a_diverged_member_leaves_its_neighbours_untouched(monkeypatch, backend)
     poisoned = train(ensemble, [A, B, C], poison)
     for member in (B, C):
         assert_same(poisoned[member], healthy[member], rtol=0, atol=0)
-    _, metrics, tracked, evaluation = poisoned[A]
-    assert np.isnan(metrics.loss) and np.isnan(tracked.train_loss)
+    _, metrics, measured, evaluation = poisoned[A]
+    assert np.isnan(metrics.loss) and np.isnan(measured.train_loss)
     assert np.isnan(evaluation.normalized_excess).all()
     assert evaluation.error == 50  # a NaN is never a right answer
+
+
+def test_skipped_epochs_would_not_have_been_kept():
+    """Snapshots with and without measuring every epoch, while 50 digits are being memorised."""
+    ensemble = make("convnet3")
+    images = share(images_and_labels()[0])
+    labels = shard_members(labels_of([A, B]))
+    state = ensemble.init(shard_members(jnp.stack([m.key(0) for m in (A, B)])))
+    sparing = thorough = ensemble.init_snapshots(state)
+    skipped = []
+    for epoch in range(1, 71):
+        key = jax.random.fold_in(jax.random.key(0), epoch)
+        state, metrics = ensemble.train_epoch(state, labels, images, key)
+        args = (state, labels, metrics.loss, images, jnp.int32(epoch))
+        sparing, measured = ensemble.track(sparing, *args, jnp.bool(False))
+        thorough, always = ensemble.track(thorough, *args, jnp.bool(True))
+        skipped.append(np.isnan(measured.train_loss))
+        np.testing.assert_array_equal(
+            measured.train_loss, np.where(skipped[-1], np.nan, always.train_loss)
+        )
+    assert_same(sparing, thorough, rtol=0, atol=0)
+    np.testing.assert_allclose(sparing.loss[:, 0], 0.01, rtol=0.2)
+    assert np.all(np.mean(skipped, axis=0) > 0.5)
 
 
 def test_nothing_is_compiled_again_after_the_first_epoch():
@@ -163,8 +188,9 @@ def test_nothing_is_compiled_again_after_the_first_epoch():
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(share(jax.random.key(0)), step)
         before = len(compilations)
-        state, _ = ensemble.train_epoch(state, labels, images, key)
-        snapshots, _ = ensemble.track(snapshots, state, labels, images, jnp.int32(step))
+        state, metrics = ensemble.train_epoch(state, labels, images, key)
+        now = (jnp.int32(step), jnp.bool(step == 5))
+        snapshots, _ = ensemble.track(snapshots, state, labels, metrics.loss, images, *now)
         counts.append(len(compilations) - before)
     assert counts[0] >= 2  # the listener does hear: train_epoch and track
     assert counts[1:] == [0] * 5

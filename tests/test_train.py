@@ -121,7 +121,7 @@ def test_microbatches_give_the_whole_batchs_step():
     batch = make_batch(5, num_padding=3)
     whole_state, whole_metrics = jax.jit(make_train_step(model, TX))(state, batch)
     state, metrics = jax.jit(make_train_step(model, TX, microbatch_size=2))(state, batch)
-    assert_trees_close(metrics, whole_metrics, rtol=1e-6)
+    assert_trees_close(metrics, whole_metrics, rtol=1e-5)
     assert_trees_close(momentum_of(state), momentum_of(whole_state), atol=1e-6)
     assert_trees_close(state.variables, whole_state.variables, atol=1e-6)
     assert np.abs(momentum_of(state)["Conv_0"]["kernel"]).max() > 1e-3
@@ -141,6 +141,7 @@ def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch
         metrics = Metrics(
             jnp.sum(batch.weights * batch.labels) / number,
             jnp.sum(batch.weights * (batch.labels == 3 * pixels)) / number,
+            jnp.sum(batch.weights) / number,
         )
         counts = counts.at[pixels].add(batch.weights)
         return counts.at[-1].add(jnp.where(number > batch_size, 100, 1)), metrics
@@ -153,13 +154,14 @@ def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch
     np.testing.assert_array_equal(counts, [*np.ones(num_examples), num_steps])
     np.testing.assert_allclose(metrics.loss, labels.mean(), rtol=1e-6)
     assert metrics.error == 1  # image and label belong together
+    assert metrics.normalized_excess == 1
 
 
 def test_an_epochs_order_comes_from_its_key():
     def record(state, batch):
         position, order = state
         order = jax.lax.dynamic_update_slice(order, batch.images[:, 0, 0, 0], (position,))
-        return (position + 4, order), Metrics(jnp.float32(0), jnp.float32(0))
+        return (position + 4, order), Metrics(*jnp.zeros(3))
 
     images = np.arange(64, dtype=np.uint8).reshape(-1, 1, 1, 1)
     epoch = jax.jit(make_train_epoch(record, 4))
@@ -187,6 +189,10 @@ def test_an_epochs_metrics_are_means_over_examples():
     expected = reference.cross_entropy(logits, labels).mean()
     np.testing.assert_allclose(metrics.loss, expected, rtol=2e-6, atol=0)
     np.testing.assert_allclose(metrics.error, reference.error(logits, labels).mean(), rtol=1e-6)
+    normalized = logits / reference.product_norm(state.variables["params"], 2)
+    excess = reference.excess(normalized, labels).mean()
+    np.testing.assert_allclose(metrics.normalized_excess, excess, rtol=1e-5, atol=0)
+    assert abs(excess) > 1e-3
 
 
 def test_reset_optimizer_keeps_the_network_and_forgets_momentum():
