@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +36,10 @@ def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
     layer_norm_fn = _norm_function(norm)
 
     def norm_fn(leaves: Mapping[str, Array]) -> Array:
-        leaves = {name: at_least_float32(leaf) for name, leaf in leaves.items()}
-        # Most norms have no derivative at zero. The norm is therefore taken of ones in the place
-        # of zeros, so that neither the value nor the gradient of what is not selected is NaN.
-        is_zero = jnp.stack([jnp.all(leaf == 0) for leaf in leaves.values()]).all()
-        value = layer_norm_fn({name: jnp.where(is_zero, 1, x) for name, x in leaves.items()})
+        value = layer_norm_fn({name: at_least_float32(leaf) for name, leaf in leaves.items()})
         if jnp.shape(value) != ():
             raise ValueError(f"a norm must return a scalar, not shape {jnp.shape(value)}")
-        return jnp.where(is_zero, 0, value / scale)
+        return value / scale
 
     return norm_fn
 
@@ -124,29 +121,84 @@ def _largest_singular_values(matrices: Array) -> Array:
 
 
 def _norm_function(norm: Norm) -> Callable[[Mapping[str, Array]], Array]:
-    """Return the unscaled norm asked for."""
+    """Return the unscaled norm asked for, with value and gradient 0 at zero."""
     if callable(norm):
-        return norm
+        return _with_zero(norm)
     if norm == "spectral":
-        return spectral_norm
+        return _with_zero(spectral_norm)
     p = 2 if norm == "fro" else norm
-    if isinstance(p, Real) and p >= 1:
-        return partial(_entrywise_norm, p=float(p))
+    if p in (1, math.inf):
+        return _with_zero(_sum_of_magnitudes if p == 1 else _largest_magnitude)
+    if isinstance(p, Real) and p > 1:
+        return lambda leaves: _entrywise_norm(leaves, float(p))
     raise ValueError(
         f"norm must be a number p >= 1, 'fro', 'spectral' or a function of a layer's leaves, "
         f"not {norm!r}"
     )
 
 
+def _with_zero(norm_fn: NormFn) -> NormFn:
+    """Return the norm that is 0, with gradient 0, where all leaves are.
+
+    Most norms have no derivative there. The norm is therefore taken of ones in the place of zeros,
+    so that neither the value nor the gradient of what is not selected is NaN.
+    """
+
+    def safe_norm_fn(leaves: Mapping[str, Array]) -> Array:
+        is_zero = jnp.stack([jnp.all(leaf == 0) for leaf in leaves.values()]).all()
+        value = norm_fn({name: jnp.where(is_zero, 1, x) for name, x in leaves.items()})
+        return jnp.where(is_zero, 0, value)
+
+    return safe_norm_fn
+
+
+def _sum_of_magnitudes(leaves: Mapping[str, Array]) -> Array:
+    """L1 norm of all entries together."""
+    return sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves.values())
+
+
+def _largest_magnitude(leaves: Mapping[str, Array]) -> Array:
+    """L-infinity norm of all entries together."""
+    return jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves.values()]).max()
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
-    """Lp norm of all entries together, of which one at least is not zero."""
-    magnitudes = [jnp.abs(leaf) for leaf in leaves.values()]
-    if p == 1:
-        return sum(jnp.sum(a) for a in magnitudes)
-    largest = jnp.stack([jnp.max(a) for a in magnitudes]).max()
-    if p == math.inf:
-        return largest
-    # Entries are divided by the largest, so that no power overflows or vanishes. The norm does not
-    # depend on that divisor, so its gradient is stopped.
-    unit = lax.stop_gradient(largest)
-    return unit * sum(jnp.sum((a / unit) ** p) for a in magnitudes) ** (1 / p)
+    """Lp norm of all entries together, 1 < p < infinity, from one pass over them if it can be.
+
+    Where powers overflow or vanish, a second pass divides the entries by the largest. The loop runs
+    once or not at all; unlike a `cond` it stays so under `vmap`, unless some network needs it.
+    """
+
+    def divided(unit):
+        return {name: leaf / unit for name, leaf in leaves.items()}
+
+    def sum_of_powers(unit):
+        return sum(jnp.sum(jnp.abs(leaf) ** p) for leaf in divided(unit).values())
+
+    def must_rescale(carry):
+        total, _, is_rescaled = carry
+        return ~(is_rescaled | ((total > 1e-24) & (total < math.inf)))
+
+    def rescale(carry):
+        # The unit was 1; but what does not depend on the carry, XLA takes out of the loop.
+        largest = _largest_magnitude(divided(carry[1]))
+        unit = jnp.where(largest == 0, 1, largest)
+        return sum_of_powers(unit), unit, jnp.bool(True)
+
+    plain = sum_of_powers(1)
+    start = (plain, jnp.ones_like(plain), jnp.bool(False))
+    total, unit, _ = lax.while_loop(must_rescale, rescale, start)
+    return unit * total ** (1 / p)
+
+
+@_entrywise_norm.defjvp
+def _entrywise_norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The derivative is sign(w) (|w| / norm)^(p - 1), and 0 for a layer of zeros."""
+    (leaves,), (directions,) = primals, tangents
+    value = _entrywise_norm(leaves, p)
+    unit = jnp.where(value == 0, 1, value)
+    return value, sum(
+        jnp.sum(jnp.sign(leaf) * jnp.abs(leaf / unit) ** (p - 1) * directions[name])
+        for name, leaf in leaves.items()
+    )

@@ -1,0 +1,1 @@
+"""Measures normjax against PyTorch and plain Flax: `python -m benchmarks.run`."""

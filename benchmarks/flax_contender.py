@@ -1,0 +1,79 @@
+"""Plain Flax: the same networks with `nn.Conv`'s own convolution, `jit(vmap(step))`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.normjax_contenders import IMAGE_SHAPE, compile_for
+from benchmarks.synthetic import NUM_CLASSES, make_data
+from benchmarks.timing import Prepared
+
+
+class PlainConvNet3(nn.Module):
+    """normjax's convnet3 on images of at least 12 pixels; the same parameters by name and shape."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float images [N, H, W, C] to logits [N, K]."""
+        x = nn.relu(nn.Conv(24, (5, 5), padding="VALID")(x))
+        x = nn.relu(nn.Conv(24, (5, 5), padding="VALID", use_bias=False)(x))
+        return nn.Dense(NUM_CLASSES, use_bias=False)(x.reshape(len(x), -1))
+
+
+class PlainConvNet5(nn.Module):
+    """normjax's convnet5 with batch normalisation, always in training."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Float images [N, H, W, C] to logits [N, K]."""
+        for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
+            x = nn.Conv(features, (3, 3), stride, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=False, momentum=0.9)(x))
+        x = nn.Conv(NUM_CLASSES, x.shape[1:3], padding="VALID", use_bias=False)(x)
+        return x.reshape(len(x), NUM_CLASSES)
+
+
+NETS = {"convnet3": PlainConvNet3, "convnet5": PlainConvNet5}
+
+
+def make_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
+    """`step(variables, opt_state, images uint8, labels) -> (variables, opt_state, mean loss)`."""
+
+    def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array):
+        def loss_fn(params):
+            x = (images / 255.0 - 0.5) / 0.5
+            logits, updated = model.apply(
+                {**variables, "params": params}, x, mutable=["batch_stats"]
+            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, updated
+
+        (loss, updated), grads = jax.value_and_grad(loss_fn, has_aux=True)(variables["params"])
+        updates, opt_state = tx.update(grads, opt_state)
+        params = optax.apply_updates(variables["params"], updates)
+        return {**variables, **updated, "params": params}, opt_state, loss
+
+    return step
+
+
+def prepare_vmap(model: str, members: int, batch_size: int) -> Prepared:
+    """A call is one step of all members, on XLA's default settings."""
+    net, tx = NETS[model](), optax.sgd(0.01, momentum=0.9)
+    images, labels = jax.device_put(make_data(batch_size, IMAGE_SHAPE))
+    init = jax.vmap(lambda key: net.init(key, jnp.zeros((1, *IMAGE_SHAPE))))
+    variables = jax.jit(init)(jax.random.split(jax.random.key(0), members))
+    opt_state = jax.vmap(tx.init)(variables["params"])
+    vmapped = jax.jit(jax.vmap(make_step(net, tx), in_axes=(0, 0, None, None)))
+    step, compile_s = compile_for(vmapped, variables, opt_state, images, labels)
+
+    def call():
+        nonlocal variables, opt_state
+        out = jax.block_until_ready(step(variables, opt_state, images, labels))
+        variables, opt_state, losses = out
+        return losses
+
+    return Prepared(call, members, compile_s)

@@ -1,0 +1,140 @@
+"""normjax as the experiments use it: training, evaluation and normalisation, ready to be timed."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.synthetic import NUM_CLASSES, make_data
+from benchmarks.timing import Prepared
+from experiments.flags import prepare_cpu
+from normjax import classification_error, cross_entropy, normalize_params, standardize_images
+from normjax.ensemble import (
+    Ensemble,
+    Member,
+    make_ensemble,
+    make_order_key,
+    map_members,
+    pad_members,
+    shard_members,
+    share,
+)
+from normjax.evaluate import choose_evaluation_batch_size, parse_norm
+from normjax.models import make_model
+
+IMAGE_SHAPE = (32, 32, 3)
+NORMS = ("2", "1", "inf", "1/100", "3", "1.5", "4", "spectral")
+
+
+class Networks(NamedTuple):
+    """Stacked networks and their data, placed on the devices."""
+
+    ensemble: Ensemble
+    state: Any
+    labels: jax.Array  # [M, N]
+    images: jax.Array  # uint8 [N, H, W, C]
+
+
+def make_networks(model: str, members: int, batch_size: int, num_images: int) -> Networks:
+    """Fresh networks as an experiment makes them; convnet5 has batch normalisation.
+
+    The devices must divide their number, so there may be more of them than `members`.
+    """
+    prepare_cpu()
+    images, labels = make_data(num_images, IMAGE_SHAPE)
+    ensemble = make_ensemble(
+        make_model(model, NUM_CLASSES, batch_norm=model == "convnet5"),
+        make_model(model, NUM_CLASSES),
+        optax.sgd(0.01, momentum=0.9),
+        image_shape=IMAGE_SHAPE,
+        batch_size=batch_size,
+        target_losses=(0.01,),
+        norms=[parse_norm(name) for name in NORMS],
+    )
+    padded = pad_members([Member(i, i, "default_init", 0.0) for i in range(members)])
+    state = ensemble.init(shard_members(jnp.stack([member.key(0) for member in padded])))
+    labels = shard_members(np.broadcast_to(labels, (len(padded), num_images)))
+    return Networks(ensemble, state, labels, share(images))
+
+
+def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
+    """A jitted function compiled for these arguments; seconds of tracing and compilation."""
+    started = time.perf_counter()
+    compiled = fn.lower(*args).compile()
+    return compiled, time.perf_counter() - started
+
+
+def prepare_train(model: str, members: int, batch_size: int, num_images: int) -> Prepared:
+    """A call is an epoch of `num_images` for all members; work is counted in network-steps."""
+    networks = make_networks(model, members, batch_size, num_images)
+    state, data = networks.state, (networks.labels, networks.images, share(make_order_key(0)))
+    train_epoch, compile_s = compile_for(networks.ensemble.train_epoch, state, *data)
+
+    def call():
+        nonlocal state
+        state, metrics = jax.block_until_ready(train_epoch(state, *data))
+        return metrics.loss[:members]
+
+    return Prepared(call, members * math.ceil(num_images / batch_size), compile_s)
+
+
+def prepare_evaluate(model: str, members: int, num_images: int) -> Prepared:
+    """A call evaluates all members under all of `NORMS`; work is counted in networks."""
+    networks = make_networks(model, members, 128, num_images)
+    args = (networks.state.variables, networks.labels, networks.images)
+    evaluate, compile_s = compile_for(networks.ensemble.evaluate, *args)
+    return Prepared(lambda: jax.block_until_ready(evaluate(*args)), members, compile_s)
+
+
+def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
+    """The same networks and batches; only loss and error of the networks as they are."""
+    networks = make_networks(model, members, 128, num_images)
+    net = make_model(model, NUM_CLASSES)
+    batch_size = choose_evaluation_batch_size()
+    fill = -num_images % batch_size
+    indices = jnp.pad(jnp.arange(num_images), (0, fill)).reshape(-1, batch_size)
+    weights = (jnp.arange(num_images + fill) < num_images).reshape(-1, batch_size)
+
+    def plain_pass(variables, labels, images):
+        def batch_sums(index_and_weight):
+            index, weight = index_and_weight
+            logits = net.apply(variables, standardize_images(images[index]))
+            loss = cross_entropy(logits, labels[index])
+            error = classification_error(logits, labels[index])
+            return jnp.sum(weight * loss), jnp.sum(weight * error)
+
+        with jax.default_matmul_precision("highest"):
+            return jax.lax.map(batch_sums, (indices, weights))
+
+    args = (networks.state.variables, networks.labels, networks.images)
+    plain, compile_s = compile_for(map_members(plain_pass, num_shared=1), *args)
+    return Prepared(lambda: jax.block_until_ready(plain(*args)), members, compile_s)
+
+
+def prepare_normalize(members: int, repeats: int) -> Prepared:
+    """`normalize_params` of the 3-layer net: one as a user calls it, many as the experiments do."""
+    if members > 1:
+        prepare_cpu()
+    net = make_model("convnet3", NUM_CLASSES)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+    rng = np.random.default_rng(0)
+    stack = () if members == 1 else (members,)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.1, (*stack, *leaf.shape)), jnp.float32), shapes
+    )
+    fn = jax.jit(normalize_params)
+    if members > 1:
+        fn, params = map_members(normalize_params), shard_members(params)
+    normalize, compile_s = compile_for(fn, params)
+
+    def call():
+        for _ in range(repeats):
+            normalized = jax.block_until_ready(normalize(params))
+        return normalized
+
+    return Prepared(call, members * repeats, compile_s)

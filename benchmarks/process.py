@@ -1,0 +1,52 @@
+"""What only a fresh Python process can show: start-up times and peak memory."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter() - started)"
+
+
+def run_python(*arguments: str) -> str:
+    """What a Python process writes to stdout; its stderr is shown if it fails.
+
+    Raises:
+      RuntimeError: it failed.
+    """
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise RuntimeError(f"python {' '.join(arguments)}: exit code {done.returncode}")
+    return done.stdout
+
+
+def seconds_of(statement: str, after: str = "pass") -> float:
+    """Seconds that a statement takes in a fresh process, `after` another one that is not timed."""
+    return float(run_python("-c", f"{after}; {TIMED.format(statement)}"))
+
+
+def wall_seconds(arguments: Sequence[str]) -> float:
+    """Seconds from a process's start to its end."""
+    started = time.perf_counter()
+    run_python(*arguments)
+    return time.perf_counter() - started
+
+
+def peak_megabytes(statement: str) -> float:
+    """Peak resident memory of a process that runs a statement, in MB (10^6 bytes).
+
+    On Linux a child's peak counts from its fork on, and so is never below its parent's memory: the
+    caller must be small, which is why `benchmarks.run` imports no JAX.
+
+    Raises:
+      RuntimeError: the statement failed.
+    """
+    process = subprocess.Popen([sys.executable, "-c", statement])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"python -c {statement!r}: exit code {process.returncode}")
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return usage.ru_maxrss * unit / 1e6

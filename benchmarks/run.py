@@ -1,0 +1,86 @@
+"""Measures normjax against its contenders, in the same run.
+
+    python -m benchmarks.run [--only=train3,memory,...] [--out=FILE]
+
+prints a table as results come, ratios at its end, and writes all rows to a JSON file. Nothing else
+should run on the machine meanwhile. Run it in the folder that holds this package.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.benches import BENCHES, has_torch, summarize
+from benchmarks.timing import Row
+
+TABLE = "{:<10}{:<30}{:>8}{:>7}{:>12}  {:<16}{:>10}"
+
+
+def format_row(row: Row) -> str:
+    """A line of the table."""
+    cells = ["-" if cell is None else cell for cell in row]
+    cells[4] = f"{row.value:.4g}"
+    if row.compile_s is not None:
+        cells[6] = f"{row.compile_s:.1f}"
+    return TABLE.format(*cells)
+
+
+def parse_names(only: str | None) -> list[str]:
+    """The benches that are asked for; all of them if none is named.
+
+    Raises:
+      ValueError: a name that is not one of them.
+    """
+    names = list(BENCHES) if only is None else [name.strip() for name in only.split(",")]
+    unknown = [name for name in names if name not in BENCHES]
+    if unknown:
+        raise ValueError(f"--only={only}: no bench {unknown[0]!r}; allowed: {', '.join(BENCHES)}")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benches; a mistake is one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", help=f"benches, with commas: {', '.join(BENCHES)}")
+    parser.add_argument("--out", default="runs/benchmarks.json", help="the JSON file")
+    options, stray = parser.parse_known_args(argv)
+    out = Path(options.out)
+    try:
+        if stray:
+            raise ValueError(f"unexpected argument {stray[0]!r}; options are --only and --out")
+        names = parse_names(options.only)
+        if out.is_dir():
+            raise ValueError(f"--out={out} is a folder; a file is needed")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+    # Several JAX processes live at a time; none may take most of a GPU's memory for itself.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if not has_torch():
+        print("PyTorch is not installed, its contenders are left out: pip install -e '.[bench]'")
+    header = TABLE.format(*Row._fields)
+    print(header, "-" * len(header), sep="\n", flush=True)
+    rows = []
+    for name in names:
+        for row in BENCHES[name]():
+            rows.append(row)
+            print(format_row(row), flush=True)
+        write_rows(out, rows)
+    ratios = summarize(rows)
+    print("", *map(format_row, ratios), sep="\n")
+    write_rows(out, rows + ratios)
+    print(f"\n{out}: {len(rows)} measurements, {len(ratios)} ratios")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Writes rows as a JSON list of objects."""
+    path.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

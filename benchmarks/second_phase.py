@@ -1,0 +1,67 @@
+"""Times the experiments' second phase as it runs, and the training inside it.
+
+    python -m benchmarks.second_phase --workdir=DIR --epochs=20 --num_seeds=2 ...
+
+takes the experiments' flags and prints a JSON object of seconds per epoch, a list for each key.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jax
+
+from benchmarks.synthetic import NUM_CLASSES, make_data
+from experiments import flags, sweep
+from normjax.data import Dataset, Split
+from normjax.ensemble import Member
+
+ROUNDS = 3
+TRAIN_SIZE = 5_000
+
+
+def main(config: flags.Config) -> None:
+    """Runs the second phase `ROUNDS` times, after a short one that compiles."""
+    flags.prepare_cpu()
+    split = Split(*make_data(config.train_size or TRAIN_SIZE, (32, 32, 3)))
+    dataset = Dataset(split, split, tuple(map(str, range(NUM_CLASSES))), "synthetic")
+    members = [Member(i, i, "default_init", 0.0) for i in range(config.num_seeds)]
+    config = dataclasses.replace(config, pretrain_epochs=0)
+    whole = sweep.make_sweep("benchmark", config, dataset, members, lambda *_: split.labels)
+
+    time_phase(whole, Path(config.workdir) / "warm_up", 1)
+    rounds = [
+        time_phase(whole, Path(config.workdir) / str(i), config.epochs) for i in range(ROUNDS)
+    ]
+    names = ("whole epoch", "training alone")
+    print(json.dumps(dict(zip(names, zip(*rounds, strict=True), strict=True))))
+
+
+def time_phase(whole: sweep.Sweep, run_dir: Path, epochs: int) -> tuple[float, float]:
+    """Seconds per epoch of a group's whole training, and of `train_epoch` alone within it.
+
+    The first has everything: the networks' start, evaluation, snapshots, checkpoints, logging.
+    """
+    run_dir.mkdir(parents=True)
+    training = 0.0
+
+    def train_epoch(*args):
+        nonlocal training
+        started = time.perf_counter()
+        out = jax.block_until_ready(whole.ensemble.train_epoch(*args))
+        training += time.perf_counter() - started
+        return out
+
+    timed = whole._replace(
+        config=dataclasses.replace(whole.config, epochs=epochs),
+        ensemble=whole.ensemble._replace(train_epoch=train_epoch),
+    )
+    started = time.perf_counter()
+    jax.block_until_ready(sweep.train_group(timed, run_dir, 0))
+    return (time.perf_counter() - started) / epochs, training / epochs
+
+
+if __name__ == "__main__":
+    flags.define_flags("second_phase")
+    flags.run(main)
