@@ -18,8 +18,8 @@ FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")
 # `label_placement` is a part of plotting.
 LAYERS = (
     ("experiments",),
-    ("report", "plotting", "label_placement", "ensemble", "checkpoints"),
-    ("train", "evaluate", "snapshots", "controls", "summary"),
+    ("report", "plotting", "label_placement", "linear_plots", "ensemble", "checkpoints"),
+    ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
     ("models", "normalize", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution"),
     ("types",),
@@ -95,7 +95,7 @@ def test_imports_have_no_circles():
 
 
 def test_heavy_libraries_stay_in_their_rooms():
-    assert importers_of("matplotlib") <= {"plotting", "label_placement", "report"}
+    assert importers_of("matplotlib") <= {"plotting", "label_placement", "linear_plots", "report"}
     assert importers_of("tensorflow_datasets") == {"data"}
     assert importers_of("absl") == {"experiments"}
     assert importers_of("orbax") == {"checkpoints"}
