@@ -81,7 +81,7 @@ def train_cases(
             for name, way in ways.items()
         ]
     # Beyond that a step of it takes minutes on a CPU, and no less per network than with 4 members.
-    if with_gpu or members * batch <= 4096:
+    if with_gpu or members * batch <= 1024:
         args = (model, members, batch)
         cases.append(Case("Flax vmap", members, batch, f"{FLAX}:prepare_vmap", args))
     return cases
@@ -117,7 +117,7 @@ def normalize() -> Iterator[Row]:
 def epoch() -> Iterator[Row]:
     """An epoch of the experiments' second phase against its training alone."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ("--epochs=20", "--num_seeds=2", "--target_losses=0.0044", "--norms=2,1/100")
+        flags = ("--epochs=60", "--num_seeds=2", "--target_losses=0.0044", "--norms=2,1/100")
         seconds = json.loads(
             run_python("-m", "benchmarks.second_phase", f"--workdir={folder}", *flags)
         )

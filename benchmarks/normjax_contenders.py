@@ -57,7 +57,7 @@ def make_networks(model: str, members: int, batch_size: int, num_images: int) ->
         norms=[parse_norm(name) for name in NORMS],
     )
     padded = pad_members([Member(i, i, "default_init", 0.0) for i in range(members)])
-    state = ensemble.init(shard_members(jnp.stack([member.key(0) for member in padded])))
+    state = ensemble.init(shard_members(jnp.stack([member.key(0) for member in padded])), None)
     labels = shard_members(np.broadcast_to(labels, (len(padded), num_images)))
     return Networks(ensemble, state, labels, share(images))
 

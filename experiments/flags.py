@@ -29,6 +29,7 @@ class Config:
     batch_norm: bool
     corruption_levels: tuple[float, ...]
     corruption: str
+    init_stds: tuple[float, ...]
     num_seeds: int
     seed: int
     pretrain_epochs: int
@@ -38,6 +39,7 @@ class Config:
     momentum: float
     target_losses: tuple[float, ...]
     norms: tuple[str, ...]
+    test_every: int
     members_per_group: int | None
     checkpoint_every: int
     resume: bool
@@ -52,9 +54,12 @@ def define_flags(experiment: str, **defaults: object) -> None:
     default = {
         "workdir": f"runs/{experiment}",
         "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
+        "init_stds": "",
+        "num_seeds": 1,
+        "pretrain_epochs": 30,
         **defaults,
-    }.get
-    flags.DEFINE_string("workdir", default("workdir"), "Folder that the run is written to.")
+    }
+    flags.DEFINE_string("workdir", default["workdir"], "Folder that the run is written to.")
     flags.DEFINE_string(
         "dataset", "digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set."
     )
@@ -64,12 +69,15 @@ def define_flags(experiment: str, **defaults: object) -> None:
     flags.DEFINE_enum("model", "convnet3", MODEL_NAMES, "The network.")
     flags.DEFINE_bool("batch_norm", False, "Batch normalisation (convnet5 only).")
     flags.DEFINE_list(
-        "corruption_levels", default("corruption_levels"), "Fractions of corrupted labels."
+        "corruption_levels", default["corruption_levels"], "Fractions of corrupted labels."
     )
     flags.DEFINE_enum("corruption", "swap", METHODS, "How labels are corrupted.")
-    flags.DEFINE_integer("num_seeds", 1, "Networks for each level.")
+    flags.DEFINE_list("init_stds", default["init_stds"], "Initial standard deviations.")
+    flags.DEFINE_integer("num_seeds", default["num_seeds"], "Networks for each level.")
     flags.DEFINE_integer("seed", 0, "Seed of the whole run.")
-    flags.DEFINE_integer("pretrain_epochs", 30, "Epochs on the corrupted labels.")
+    flags.DEFINE_integer(
+        "pretrain_epochs", default["pretrain_epochs"], "Epochs on the corrupted labels."
+    )
     flags.DEFINE_integer("epochs", 80, "Epochs on the true labels.")
     flags.DEFINE_integer("batch_size", 128, "Examples in a step, in both phases.")
     flags.DEFINE_float("learning_rate", 0.01, "SGD's constant learning rate.")
@@ -78,6 +86,7 @@ def define_flags(experiment: str, **defaults: object) -> None:
         "target_losses", "", "Training losses (nats) to keep the nearest snapshot of."
     )
     flags.DEFINE_list("norms", "2,1/100", "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.")
+    flags.DEFINE_integer("test_every", 0, "Epochs between test losses in metrics.jsonl; 0: none.")
     flags.DEFINE_integer("members_per_group", None, "Networks trained at once; all if not given.")
     flags.DEFINE_integer("checkpoint_every", 10, "Epochs between two checkpoints.")
     flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
@@ -134,11 +143,15 @@ def validate(config: Config) -> None:
     check(bool(levels), "corruption_levels", "at least one level is needed")
     check(all(0 <= x <= 1 for x in levels), "corruption_levels", "levels must lie in [0, 1]")
     check(len(set(levels)) == len(levels), "corruption_levels", "every level may stand there once")
+    stds = config.init_stds
+    check(all(0 < x < math.inf for x in stds), "init_stds", "standard deviations must be positive")
+    check(len(set(stds)) == len(stds), "init_stds", "every one may stand there once")
     for name in ("num_seeds", "epochs", "batch_size", "checkpoint_every"):
         check(getattr(config, name) >= 1, name, "must be at least 1")
     for name in ("train_size", "test_size", "members_per_group"):
         check(getattr(config, name) is None or getattr(config, name) >= 1, name, "must be >= 1")
-    check(config.pretrain_epochs >= 0, "pretrain_epochs", "must not be negative")
+    for name in ("pretrain_epochs", "test_every"):
+        check(getattr(config, name) >= 0, name, "must not be negative")
     check(0 <= config.seed < 2**32, "seed", "must lie in [0, 2^32)")  # JAX drops further bits
     check(0 < config.learning_rate < math.inf, "learning_rate", "must be positive")
     check(0 <= config.momentum < 1, "momentum", "must lie in [0, 1)")

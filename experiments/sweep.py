@@ -1,7 +1,6 @@
 """One sweep: train the members, keep the snapshots, evaluate, write tables, figures and the page.
 
-The one code path of every experiment; an experiment's own file says only which members there are
-and which labels they are trained on.
+The one code path of every experiment; an experiment's own file says only which members there are.
 """
 
 import sys
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from experiments import records
 from experiments.flags import Config, prepare_cpu
+from experiments.members import first_labels, numbered, own_labels
 from normjax import checkpoints, plotting, report, results, summary
 from normjax.data import Dataset, load_dataset
 from normjax.ensemble import (
@@ -34,7 +34,7 @@ from normjax.evaluate import Evaluation, dataset_means, parse_norm
 from normjax.models import make_model
 from normjax.results import ResultRow, write_results
 
-Labels = Callable[[Member, Dataset], np.ndarray]  # a member's labels for the first phase
+Labels = Callable[[Config, Dataset, Member, str], np.ndarray]  # a member's labels for a split
 
 
 class Sweep(NamedTuple):
@@ -45,13 +45,10 @@ class Sweep(NamedTuple):
     dataset: Dataset
     ensemble: Ensemble
     groups: list[list[Member]]
-    pretrain_labels: Labels
 
 
-def run_sweep(
-    experiment: str, config: Config, members: Sequence[Member], pretrain_labels: Labels
-) -> None:
-    """Runs an experiment from its configuration to its report.
+def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> None:
+    """Runs an experiment from its configuration to its report; it numbers the members.
 
     A mistake in the configuration or the data ends the program with one line before any training.
     """
@@ -63,7 +60,7 @@ def run_sweep(
             print(f"{run_dir}: this run is finished, there is nothing to do")
             return
         dataset = load_data(config)
-        sweep = make_sweep(experiment, config, dataset, members, pretrain_labels)
+        sweep = make_sweep(experiment, config, dataset, numbered(members))
         records.start_run(run_dir, experiment, config, dataset, sweep.groups)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
@@ -101,11 +98,7 @@ def load_data(config: Config) -> Dataset:
 
 
 def make_sweep(
-    experiment: str,
-    config: Config,
-    dataset: Dataset,
-    members: Sequence[Member],
-    pretrain_labels: Labels,
+    experiment: str, config: Config, dataset: Dataset, members: Sequence[Member]
 ) -> Sweep:
     """The functions, not yet compiled, and the members in the groups that are trained at once.
 
@@ -125,7 +118,7 @@ def make_sweep(
     )
     size = config.members_per_group or len(members)
     groups = [list(members[i : i + size]) for i in range(0, len(members), size)]
-    return Sweep(experiment, config, dataset, ensemble, groups, pretrain_labels)
+    return Sweep(experiment, config, dataset, ensemble, groups)
 
 
 def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
@@ -152,23 +145,25 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
     members = sweep.groups[group]
     padded = pad_members(members)
     keys = jnp.stack([member.key(config.seed) for member in padded])
-    corrupted = np.stack([sweep.pretrain_labels(member, dataset) for member in padded])
-    true = np.broadcast_to(dataset.train.labels, corrupted.shape)
+    stds = [member.init_std for member in padded]
+    first = np.stack([first_labels(config, dataset, member) for member in padded])
+    second = np.stack([own_labels(config, dataset, member, "train") for member in padded])
     images = share(dataset.train.images)
+    test = evaluation_data(sweep, padded, "test", own_labels)
     order_key = share(make_order_key(config.seed))
 
-    state = ensemble.init(shard_members(keys))
+    state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
     snapshots = ensemble.init_snapshots(state)
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         (state, snapshots), start = checkpoints.restore_progress(
             checkpointer, (state, snapshots), len(members)
         )
         records.keep_metrics(run_dir, group, start)
-        labels = shard_members(corrupted if start < config.pretrain_epochs else true)
+        labels = shard_members(first if start < config.pretrain_epochs else second)
         for step in epochs_progress(sweep, group, start):
             is_pretraining = step < config.pretrain_epochs
             if step == config.pretrain_epochs:
-                labels = shard_members(true)
+                labels = shard_members(second)
                 state = ensemble.reset_optimizer(state)
             key = jax.random.fold_in(order_key, step)
             state, metrics = ensemble.train_epoch(state, labels, images, key)
@@ -177,9 +172,12 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
             if not is_pretraining:
                 now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
                 snapshots, measured = ensemble.track(
-                    snapshots, state, labels, metrics.loss, images, *now
+                    snapshots, state, labels, metrics, images, *now
                 )
-                values |= measured._asdict()
+                values |= {f"train_{name}": value for name, value in measured._asdict().items()}
+            if config.test_every and (step + 1) % config.test_every == 0:
+                measured = ensemble.evaluate_plainly(state.variables, *test)
+                values |= {f"test_{name}": value for name, value in measured._asdict().items()}
             phase = "pretrain" if is_pretraining else "train"
             common = {"group": group, "step": step + 1, "phase": phase, "epoch": epoch}
             records.append_metrics(run_dir, members, common, jax.device_get(values))
@@ -188,10 +186,22 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
 
 
 def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
-    """The epochs of both phases that are still to be trained, with a bar on a terminal."""
+    """The epochs of both phases that are still to be trained.
+
+    With a bar on a terminal; elsewhere, as into a log file, with a line after each.
+    """
     total = sweep.config.pretrain_epochs + sweep.config.epochs
     name = f"group {group + 1} of {len(sweep.groups)}, {len(sweep.groups[group])} networks"
-    return tqdm(range(start, total), name, total, initial=start, unit="epoch", disable=None)
+    steps = tqdm(range(start, total), name, total, initial=start, unit="epoch", disable=None)
+    if not steps.disable:
+        yield from steps
+        return
+    started = time.monotonic()
+    for step in range(start, total):
+        yield step
+        seconds = (time.monotonic() - started) / (step + 1 - start)
+        left = tqdm.format_interval(seconds * (total - step - 1))
+        print(f"{name}: epoch {step + 1} of {total}, {left} left", file=sys.stderr, flush=True)
 
 
 def selections(config: Config, state: Any, snapshots: Any) -> Iterator[tuple[str, Any, Any, Any]]:
@@ -212,24 +222,51 @@ def evaluate_selection(
     epochs: np.ndarray,
     valid: np.ndarray,
 ) -> list[ResultRow]:
-    """Rows for each member with a network at this selection, one for each norm."""
-    count = len(epochs)
+    """Rows for each member with a network here, one for each kind of labels and norm."""
+    padded = pad_members(members)
     variables = shard_members(variables)
-    splits = []
-    for split in (sweep.dataset.train, sweep.dataset.test):
-        labels = shard_members(np.broadcast_to(split.labels, (count, len(split.labels))))
-        sums = sweep.ensemble.evaluate(variables, labels, share(split.images))
-        splits.append(jax.device_get(sums))
     rows = []
-    for i, member in enumerate(members):
-        if valid[i]:
+    for labels, labels_of in (("natural", natural_labels), ("random", own_labels)):
+        chosen = [i for i, m in enumerate(members) if valid[i] and labels in label_kinds(m)]
+        if not chosen:
+            continue
+        splits = [
+            sweep.ensemble.evaluate(variables, *evaluation_data(sweep, padded, split, labels_of))
+            for split in ("train", "test")
+        ]
+        splits = jax.device_get(splits)
+        for i in chosen:
             own = [take_member(sums, i) for sums in splits]
-            rows += member_rows(sweep, member, selection, int(epochs[i]), *own)
+            rows += member_rows(sweep, members[i], labels, selection, int(epochs[i]), *own)
     return rows
 
 
+def label_kinds(member: Member) -> tuple[str, ...]:
+    """The labels that a network is evaluated on."""
+    return ("natural", "random") if member.family == "random_labels" else ("natural",)
+
+
+def natural_labels(_config: Config, dataset: Dataset, _member: Member, split: str) -> np.ndarray:
+    """The true labels, whatever a network was trained on."""
+    return getattr(dataset, split).labels
+
+
+def evaluation_data(
+    sweep: Sweep, padded: Sequence[Member], split: str, labels_of: Labels
+) -> tuple[Any, Any]:
+    """The members' labels [M, N] and the images of a split, on the devices."""
+    labels = np.stack([labels_of(sweep.config, sweep.dataset, m, split) for m in padded])
+    return shard_members(labels), share(getattr(sweep.dataset, split).images)
+
+
 def member_rows(
-    sweep: Sweep, member: Member, selection: str, epoch: int, train: Evaluation, test: Evaluation
+    sweep: Sweep,
+    member: Member,
+    labels: str,
+    selection: str,
+    epoch: int,
+    train: Evaluation,
+    test: Evaluation,
 ) -> list[ResultRow]:
     """A member's rows at one selection; means and ln K are taken in float64."""
     means = {}
@@ -246,7 +283,7 @@ def member_rows(
             seed=member.seed,
             family=member.family,
             level=member.level,
-            labels="natural",
+            labels=labels,
             selection=selection,
             epoch=epoch,
             norm=norm,

@@ -20,6 +20,7 @@ _MODULE_OF = {
     "load_member": "checkpoints",
     "make_model": "models",
     "margins": "losses",
+    "monitor": "evaluate",
     "normalize_params": "normalize",
     "param_norms": "normalize",
     "product_norm": "normalize",

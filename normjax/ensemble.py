@@ -38,6 +38,7 @@ class Member(NamedTuple):
     seed: int  # 0 .. num_seeds - 1
     family: str  # pretrain | init_scale | default_init | random_labels
     level: float  # the corruption fraction, or the initial standard deviation
+    init_std: float | None = None  # of every parameter; None is the default initialization
 
     def stream(self, run_seed: int) -> list[int]:
         """What its randomness is drawn from: its own definition, never its place in the run."""
@@ -58,21 +59,22 @@ def make_order_key(run_seed: int) -> Array:
 
 
 class Measured(NamedTuple):
-    """A network over the whole training set at the end of an epoch; NaN where it was not needed."""
+    """A network over a whole data set as it is; NaN where that was not needed."""
 
-    train_loss: Array
-    train_error: Array
+    loss: Array
+    error: Array
 
 
 class Ensemble(NamedTuple):
     """Compiled functions of stacked members: every leaf of a state has a leading member axis."""
 
-    init: Callable  # keys [M] -> TrainState
+    init: Callable  # (keys [M], init_stds [M] or None) -> TrainState
     reset_optimizer: Callable  # TrainState -> TrainState
     train_epoch: Callable  # (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M])
     init_snapshots: Callable  # TrainState -> Snapshots
-    track: Callable  # (Snapshots, TrainState, labels, running_loss [M], images, epoch, is_last)
+    track: Callable  # (Snapshots, TrainState, labels, Metrics [M], images, epoch, is_last)
     #   -> (Snapshots, Measured [M])
+    evaluate_plainly: Callable  # (variables, labels [M, N], images) -> Measured [M]
     evaluate: Callable  # (variables, labels [M, N], images) -> Evaluation
 
 
@@ -110,22 +112,29 @@ def make_ensemble(
             absorb_batch_norm(variables), images, labels
         )
 
-    evaluate_plainly = make_evaluate(())
+    evaluate_without_norms = make_evaluate(())
 
-    def track(snapshots, state, labels, running_loss, images, epoch, is_last):
+    def evaluate_plainly(variables, labels, images):
+        sums = evaluate_without_norms(variables, labels, images)
+        return Measured(jnp.sum(sums.loss) / len(labels), jnp.sum(sums.error) / len(labels))
+
+    def init(key, init_std):
+        own_model = model if init_std is None else model.clone(init_std=init_std)
+        return init_state(own_model, tx, key, image_shape)
+
+    def track(snapshots, state, labels, metrics, images, epoch, is_last):
         def measure():
-            sums = evaluate_plainly(state.variables, labels, images)
-            loss, error = (jnp.sum(x) / len(labels) for x in (sums.loss, sums.error))
-            kept = update_snapshots(snapshots, targets, state.variables, loss, error, epoch)
-            return kept, Measured(loss, error)
+            measured = evaluate_plainly(state.variables, labels, images)
+            kept = update_snapshots(snapshots, targets, state.variables, *measured, epoch)
+            return kept, measured
 
-        is_needed = is_last | may_be_nearest(snapshots, targets, running_loss)
+        is_needed = is_last | may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
         unknown = Measured(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, measured = jax.lax.cond(is_needed, measure, lambda: (snapshots, unknown))
-        return kept._replace(running_loss=running_loss), measured
+        return kept._replace(running_loss=metrics.loss), measured
 
     return Ensemble(
-        init=map_members(lambda key: init_state(model, tx, key, image_shape)),
+        init=map_members(init),
         reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
         train_epoch=map_members(
             lambda state, labels, images, key: train_epoch(state, images, labels, key),
@@ -134,6 +143,7 @@ def make_ensemble(
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One after another everywhere: side by side, none could skip what another needs.
         track=map_members(track, num_shared=3, one_by_one=True),
+        evaluate_plainly=map_members(evaluate_plainly, num_shared=1),
         evaluate=map_members(make_evaluate(norms), num_shared=1),
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 from normjax.data import standardize_images
 from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
 from normjax.normalize import product_norm
-from normjax.types import ApplyFn, Array
+from normjax.types import ApplyFn, Array, Norm, Params
 
 
 class NamedNorm(NamedTuple):
@@ -101,6 +101,47 @@ def make_evaluate(
         return Evaluation(loss, error, products, excess.T, normalized_error.T)
 
     return evaluate
+
+
+class Monitored(NamedTuple):
+    """What the paper recommends to watch during training, means over a batch."""
+
+    normalized_loss: Array  # cross entropy of the normalised network, nats
+    normalized_excess: Array  # the same less ln K, with all its digits
+    product_norm: Array
+
+
+def monitor(
+    params: Params,
+    logits: Array,
+    labels: Array,
+    norm: Norm = 2,
+    *,
+    scale: float = 1.0,
+    layers: Sequence[str] | None = None,
+) -> Monitored:
+    """The normalised training loss of a batch, from logits that a training step has anyway.
+
+    The paper's closing recommendation is to monitor it. It costs a pass over the parameters and
+    none over the data, works under `jit`, `vmap` and `shard_map`, and has no side effects. The
+    average over an epoch's batches is the loss of the epoch.
+
+    Args:
+      params: the parameters that gave the logits; those of a network with batch normalisation
+        through `absorb_batch_norm`.
+      logits: float [..., K], of a network that obeys eq. 2.
+      labels: int [...].
+      norm, scale, layers: see `normalize_params`.
+
+    Returns:
+      Scalars, float32 (float64 for float64 logits).
+
+    Raises:
+      ValueError: see `product_norm` and `excess_cross_entropy`.
+    """
+    product = product_norm(params, norm, scale=scale, layers=layers)
+    excess = jnp.mean(excess_cross_entropy(jnp.asarray(logits) / product, labels))
+    return Monitored(excess + math.log(jnp.shape(logits)[-1]), excess, product)
 
 
 def dataset_means(sums: Array, num_examples: int) -> np.ndarray:

@@ -24,7 +24,8 @@ class ResultRow(NamedTuple):
       seed: seed of the network's initialization and label corruption.
       family: "pretrain", "init_scale", "default_init" or "random_labels".
       level: corruption fraction, or the initial standard deviation.
-      labels: "natural" or "random": the labels trained and evaluated on.
+      labels: "natural" or "random": the labels evaluated on. A network of family "random_labels"
+        has rows of both kinds; its training was on the random ones.
       selection: "final" or "loss=0.0044" (the snapshot nearest that training loss).
       epoch: epoch of the selected snapshot.
       norm: "2", "1", "inf", "spectral", or with its scale "1/100".
@@ -153,6 +154,11 @@ def select(
         if wanted is not None and wanted not in known:
             raise ValueError(f"no results for {name} {wanted!r}; there are: {', '.join(known)}")
     return [row for row in rows if selection in (None, row.selection) and norm in (None, row.norm)]
+
+
+def on_own_labels(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """The rows whose networks are evaluated on the labels that they were trained on."""
+    return [row for row in rows if (row.family == "random_labels") == (row.labels == "random")]
 
 
 def _parse_row(values: dict[str, str], place: str) -> ResultRow:

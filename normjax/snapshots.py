@@ -30,27 +30,31 @@ def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
     return Snapshots(empty, infinite, jnp.zeros(num_targets, jnp.int32), jnp.float32(jnp.inf))
 
 
-def may_be_nearest(snapshots: Snapshots, targets: Array, running_loss: Array) -> Array:
+def may_be_nearest(
+    snapshots: Snapshots, targets: Array, running_loss: Array, running_error: Array
+) -> Array:
     """Whether the end of an epoch must be measured, as it may be the nearest to some target.
 
-    The running loss is the mean over the epoch, with the parameters as they were when each example
-    was seen. The loss at the epoch's end differs from it by less than the loss changes in an epoch
-    or two, and by some per cent because an example's loss is taken before the step that lowers
-    it. An epoch is skipped if every target is farther than 5% and three times the last change, on a
-    log scale, unless a target was passed without a network of zero error.
+    Running means are over the epoch, with the parameters as they were when each example was seen.
+    The loss at the epoch's end is below its running mean by what a falling loss loses in an epoch
+    or two, and by up to 10% because an example's loss is taken before the step that lowers it. An
+    epoch is skipped if all targets lie outside of that range, unless one was passed without a
+    network of zero error; and if more than 2% of its examples were misclassified.
 
     Args:
       snapshots: what is kept so far.
       targets: float32 [T], nats.
       running_loss: of the epoch that has just ended, scalar.
+      running_error: the same, a fraction.
 
     Returns:
-      A boolean scalar; True after the first epoch if there are targets, since no change is known.
+      A boolean scalar.
     """
-    change = jnp.abs(jnp.log(running_loss / snapshots.running_loss))
-    is_near = jnp.abs(jnp.log(running_loss / targets)) <= 0.05 + 3 * change
+    change = jnp.abs(jnp.log(running_loss / snapshots.running_loss))  # inf after the first epoch
+    highest, lowest = running_loss * jnp.exp(change), 0.9 * running_loss * jnp.exp(-3 * change)
+    is_near = (lowest <= targets) & (targets <= highest)
     is_passed = (running_loss < targets) & jnp.isinf(snapshots.loss)
-    return jnp.any(is_near | is_passed)
+    return jnp.any(is_near | is_passed) & (running_error <= 0.02)
 
 
 def update_snapshots(

@@ -20,6 +20,8 @@ _MEASURES = ("product_norm", "normalized_train_loss", "train_loss")
 def summarize(rows: Sequence[ResultRow]) -> dict[str, Any]:
     """The fits, controls and rank correlations of a run, per selection and norm.
 
+    Every network is taken as evaluated on the labels that it was trained on.
+
     Returns:
       A dictionary that JSON can hold: {"experiment", "num_members", "selections": {selection:
       {norm: part}}}, with these values in each part:
@@ -39,6 +41,7 @@ def summarize(rows: Sequence[ResultRow]) -> dict[str, Any]:
     """
     if not rows:
         raise ValueError("no results to summarize")
+    rows = results.on_own_labels(rows)
     selections: dict[str, dict[str, Any]] = {}
     for selection, norm in groups(rows):
         selections.setdefault(selection, {})[norm] = _summarize_group(rows, selection, norm)

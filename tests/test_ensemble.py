@@ -60,14 +60,14 @@ def train(ensemble, members, change=lambda state: state):
     padded = pad_members(members)
     images = share(images_and_labels()[0])
     labels = shard_members(labels_of(padded))
-    state = ensemble.init(shard_members(jnp.stack([m.key(0) for m in padded])))
+    state = ensemble.init(shard_members(jnp.stack([m.key(0) for m in padded])), None)
     state = change(state)
     snapshots = ensemble.init_snapshots(state)
     for epoch in range(2):
         key = jax.random.fold_in(jax.random.key(0), epoch)
         state, metrics = ensemble.train_epoch(state, labels, images, key)
     snapshots, measured = ensemble.track(
-        snapshots, state, labels, metrics.loss, images, jnp.int32(2), jnp.bool(True)
+        snapshots, state, labels, metrics, images, jnp.int32(2), jnp.bool(True)
     )
     evaluation = ensemble.evaluate(state.variables, labels, images)
     # How many batches an evaluation takes is the machine's business: only sums are compared.
@@ -138,7 +138,7 @@ def test_a_diverged_member_leaves_its_neighbours_untouched(monkeypatch, backend)
     for member in (B, C):
         assert_same(poisoned[member], healthy[member], rtol=0, atol=0)
     _, metrics, measured, evaluation = poisoned[A]
-    assert np.isnan(metrics.loss) and np.isnan(measured.train_loss)
+    assert np.isnan(metrics.loss) and np.isnan(measured.loss)
     assert np.isnan(evaluation.normalized_excess).all()
     assert evaluation.error == 50  # a NaN is never a right answer
 
@@ -148,19 +148,17 @@ def test_skipped_epochs_would_not_have_been_kept():
     ensemble = make("convnet3")
     images = share(images_and_labels()[0])
     labels = shard_members(labels_of([A, B]))
-    state = ensemble.init(shard_members(jnp.stack([m.key(0) for m in (A, B)])))
+    state = ensemble.init(shard_members(jnp.stack([m.key(0) for m in (A, B)])), None)
     sparing = thorough = ensemble.init_snapshots(state)
     skipped = []
     for epoch in range(1, 71):
         key = jax.random.fold_in(jax.random.key(0), epoch)
         state, metrics = ensemble.train_epoch(state, labels, images, key)
-        args = (state, labels, metrics.loss, images, jnp.int32(epoch))
+        args = (state, labels, metrics, images, jnp.int32(epoch))
         sparing, measured = ensemble.track(sparing, *args, jnp.bool(False))
         thorough, always = ensemble.track(thorough, *args, jnp.bool(True))
-        skipped.append(np.isnan(measured.train_loss))
-        np.testing.assert_array_equal(
-            measured.train_loss, np.where(skipped[-1], np.nan, always.train_loss)
-        )
+        skipped.append(np.isnan(measured.loss))
+        np.testing.assert_array_equal(measured.loss, np.where(skipped[-1], np.nan, always.loss))
     assert_same(sparing, thorough, rtol=0, atol=0)
     np.testing.assert_allclose(sparing.loss[:, 0], 0.01, rtol=0.2)
     assert np.all(np.mean(skipped, axis=0) > 0.5)
@@ -179,7 +177,7 @@ def test_nothing_is_compiled_again_after_the_first_epoch():
     keys = shard_members(jnp.stack([m.key(0) for m in (A, B)]))
     corrupted = shard_members(labels_of([A, B]))
     true = shard_members(np.stack([images_and_labels()[1]] * 2))
-    state = ensemble.init(keys)
+    state = ensemble.init(keys, None)
     snapshots = ensemble.init_snapshots(state)
     counts = []
     for step in range(6):
@@ -190,7 +188,7 @@ def test_nothing_is_compiled_again_after_the_first_epoch():
         before = len(compilations)
         state, metrics = ensemble.train_epoch(state, labels, images, key)
         now = (jnp.int32(step), jnp.bool(step == 5))
-        snapshots, _ = ensemble.track(snapshots, state, labels, metrics.loss, images, *now)
+        snapshots, _ = ensemble.track(snapshots, state, labels, metrics, images, *now)
         counts.append(len(compilations) - before)
     assert counts[0] >= 2  # the listener does hear: train_epoch and track
     assert counts[1:] == [0] * 5

@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from normjax.data import load_dataset, standardize_images
-from normjax.evaluate import NamedNorm, dataset_means, make_evaluate, parse_norm
+from normjax.evaluate import NamedNorm, dataset_means, make_evaluate, monitor, parse_norm
 from normjax.losses import cross_entropy, excess_cross_entropy
 from normjax.models import make_model
 from normjax.normalize import normalize_params, product_norm
@@ -153,3 +153,34 @@ def test_bad_norms_say_what_is_allowed(text, message):
     assert str(caught.value).startswith(message)
     assert "allowed: spectral, fro, inf, any p >= 1" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("norm", "scale"), [(2, 1.0), (1, 100.0)])
+def test_monitor_is_the_loss_of_the_normalised_network(norm, scale):
+    """Under jit and vmap, against float64 through normalised parameters and a forward pass."""
+    model = make_model("convnet3")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
+    labels = rng.integers(0, 10, 30).astype(np.int32)
+    init = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 8, 8, 1)))["params"])
+    stacked = init(jax.random.split(jax.random.key(0), 2))
+
+    @jax.jit
+    @jax.vmap
+    def monitored(params):
+        logits = model.apply({"params": params}, standardize_images(images))
+        return monitor(params, logits, labels, norm, scale=scale)
+
+    found = monitored(stacked)
+    for member in range(2):
+        params = jax.tree.map(lambda x, member=member: np.asarray(x[member]), stacked)
+        product = reference.product_norm(params, norm, scale)
+        np.testing.assert_allclose(found.product_norm[member], product, rtol=1e-6)
+        normalized = normalize_params(params, norm, scale=scale)
+        logits = reference.convnet3_logits(normalized, images)
+        excess = reference.excess(logits, labels).mean()
+        np.testing.assert_allclose(found.normalized_excess[member], excess, rtol=1e-4, atol=0)
+        np.testing.assert_allclose(
+            found.normalized_loss[member], np.log(10) + excess, rtol=3e-7, atol=0
+        )
+        assert abs(excess) > 1e-7

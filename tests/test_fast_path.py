@@ -13,6 +13,7 @@ from benchmarks import flax_contender
 from normjax.ensemble import make_ensemble, shard_members, share, take_member
 from normjax.evaluate import parse_norm
 from normjax.models import make_model
+from normjax.train import Metrics
 
 NUM_STEPS, BATCH_SIZE, SHAPE = 20, 32, (16, 16, 3)
 TX = optax.sgd(0.02, momentum=0.9)
@@ -59,7 +60,7 @@ def test_twenty_steps_are_those_of_plain_flax(name):
     """
     ensemble = make(name)
     images, labels = make_data(2, BATCH_SIZE)
-    state = ensemble.init(shard_members(jax.random.split(jax.random.key(3), 2)))
+    state = ensemble.init(shard_members(jax.random.split(jax.random.key(3), 2)), None)
     start = jax.device_get(state.variables)
     losses = []
     for i in range(NUM_STEPS):
@@ -89,12 +90,13 @@ def test_an_epoch_lowers_for_accelerators(name, platform, monkeypatch):
     images, labels = make_data(num_members, 2 * BATCH_SIZE)
     images, labels = share(images), shard_members(labels)
     keys = jax.random.split(jax.random.key(0), num_members)
-    state = ensemble.init(shard_members(keys))
+    state = ensemble.init(shard_members(keys), None)
     snapshots = ensemble.init_snapshots(state)
     now = (jnp.int32(1), jnp.bool(True))
+    metrics = Metrics(*[jnp.ones(num_members)] * 3)
     calls = {
         "train_epoch": (state, labels, images, jax.random.key(0)),
-        "track": (snapshots, state, labels, jnp.ones(num_members), images, *now),
+        "track": (snapshots, state, labels, metrics, images, *now),
         "evaluate": (state.variables, labels, images),
     }
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu" if platform == "cuda" else platform)

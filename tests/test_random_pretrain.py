@@ -11,6 +11,7 @@ import reference
 from PIL import Image
 
 from experiments import random_pretrain
+from experiments.members import first_labels, numbered
 from normjax import load_dataset, load_member, plotting
 from normjax.ensemble import make_order_key
 from normjax.models import make_model
@@ -284,7 +285,7 @@ def linear_run(invoke, tmp_path_factory):
 
 def test_a_member_is_what_one_network_alone_becomes(linear_run, config, monkeypatch):
     """Its two phases once more, with the functions for one network and no sweep."""
-    members, pretrain_labels = sweep_arguments(config, monkeypatch)
+    members = members_of(config, monkeypatch)
     dataset = load_dataset("digits", train_size=SIZES["train"])
     images, true = dataset.train
     model, tx = make_model("linear"), optax.sgd(0.001, momentum=0.9)
@@ -293,7 +294,7 @@ def test_a_member_is_what_one_network_alone_becomes(linear_run, config, monkeypa
     for step in range(5):
         if step == 2:
             state = reset_optimizer(tx, state)
-        labels = pretrain_labels(members[2], dataset) if step < 2 else true
+        labels = first_labels(config, dataset, members[2]) if step < 2 else true
         state, metrics = epoch(state, images, labels, jax.random.fold_in(make_order_key(0), step))
     loaded = load_member(linear_run, 2)[1]["params"]["Dense_0"]["kernel"]
     kernel = state.variables["params"]["Dense_0"]["kernel"]
@@ -337,19 +338,19 @@ def test_diverged_members_are_left_out_by_name(invoke, tmp_path, undrawn):
 # --- members and labels
 
 
-def sweep_arguments(config, monkeypatch):
-    """What random_pretrain asks the sweep for: (members, pretrain_labels)."""
+def members_of(config, monkeypatch):
+    """What random_pretrain asks the sweep for, numbered as the sweep does."""
     calls = []
     monkeypatch.setattr(random_pretrain, "run_sweep", lambda *args: calls.append(args))
     random_pretrain.main(config)
-    ((experiment, _, members, pretrain_labels),) = calls
+    ((experiment, _, found),) = calls
     assert experiment == "random_pretrain"
-    return members, pretrain_labels
+    return numbered(found)
 
 
 def test_members_are_levels_times_seeds(config, monkeypatch):
     config = dataclasses.replace(config, num_seeds=2)
-    members, _ = sweep_arguments(config, monkeypatch)
+    members = members_of(config, monkeypatch)
     assert [(m.index, m.level, m.seed, m.family) for m in members] == [
         (0, 0.0, 0, "pretrain"),
         (1, 0.0, 1, "pretrain"),
@@ -363,12 +364,12 @@ def test_members_are_levels_times_seeds(config, monkeypatch):
 @pytest.mark.parametrize("corruption", ["swap", "redraw"])
 def test_each_member_has_its_own_corrupted_labels(config, monkeypatch, corruption):
     config = dataclasses.replace(config, num_seeds=2, corruption=corruption)
-    members, pretrain_labels = sweep_arguments(config, monkeypatch)
+    members = members_of(config, monkeypatch)
     dataset = load_dataset("digits", train_size=1000)
     true = dataset.train.labels.copy()
-    labels = np.array([pretrain_labels(member, dataset) for member in members])
+    labels = np.array([first_labels(config, dataset, member) for member in members])
     np.testing.assert_array_equal(dataset.train.labels, true)
-    np.testing.assert_array_equal(pretrain_labels(members[3], dataset), labels[3])
+    np.testing.assert_array_equal(first_labels(config, dataset, members[3]), labels[3])
     wrong = (labels != true).mean(axis=1)
     # A chosen label comes out right one time in ten; 5 standard errors of 1000 draws.
     np.testing.assert_allclose(wrong, [0, 0, 0.45, 0.45, 0.9, 0.9], atol=0.05)

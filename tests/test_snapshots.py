@@ -78,25 +78,28 @@ def test_without_targets_there_is_nothing_to_keep():
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "kept", "expected"),
+    ("before", "now", "error", "kept", "expected"),
     [
-        (np.inf, 9.0, np.inf, True),  # the first epoch: no change is known
-        (2.0, 1.9, np.inf, False),  # far above 0.7
-        (0.75, 0.74, np.inf, True),  # 5.6% above 0.7, with a change of 1.3%
-        (0.751, 0.75, np.inf, False),  # 6.9% above, with a change of 0.1%
-        (1.0, 0.8, np.inf, True),  # 13% above, with a change of 22%
-        (0.411, 0.41, np.inf, True),  # 0.7 was passed without a snapshot
-        (0.411, 0.41, 0.69, False),  # 0.7 was passed with one, 0.2 is far
-        (0.41, np.nan, 0.69, False),
+        (np.inf, 9.0, 0.0, np.inf, True),  # the first epoch: no change is known
+        (2.0, 1.9, 0.0, np.inf, False),  # far above 0.7
+        (0.77, 0.76, 0.0, np.inf, True),  # 0.9 * 0.76 is below 0.7
+        (0.801, 0.8, 0.0, np.inf, False),  # 0.9 * 0.8 is not
+        (1.0, 0.8, 0.0, np.inf, True),  # but it may be with a change of 22%
+        (1.0, 0.8, 0.03, np.inf, False),  # 3% were misclassified
+        (0.71, 0.69, 0.0, 0.71, True),  # 0.7 was passed by less than the last change
+        (0.411, 0.41, 0.0, np.inf, True),  # 0.7 was passed without a snapshot
+        (0.411, 0.41, 0.0, 0.69, False),  # 0.7 was passed with one, 0.2 is far
+        (0.41, np.nan, 0.0, 0.69, False),
     ],
 )
-def test_an_epoch_is_measured_if_it_may_be_the_nearest(before, now, kept, expected):
+def test_an_epoch_is_measured_if_it_may_be_the_nearest(before, now, error, kept, expected):
     snapshots = init_snapshots(variables_of(0.0), 3)._replace(
         loss=jnp.array([np.inf, np.inf, kept]), running_loss=jnp.float32(before)
     )
-    assert bool(may_be_nearest(snapshots, TARGETS, jnp.float32(now))) is expected
+    found = may_be_nearest(snapshots, TARGETS, jnp.float32(now), jnp.float32(error))
+    assert bool(found) is expected
 
 
 def test_nothing_is_measured_for_no_target():
     empty = init_snapshots(variables_of(0.0), 0)
-    assert not may_be_nearest(empty, jnp.zeros(0), jnp.float32(1))
+    assert not may_be_nearest(empty, jnp.zeros(0), jnp.float32(1), jnp.float32(0))
