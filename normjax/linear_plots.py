@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from normjax import plotting
+from normjax.plot_style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
 
-_COLORS = (plotting._TRAIN_COLOR, plotting._TEST_COLOR)
+_COLORS = (TRAIN_COLOR, TEST_COLOR)
 _QUIET = "#9a9a9a"
 
 
@@ -25,18 +25,12 @@ def plot_linear_margin(
       angles: the columns of angles.csv.
       summary: the contents of summary.json.
     """
-    with matplotlib.rc_context(plotting._STYLE):
-        figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06, wspace=0.04)
-        figure.suptitle(
-            f"{summary['data_name']} · {summary['train_size']} examples in "
-            f"{summary['dimension']} dimensions · {len(draws['draw'])} training sets",
-            x=0.012,
-            ha="left",
-            fontsize=10,
-            color="#333333",
-        )
-        left, right = figure.subplots(1, 2)
+    title = (
+        f"{summary['data_name']} · {summary['train_size']} examples in "
+        f"{summary['dimension']} dimensions · {len(draws['draw'])} training sets"
+    )
+    with matplotlib.rc_context(STYLE):
+        figure, (left, right) = new_figure(title, (9.6, 4.8), 1, 2)
         _draw_angles(left, angles, summary["two_draws"])
         _draw_errors(right, draws, summary)
         for axes in (left, right):
@@ -66,7 +60,7 @@ def _draw_angles(
     if late.any():
         rate = middle[-1] * np.log(steps[-1]) / np.log(steps[late])
         label = "constant / log t, through the last median"
-        axes.plot(steps[late], rate, "--", color=plotting._LINE_COLOR, lw=1.1, label=label)
+        axes.plot(steps[late], rate, "--", color=LINE_COLOR, lw=1.1, label=label)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))

@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 
 # From the outermost to the innermost; a module imports from its own line or from those below it.
-# `label_placement` is a part of plotting.
+PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
 LAYERS = (
     ("experiments",),
-    ("report", "plotting", "label_placement", "linear_plots", "ensemble", "checkpoints"),
+    ("report", "ensemble", "checkpoints", *PLOTS),
     ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
     ("models", "normalize", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution"),
@@ -95,7 +95,7 @@ def test_imports_have_no_circles():
 
 
 def test_heavy_libraries_stay_in_their_rooms():
-    assert importers_of("matplotlib") <= {"plotting", "label_placement", "linear_plots", "report"}
+    assert importers_of("matplotlib") <= {*PLOTS, "report"}
     assert importers_of("tensorflow_datasets") == {"data"}
     assert importers_of("absl") == {"experiments"}
     assert importers_of("orbax") == {"checkpoints"}

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.text import Annotation, Text
 from PIL import Image
 from scipy import stats
 from synthetic_results import synthetic_rows
 
-from normjax import plotting
+from normjax import plot_style, plotting
 from normjax.label_placement import cluster_representatives, place_labels
 from normjax.results import select
 
@@ -15,6 +16,28 @@ from normjax.results import select
 @pytest.fixture(scope="module")
 def rows():
     return select(synthetic_rows(), selection="final", norm="2")
+
+
+def near_ln_k(rows, scale, shift=0.0):
+    """The same networks with normalised losses nearer to ln 10."""
+    return [
+        row._replace(
+            normalized_train_excess=scale * row.normalized_train_excess + shift,
+            normalized_test_excess=scale * row.normalized_test_excess + shift,
+            normalized_train_loss=np.log(10) + scale * row.normalized_train_excess + shift,
+            normalized_test_loss=np.log(10) + scale * row.normalized_test_excess + shift,
+        )
+        for row in rows
+    ]
+
+
+def with_random_labels(rows):
+    """A sweep with two more networks, trained on random labels, evaluated on both kinds."""
+    own = [
+        row._replace(family="random_labels", labels="random", level=1.0, member=100 + row.member)
+        for row in rows[:2]
+    ]
+    return [*rows, *own, *[row._replace(labels="natural", test_loss=99.0) for row in own]]
 
 
 def stars(axes):
@@ -34,7 +57,7 @@ def level_labels(axes):
     return [
         text
         for text in axes.texts
-        if isinstance(text, Annotation) and text.get_color() == plotting._LABEL_COLOR
+        if isinstance(text, Annotation) and text.get_color() == plot_style.LABEL_COLOR
     ]
 
 
@@ -120,19 +143,78 @@ def test_every_level_is_labelled_inside_the_panel_without_overlap(rows):
             assert (np.abs(all_stars - label.xy).max(axis=1) < 1e-12).any()
 
 
-def test_ticks_have_digits_and_no_offset(rows):
-    tight = [
-        row._replace(
-            normalized_train_loss=np.log(10) + 1e-7 * row.normalized_train_excess,
-            normalized_test_loss=np.log(10) + 1e-7 * row.normalized_test_excess,
-        )
-        for row in rows
-    ]
-    left, _ = plotting.plot_normalized_fit(tight).axes
+def tick_values(axis):
+    """The numbers that the ticks show, with the power of ten that stands beside the axis."""
+    power = axis.get_offset_text().get_text() or "1"
+    texts = [tick.get_text() for tick in axis.get_ticklabels()]
+    return [float(text.replace("−", "-")) * float(power.replace("−", "-")) for text in texts]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0), (1e-3, -0.5), (1e-2, 0), (1e-7, 0)])
+def test_ticks_show_their_places(rows, scale, shift):
+    left, _ = plotting.plot_normalized_fit(near_ln_k(rows, scale, shift)).axes
     for axis in (left.xaxis, left.yaxis):
-        assert axis.get_offset_text().get_text() == ""
-        ticks = [tick.get_text() for tick in axis.get_ticklabels()]
-        assert 2 <= len(ticks) <= 7 and len(set(ticks)) == len(ticks)
+        values, places = tick_values(axis), axis.get_majorticklocs()
+        low, high = axis.get_view_interval()
+        assert 3 <= np.sum((low <= places) & (places <= high)) <= 6
+        np.testing.assert_allclose(values, places, rtol=1e-9, atol=1e-9 * (high - low))
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "is_excess"),
+    [
+        (1e-7, 0, True),
+        (0.0138, 0, True),
+        (1e-4, -0.5, True),
+        (0.0141, 0, False),
+        (1e-3, -0.5, False),
+    ],
+)
+def test_losses_without_digits_are_drawn_less_ln_k(rows, scale, shift, is_excess):
+    # The excesses reach from -0.0719 to -0.0120 nats.
+    faint = near_ln_k(rows, scale, shift)
+    kind, less = ("excess", " - ln K") if is_excess else ("loss", "")
+    x_name, y_name = f"normalized_train_{kind}", f"normalized_test_{kind}"
+    raw, _, left, right = plotting.plot_four_panels(faint).axes
+    assert_stars(left, expected_points(faint, x_name, y_name))
+    assert_stars(right, expected_points(faint, x_name, "normalized_test_error", factor=100))
+    assert (
+        left.get_xlabel() == right.get_xlabel() == f"Normalised training cross-entropy{less} (nats)"
+    )
+    assert left.get_ylabel().replace("\n", " ") == f"Normalised test cross-entropy{less} (nats)"
+    assert "ln K" not in raw.get_xlabel() + raw.get_ylabel() + right.get_ylabel()
+    # The numbers are those of the losses in either form; a line has no digits to lose in scale 1.
+    x, y = (
+        np.array([getattr(row, f"normalized_{s}_excess") for row in rows])
+        for s in ("train", "test")
+    )
+    line = stats.linregress(x, y)
+    ln_k = np.log(10) + shift
+    intercept = ln_k + scale * y.mean() - line.slope * (ln_k + scale * x.mean())
+    rmse = scale * np.sqrt(np.sum((y - line.intercept - line.slope * x) ** 2) / (len(x) - 2))
+    first, second = left.texts[0].get_text().split("\n")
+    assert first.startswith(f"R² {line.rvalue**2:.5f} ")
+    assert float(first.split("RMSE")[1]) == pytest.approx(rmse, rel=1e-3)
+    name = "intercept of the losses" if is_excess else "intercept"
+    assert second == f"slope {line.slope:.4f}    {name} {intercept:.4f}"
+    assert raw.texts[0].get_text().count("of the losses") == 0
+
+
+def test_product_norms_over_two_decades_have_a_log_axis(rows):
+    for span, scale in ((99.0, "linear"), (101.0, "log")):
+        products = 7.0 * np.geomspace(1, span, len(rows))
+        spread = [row._replace(product_norm=p) for row, p in zip(rows, products, strict=True)]
+        (lone,) = plotting.plot_error_against_product_norm(spread).axes
+        raw, product, *_ = plotting.plot_four_panels(spread).axes
+        assert lone.get_xscale() == product.get_xscale() == scale
+        assert lone.get_yscale() == raw.get_xscale() == "linear"
+        assert_stars(lone, expected_points(spread, "product_norm", "test_error", factor=100))
+        ending = "Frobenius norms, log scale" if scale == "log" else "Frobenius norms"
+        assert lone.get_xlabel().endswith(ending) and product.get_xlabel().endswith(ending)
+    assert product.get_xlim()[0] < 7 and product.get_xlim()[1] > 707
+    scaled = [row._replace(norm="1/100") for row in rows]
+    (lone,) = plotting.plot_error_against_product_norm(scaled).axes
+    assert lone.get_xlabel().endswith("layers' L1 norms / 100")
 
 
 def test_diverged_networks_are_counted_not_drawn(rows):
@@ -154,10 +236,58 @@ def test_two_networks_have_no_line_but_a_reason(rows):
     assert left.texts[0].get_text() == "no line: 2 points; at least 3 are needed"
 
 
-def test_random_labels_are_called_rl_and_come_last(rows):
-    mixed = [*rows, rows[0]._replace(family="random_labels", labels="random", level=0.05)]
-    left, _ = plotting.plot_normalized_fit(mixed).axes
-    assert list(stars(left)) == ["0", "0.1", "0.5", "1", "RL"]
+def test_random_labels_are_called_rl_and_shown_on_their_own_labels(rows):
+    mixed = with_random_labels(rows)
+    figure = plotting.plot_normalized_and_raw(mixed, "Digits")
+    left, right = figure.axes
+    assert figure.get_suptitle().startswith("Digits · 14 networks · ")
+    legend = figure.legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "0.1", "0.5", "1", "RL"]
+    title = "Fraction of corrupted labels in pretraining (RL: random labels)"
+    assert legend.get_title().get_text() == title
+    expected = expected_points(rows, "train_loss", "test_loss")
+    expected["RL"] = np.array([(row.train_loss, row.test_loss) for row in mixed[12:14]])
+    assert_stars(right, expected)
+    colors = {line.get_label(): to_hex(line.get_color()) for line in right.lines}
+    assert colors["RL"] == plot_style.TEST_COLOR
+    assert len({colors[text] for text in expected}) == 5
+    assert {label.get_text() for label in level_labels(left)} == {"0", "0.1", "0.5", "1", "RL"}
+    x = np.array([row.normalized_train_loss for row in mixed[:14]])
+    y = np.array([row.normalized_test_loss for row in mixed[:14]])
+    slope = np.polyfit(x - x.mean(), y, 1)[0]
+    assert f"slope {slope:.4f}" in left.texts[0].get_text()  # the line is of all, as in figure 10
+    ends = [row for row in mixed if row.level == 0 or row.family == "random_labels"]
+    left, _ = plotting.plot_normalized_fit(ends).axes
+    assert list(stars(left)) == ["0", "RL"] and len(fitted_lines(left)) == 1  # figure 11
+
+
+def test_standard_deviations_with_random_labels_against_level(rows):
+    stds = {0.0: 0.001, 0.1: 0.0025, 0.5: 0.05, 1.0: 0.19}
+    scaled = [row._replace(family="init_scale", level=stds[row.level]) for row in rows]
+    loss, error = plotting.plot_losses_against_level(with_random_labels(scaled)).axes
+    for axes, name, factor in ((loss, "test_loss", 1), (error, "test_error", 100)):
+        texts = [tick.get_text() for tick in axes.get_xticklabels()]
+        assert texts == ["0.001", "0.0025", "0.05", "0.19", "RL"]
+        label = "Standard deviation of the initial weights (RL: random labels)"
+        assert axes.get_xlabel() == label
+        mean_line, dots = axes.lines[2:]
+        assert list(mean_line.get_xdata()) == [0, 1, 2, 3]  # random labels are no level
+        assert list(dots.get_xdata()) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4]
+        values = factor * np.array([getattr(row, name) for row in [*scaled, *scaled[:2]]])
+        np.testing.assert_allclose(dots.get_ydata(), values, rtol=1e-14)
+
+
+def test_draw_figures_takes_networks_on_their_own_labels(rows, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, _: figures.append(figure) or [])
+    mixed = with_random_labels(rows)
+    natural_only = [
+        row._replace(selection="loss=0.1") for row in mixed if row.family == "random_labels"
+    ][2:]
+    plotting.draw_figures([*mixed, *natural_only], "unused")
+    assert len(figures) == 5  # none at a selection of natural rows alone
+    for figure in figures:
+        assert figure.get_suptitle().startswith("14 networks · last epoch")
 
 
 def test_draw_figures_writes_readable_and_equal_files(tmp_path):
