@@ -9,7 +9,7 @@ quickstart: $(VENV)/base
 	    --flagfile=experiments/flagfiles/quickstart.flags --resume
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/test
 	$(VENV)/bin/python -m pytest -m slow
