@@ -149,7 +149,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
     first = np.stack([first_labels(config, dataset, member) for member in padded])
     second = np.stack([own_labels(config, dataset, member, "train") for member in padded])
     images = share(dataset.train.images)
-    test = evaluation_data(sweep, padded, "test", own_labels)
+    test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
     order_key = share(make_order_key(config.seed))
 
     state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
