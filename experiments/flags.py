@@ -8,12 +8,15 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
 from normjax.data.labels import METHODS
 from normjax.evaluate import parse_norm
 from normjax.models import MODEL_NAMES
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +99,44 @@ def define_flags(experiment: str, **defaults: object) -> None:
 
 def run(experiment: Callable[[Config], None]) -> None:
     """Parses the command line and runs; a mistake is one line on stderr and exit code 1."""
+    run_command(experiment, _parse)
+
+
+def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], Any]) -> None:
+    """Runs a command's `main` on what its `parse` makes of the command line."""
     logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
-    app.run(experiment, flags_parser=_parse)
+    app.run(main, flags_parser=parse)
+
+
+def parse(
+    argv: Sequence[str], make_config: Callable[[], T], values: flags.FlagValues = flags.FLAGS
+) -> T:
+    """Reads the command line into `values`, then the configuration that `make_config` gives.
+
+    A mistake is one line on stderr and exit code 1: an unknown or malformed flag, a stray
+    argument, or a ValueError of `make_config`.
+    """
+    try:
+        stray = values(argv)[1:]
+        if stray:
+            raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
+        return make_config()
+    except (flags.Error, ValueError) as error:
+        sys.exit(f"error: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    """What the user is told of an error."""
+    return " ".join(str(error).split())
 
 
 def _parse(argv: Sequence[str]) -> Config:
-    try:
-        stray = flags.FLAGS(argv)[1:]
-        if stray:
-            raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
+    def make_config() -> Config:
         config = Config(**{f.name: _value(f.name) for f in dataclasses.fields(Config)})
         validate(config)
-    except (flags.Error, ValueError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    return config
+        return config
+
+    return parse(argv, make_config)
 
 
 def _value(name: str) -> object:

@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 from tqdm import tqdm
 
+from experiments import flags as shared_flags
 from experiments import records
-from experiments.flags import to_flagfile
 from normjax import linear_margin, linear_plots, plotting
 from normjax.checkpoints import RUN_FILE
 from normjax.results import RESULTS_FILE, replacing
@@ -124,15 +124,13 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
     """The command line as a configuration; a mistake is one line on stderr and exit code 1."""
-    try:
-        stray = values(argv)[1:]
-        if stray:
-            raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
+
+    def make_config() -> Config:
         config = Config(**{f.name: values[f.name].value for f in dataclasses.fields(Config)})
         validate(config)
-    except (flags.Error, ValueError) as error:
-        sys.exit(_error_line(error))
-    return config
+        return config
+
+    return shared_flags.parse(argv, make_config, values)
 
 
 def validate(config: Config) -> None:
@@ -162,7 +160,7 @@ def main(config: Config) -> None:
         sets, not_separable = draw_training_sets(config)
         start_run(run_dir, config)
     except (ValueError, OSError) as error:
-        sys.exit(_error_line(error))
+        sys.exit(f"error: {shared_flags.one_line(error)}")
 
     steps = linear_margin.log_spaced_steps(config.num_steps)
     bar = tqdm(steps.tolist(), "gradient descent, log-spaced steps", unit="point", disable=None)
@@ -306,7 +304,7 @@ def draw_figure(run_dir: Path) -> Any:
 def start_run(run_dir: Path, config: Config) -> None:
     """Writes flags.txt and run.json before the descent."""
     with replacing(run_dir / "flags.txt") as path:
-        path.write_text(to_flagfile(config), encoding="utf-8")
+        path.write_text(shared_flags.to_flagfile(config), encoding="utf-8")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     run = {
         "experiment": EXPERIMENT,
@@ -314,10 +312,10 @@ def start_run(run_dir: Path, config: Config) -> None:
         "wall_time_s": None,
         "seed": config.seed,
         "versions": {"python": platform.python_version(), **versions},
-        "git_commit": records._git_commit(),
+        "git_commit": records.git_commit(),
         "config": dataclasses.asdict(config),
     }
-    records._write_json(run_dir / RUN_FILE, run)
+    records.write_json(run_dir / RUN_FILE, run)
 
 
 def _is_marked_finished(run_dir: Path) -> bool:
@@ -326,11 +324,6 @@ def _is_marked_finished(run_dir: Path) -> bool:
     return path.exists() and json.loads(path.read_text(encoding="utf-8"))["finished"]
 
 
-def _error_line(error: Exception) -> str:
-    return f"error: {' '.join(str(error).split())}"
-
-
 if __name__ == "__main__":
     define_flags()
-    logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=parse)
+    shared_flags.run_command(main, parse)

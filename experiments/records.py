@@ -75,23 +75,24 @@ def start_run(
         "image_shape": dataset.image_shape,
         "model": config.model,
         "groups": [[member.index for member in group] for group in groups],
+        "members": [member._asdict() for group in groups for member in group],
         "seed": config.seed,
         "devices": [device.device_kind for device in jax.devices()],
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
         },
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "config": dataclasses.asdict(config),
     }
-    _write_json(run_dir / RUN_FILE, run)
+    write_json(run_dir / RUN_FILE, run)
 
 
 def finish_run(run_dir: Path, seconds: float) -> None:
     """Marks the run as finished; `seconds` is what the process that finished it took."""
     path = run_dir / RUN_FILE
     run = json.loads(path.read_text(encoding="utf-8"))
-    _write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
+    write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
 
 
 def keep_metrics(run_dir: Path, group: int, step: int) -> None:
@@ -120,12 +121,14 @@ def append_metrics(
     """
     with open(run_dir / METRICS_FILE, "a", encoding="utf-8") as file:
         for i, member in enumerate(members):
-            who = {"member": member.index, "level": member.level, "seed": member.seed}
+            who = {"member": member.index, "family": member.family}
+            who |= {"level": member.level, "seed": member.seed}
             own = {k: float(v[i]) if np.isfinite(v[i]) else None for k, v in values.items()}
             file.write(json.dumps({**who, **common, **own}) + "\n")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON; replaces `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -138,7 +141,7 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the source tree, "-dirty" if it was changed; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent

@@ -23,8 +23,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
+from experiments import flags as shared_flags
 from experiments import ledger, linear_margin
 from experiments.paper_figures import (
     FIGURES,
@@ -87,19 +88,17 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
     """The command line as a configuration; a mistake is one line on stderr and exit code 1."""
-    try:
-        stray = values(argv)[1:]
-        if stray:
-            raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
+
+    def make_config() -> Config:
         given = {name: values[name].value for name in ("scale", "cifar10", "cifar100", "data_dir")}
         source, workdir = values["from"].value, values["workdir"].value
         figures = tuple(dict.fromkeys(name.strip() for name in values["figures"].value))
         default = source or f"runs/reproduce_{given['scale']}"
         config = Config(figures=figures, workdir=workdir or default, source=source, **given)
         validate(config)
-    except (flags.Error, ValueError) as error:
-        sys.exit(f"error: {_one_line(error)}")
-    return config
+        return config
+
+    return shared_flags.parse(argv, make_config, values)
 
 
 def validate(config: Config) -> None:
@@ -167,7 +166,7 @@ def why_impossible(run: str, config: Config, run_dir: Path) -> str:
     try:
         load_dataset(name, data_dir=config.data_dir)
     except (ValueError, OSError) as error:
-        return _one_line(error)
+        return shared_flags.one_line(error)
     return ""
 
 
@@ -224,7 +223,7 @@ def draw(name: str, run_dir: Path, folder: Path) -> str:
     try:
         plotting.save_figure(draw_figure(name, run_dir), folder / stem_of(name))
     except ValueError as error:
-        return _one_line(error)
+        return shared_flags.one_line(error)
     return ""
 
 
@@ -247,9 +246,8 @@ def draw_figure(name: str, run_dir: Path) -> Any:
 
 def natural_metrics(run_dir: Path) -> list[Mapping[str, Any]]:
     """The lines of metrics.jsonl of the networks that end with the true labels."""
-    random = {row.member for row in read_results(run_dir) if row.family == "random_labels"}
     with open(run_dir / METRICS_FILE, encoding="utf-8") as file:
-        return [line for line in map(json.loads, file) if line["member"] not in random]
+        return [line for line in map(json.loads, file) if line["family"] != "random_labels"]
 
 
 def networks_of(name: str, run_dir: Path) -> ledger.Networks:
@@ -304,11 +302,6 @@ def read_flags(path: Path) -> dict[str, str]:
     return dict(line.removeprefix("--").split("=", 1) for line in lines)
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 if __name__ == "__main__":
     define_flags()
-    logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=parse)
+    shared_flags.run_command(main, parse)

@@ -16,7 +16,7 @@ import optax
 from tqdm import tqdm
 
 from experiments import records
-from experiments.flags import Config, prepare_cpu
+from experiments.flags import Config, one_line, prepare_cpu
 from experiments.members import first_labels, numbered, own_labels
 from normjax import checkpoints, plotting, report, results, summary
 from normjax.data import Dataset, load_dataset
@@ -63,7 +63,7 @@ def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> Non
         sweep = make_sweep(experiment, config, dataset, numbered(members))
         records.start_run(run_dir, experiment, config, dataset, sweep.groups)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
 
     rows = []
     for group in range(len(sweep.groups)):

@@ -3,7 +3,7 @@
 The paper's closing recommendation is to monitor the training loss of the normalised network. These
 functions show, from a run's metrics.jsonl alone, what that would have been good for.
 
-The lines don't say who was trained on random labels: whoever has such networks leaves them out.
+Networks of random labels have no true test loss: whoever has such networks leaves their lines out.
 """
 
 from collections.abc import Mapping, Sequence
