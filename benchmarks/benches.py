@@ -32,6 +32,8 @@ RATIOS = (  # of rows with the same members and batch
     ("normjax", "Flax vmap"),
     ("8 norms", "plain pass"),
     ("whole epoch", "training alone"),
+    ("monitor, each step", "epoch of training"),
+    ("monitor, once an epoch", "epoch of training"),
 )
 GROWTHS = {"train3": (4, 64), "memory": (1, 64)}  # normjax's rows with so many members
 
@@ -125,6 +127,20 @@ def epoch() -> Iterator[Row]:
         yield Row("epoch", contender, 2, 128, statistics.median(values), "s/epoch", None)
 
 
+def monitor() -> Iterator[Row]:
+    """`normjax.monitor` in a training loop of one's own, against the epoch of training."""
+    training = (f"{NORMJAX}:prepare_train", ("convnet3", 1, 128, NUM_IMAGES))
+    steps = -(-NUM_IMAGES // 128)
+    ways = {
+        "epoch of training": (*training, steps),
+        "monitor, each step": (f"{NORMJAX}:prepare_monitor", (128, steps), 1),
+        "monitor, once an epoch": (f"{NORMJAX}:prepare_monitor", (NUM_IMAGES, 1), 1),
+    }
+    cases = [Case(name, 1, 128, prepare, args) for name, (prepare, args, _) in ways.items()]
+    for row in measure("monitor", cases, "ms/epoch", 1e3):
+        yield row._replace(value=row.value * ways[row.contender][2])
+
+
 def memory() -> Iterator[Row]:
     """Peak memory of a process that trains one epoch of 5,000 images."""
     for members in (*MEMBERS, 64):
@@ -156,7 +172,9 @@ def startup() -> Iterator[Row]:
         yield Row("startup", "quickstart", None, None, wall_seconds(command), "s", None)
 
 
-BENCHES = {fn.__name__: fn for fn in (train3, train5, evaluate, normalize, epoch, memory, startup)}
+BENCHES = {
+    fn.__name__: fn for fn in (train3, train5, evaluate, normalize, epoch, monitor, memory, startup)
+}
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

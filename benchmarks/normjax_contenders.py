@@ -13,7 +13,13 @@ import optax
 from benchmarks.synthetic import NUM_CLASSES, make_data
 from benchmarks.timing import Prepared
 from experiments.flags import prepare_cpu
-from normjax import classification_error, cross_entropy, normalize_params, standardize_images
+from normjax import (
+    classification_error,
+    cross_entropy,
+    monitor,
+    normalize_params,
+    standardize_images,
+)
 from normjax.ensemble import (
     Ensemble,
     Member,
@@ -116,17 +122,27 @@ def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
     return Prepared(lambda: jax.block_until_ready(plain(*args)), members, compile_s)
 
 
+def prepare_monitor(num_examples: int, calls: int) -> Prepared:
+    """A call monitors the 3-layer net `calls` times, on the logits of `num_examples` images."""
+    params = draw_convnet3(())
+    rng = np.random.default_rng(1)
+    logits = jnp.asarray(rng.normal(size=(num_examples, NUM_CLASSES)), jnp.float32)
+    labels = jnp.asarray(rng.integers(NUM_CLASSES, size=num_examples))
+    monitored, compile_s = compile_for(jax.jit(monitor), params, logits, labels)
+
+    def call():
+        for _ in range(calls):
+            seen = jax.block_until_ready(monitored(params, logits, labels))
+        return seen
+
+    return Prepared(call, 1, compile_s)
+
+
 def prepare_normalize(members: int, repeats: int) -> Prepared:
     """`normalize_params` of the 3-layer net: one as a user calls it, many as the experiments do."""
     if members > 1:
         prepare_cpu()
-    net = make_model("convnet3", NUM_CLASSES)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
-    rng = np.random.default_rng(0)
-    stack = () if members == 1 else (members,)
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0, 0.1, (*stack, *leaf.shape)), jnp.float32), shapes
-    )
+    params = draw_convnet3(() if members == 1 else (members,))
     fn = jax.jit(normalize_params)
     if members > 1:
         fn, params = map_members(normalize_params), shard_members(params)
@@ -138,3 +154,13 @@ def prepare_normalize(members: int, repeats: int) -> Prepared:
         return normalized
 
     return Prepared(call, members * repeats, compile_s)
+
+
+def draw_convnet3(stack: tuple[int, ...]) -> Any:
+    """Parameters of the 3-layer net, normal with standard deviation 0.1, leading axes `stack`."""
+    net = make_model("convnet3", NUM_CLASSES)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.1, (*stack, *leaf.shape)), jnp.float32), shapes
+    )

@@ -16,13 +16,14 @@ from normjax.regression import fit_line
 from normjax.results import ResultRow, on_own_labels, replacing
 from normjax.summary import finite_rows, selection_name
 
-QUANTITIES = {
+LINE = {
     "slope": "slope",
     "intercept": "intercept",
     "r2": "R2",
     "adjusted_r2": "adjusted R2",
     "rmse": "RMSE",
 }
+LOSSES = {"least_loss": "least training loss", "greatest_loss": "greatest training loss"}
 COLUMNS = (
     "figure",
     "quantity",
@@ -42,7 +43,9 @@ METHOD = (
     "Lines are fitted by least squares to the normalised test losses on the normalised training "
     "losses (nats). 95% intervals: of slope and intercept Student's t; of R2, adjusted R2 and RMSE "
     f"percentiles of a bootstrap over networks ({NUM_RESAMPLES} resamples, fixed seed, less those "
-    f"with fewer than {_MIN_POINTS} different networks), which needs {_MIN_RESAMPLED} networks."
+    f"with fewer than {_MIN_POINTS} different networks), which needs {_MIN_RESAMPLED} networks. "
+    "Training losses are the least and the greatest of the networks as trained; they are measured, "
+    "not estimated, and have no interval."
 )
 
 
@@ -63,7 +66,7 @@ class LedgerRow(NamedTuple):
 
     Attributes:
       figure: its number.
-      quantity: a value of `QUANTITIES`.
+      quantity: a value of `LINE` or of `LOSSES`.
       paper: the printed number, None if there is none.
       ours: ours, None if there is none.
       interval: (low, high) of 95%, None if there is none.
@@ -136,26 +139,23 @@ def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> lis
       settings: those that differ, see `settings_that_differ`.
     """
     points = finite_rows(networks.rows)
+    losses = [row.train_loss for row in points]
+    values = {"least_loss": min(losses), "greatest_loss": max(losses)} if losses else {}
     x = np.array([row.normalized_train_loss for row in points])
     y = np.array([row.normalized_test_loss for row in points])
     try:
         fit = fit_line(x, y)
     except ValueError as error:
-        return missing_rows(name, f"no line: {error}")
-    intervals = {
-        "slope": fit.slope_interval,
-        "intercept": fit.intercept_interval,
-        **bootstrap_intervals(x, y),
-    }
-    differs = (*settings, *networks.remarks)
+        intervals, reason = {}, f"no line: {error}"
+    else:
+        values |= {quantity: getattr(fit, quantity) for quantity in LINE}
+        intervals, reason = bootstrap_intervals(x, y), ""
+        intervals |= {"slope": fit.slope_interval, "intercept": fit.intercept_interval}
+    found = {"num_networks": len(points), "differs": (*settings, *networks.remarks)}
     return [
-        row._replace(
-            ours=getattr(fit, quantity),
-            interval=intervals[quantity],
-            num_networks=fit.n,
-            differs=differs,
-            reason="",
-        )
+        row._replace(ours=values[quantity], interval=intervals.get(quantity), **found)
+        if quantity in values
+        else row._replace(reason=reason)
         for quantity, row in _empty_rows(name).items()
     ]
 
@@ -276,13 +276,17 @@ def write_markdown(
 def _empty_rows(name: str) -> dict[str, LedgerRow]:
     """A figure's rows without ours, by quantity: all that is printed, or else the line's R2."""
     figure = FIGURES[name]
+    printed = {}
+    if figure.train_losses is not None:
+        printed |= dict(zip(LOSSES, figure.train_losses, strict=True))
     if figure.printed is not None:
-        values = dict(zip(QUANTITIES, figure.printed, strict=True))
-    else:
-        values = {"r2": None} if figure.has_line else {}
+        printed |= dict(zip(LINE, figure.printed, strict=True))
+    elif figure.has_line:
+        printed |= {"r2": None}
+    names = LINE | LOSSES
     return {
-        quantity: LedgerRow(name, QUANTITIES[quantity], paper, None, None, 0, (), "")
-        for quantity, paper in values.items()
+        quantity: LedgerRow(name, names[quantity], paper, None, None, 0, (), "")
+        for quantity, paper in printed.items()
     }
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import reference
 
 from benchmarks import flax_contender, normjax_contenders, run, second_phase
 from benchmarks.benches import BENCHES, has_torch, summarize, train_cases
@@ -189,6 +190,22 @@ def test_every_case_names_a_function_that_takes_its_arguments(with_gpu):
     for case in cases:
         inspect.signature(pkgutil.resolve_name(case.prepare)).bind(*case.args)
         assert (case.members, case.batch) == (4, 128)
+
+
+def test_the_monitor_is_that_of_the_networks_normalised():
+    """The logits over the product of norms, by numpy in float64."""
+    prepared = normjax_contenders.prepare_monitor(6, 2)
+    params = jax.tree.map(np.float64, normjax_contenders.draw_convnet3(()))
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(6, 10)), rng.integers(10, size=6)
+    rho = math.prod(
+        math.sqrt(sum(np.sum(leaf**2) for leaf in layer.values())) for layer in params.values()
+    )
+    seen = prepared.call()
+    assert float(seen.product_norm) == pytest.approx(rho, rel=1e-5)
+    loss = reference.cross_entropy(logits / rho, labels).mean()
+    assert float(seen.normalized_loss) == pytest.approx(loss, rel=1e-6)
+    assert prepared.work == 1
 
 
 # --- timing

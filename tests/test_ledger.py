@@ -18,6 +18,14 @@ PRINTED = {
     "11": (0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
 }
 NAMES = ["slope", "intercept", "R2", "adjusted R2", "RMSE"]
+LOSS_NAMES = ["least training loss", "greatest training loss"]
+# Training losses that the paper gives: nearest 0.006, 0.0044 +- 0.0001, or a range.
+GIVEN = {
+    **dict.fromkeys(("1", "2", "7", "8", "12", "13", "14", "15"), (0.006, 0.006)),
+    **dict.fromkeys(("3", "9"), (0.0043, 0.0045)),
+    "5": (1.5e-4, 2.5e-3),
+    "6": (1.29e-3, 1.38e-3),
+}
 
 
 def with_random_labels(rows):
@@ -42,11 +50,12 @@ def lines_of(path):
 
 def test_a_row_for_every_printed_number():
     rows = [row for name in FIGURES for row in ledger.missing_rows(name, "why")]
-    printed = {name: [r for r in rows if r.figure == name and r.paper] for name in FIGURES}
-    assert {name for name in FIGURES if printed[name]} == PRINTED.keys()
-    for name, values in PRINTED.items():
-        assert [row.quantity for row in printed[name]] == NAMES
-        assert tuple(row.paper for row in printed[name]) == values
+    for table, names in ((PRINTED, NAMES), (GIVEN, LOSS_NAMES)):
+        own = [row for row in rows if row.paper and row.quantity in names]
+        assert {row.figure for row in own} == table.keys()
+        for name, values in table.items():
+            assert [row.quantity for row in own if row.figure == name] == names
+            assert tuple(row.paper for row in own if row.figure == name) == values
     others = [(row.figure, row.quantity) for row in rows if row.paper is None]
     assert others == [(name, "R2") for name in ("3", "7", "8", "14", "15")]
     assert all(row.ours is row.interval is None and row.reason == "why" for row in rows)
@@ -63,7 +72,13 @@ def test_numbers_against_numpy():
         sse = np.sum((y - intercept - slope * x) ** 2)
         r2 = np.corrcoef(x, y)[0, 1] ** 2
         expected = [slope, intercept, r2, 1 - (1 - r2) * 11 / 10, np.sqrt(sse / 10)]
+        losses = [row.train_loss for row in points]
         found = ledger.measured_rows(name, chosen(name, rows), ["a", "b"])
+        if name == "5":
+            assert [row.quantity for row in found[:2]] == LOSS_NAMES
+            assert [row.ours for row in found[:2]] == [min(losses), max(losses)]
+            assert [row.interval for row in found[:2]] == [None, None]
+            found = found[2:]
         assert [row.quantity for row in found] == NAMES
         np.testing.assert_allclose([row.ours for row in found], expected, rtol=1e-8)
         for row in found:
@@ -90,12 +105,16 @@ def test_bootstrap_against_another_one():
 
 def test_too_few_networks_for_an_interval_or_a_line():
     rows = [row for row in synthetic_rows(num_seeds=1) if row.level < 1]
-    found = ledger.measured_rows("5", chosen("5", rows), [])
+    found = ledger.measured_rows("5", chosen("5", rows), [])[2:]
     assert [row.interval is None for row in found] == [False, False, True, True, True]
     two = [row for row in rows if row.level < 0.5]
     found = ledger.measured_rows("5", chosen("5", two), [])
-    assert [row.ours for row in found] == [None] * 5
-    assert {row.reason for row in found} == {"no line: 2 points; at least 3 are needed"}
+    assert [row.ours for row in found[2:]] == [None] * 5
+    assert {row.reason for row in found[2:]} == {"no line: 2 points; at least 3 are needed"}
+    losses = sorted(row.train_loss for row in chosen("5", two).rows)
+    assert [(row.ours, row.reason) for row in found[:2]] == [(x, "") for x in losses]
+    none = ledger.measured_rows("5", ledger.Networks([], []), [])
+    assert {row.ours for row in none} == {None} and all(row.reason for row in none)
 
 
 def test_networks_of_each_figure():
@@ -188,21 +207,22 @@ def test_the_files(tmp_path):
     ledger.write_csv(tmp_path / "ledger.csv", rows)
     lines = lines_of(tmp_path / "ledger.csv")
     assert [(line["figure"], line["quantity"]) for line in lines] == [
-        *[("5", name) for name in NAMES],
-        *[("6", name) for name in NAMES],
-        ("3", "R2"),
+        *[("5", name) for name in LOSS_NAMES + NAMES],
+        *[("6", name) for name in LOSS_NAMES + NAMES],
+        *[("3", name) for name in [*LOSS_NAMES, "R2"]],
     ]
-    for line, row in zip(lines, measured, strict=False):
+    assert [lines[0][name] for name in ("ours_low", "ours_high")] == ["", ""]
+    for line, row in list(zip(lines, measured, strict=False))[2:]:
         assert float(line["paper"]) == row.paper and float(line["ours"]) == row.ours
         assert (float(line["ours_low"]), float(line["ours_high"])) == row.interval
         assert line["settings_that_differ"] == "epochs 6 instead of 300" and line["reason"] == ""
-    for line in lines[5:]:
+    for line in lines[7:]:
         assert (line["ours"], line["ours_low"], line["ours_high"]) == ("not run", "", "")
-    assert lines[6]["reason"] == "no data | at all" and lines[-1]["paper"] == "not printed"
+    assert lines[9]["reason"] == "no data | at all" and lines[-1]["paper"] == "not printed"
 
     ledger.write_markdown(tmp_path / "ledger.md", rows, [("Runs", "- one")])
     text = (tmp_path / "ledger.md").read_text()
-    slope = measured[0]
+    slope = measured[2]
     low, high = (f"{x:.5g}" for x in slope.interval)
     assert f"| 5 | slope | 0.836 | {slope.ours:.5g} | {low} to {high} | 12 | [1] |" in text
     assert "| 6 | R2 | 0.966 | not run | - | - | no data \\| at all |" in text
@@ -212,6 +232,7 @@ def test_the_files(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["1", "2", "9", "12", "13"])
-def test_figures_without_a_line_have_no_rows(name):
-    assert ledger.missing_rows(name, "") == []
-    assert ledger.measured_rows(name, chosen("5", synthetic_rows()), []) == []
+def test_figures_without_a_line_have_their_losses_only(name):
+    assert [row.quantity for row in ledger.missing_rows(name, "")] == LOSS_NAMES
+    found = ledger.measured_rows(name, chosen("5", synthetic_rows()), [])
+    assert [row.quantity for row in found] == LOSS_NAMES and all(row.ours for row in found)
