@@ -19,7 +19,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from experiments.paper_figures import (
     run_of,
     stem_of,
 )
-from experiments.records import METRICS_FILE
 from experiments.sweep import dataset_label
 from normjax import curves, plotting
 from normjax.checkpoints import RUN_FILE
@@ -135,7 +134,8 @@ def main(config: Config) -> None:
     for name in FIGURES:
         rows += ledger_rows(name, runs_dir / run_of(name), reasons.get(name, NOT_ASKED))
     ledger.write_csv(workdir / "ledger.csv", rows)
-    ledger.write_markdown(workdir / "ledger.md", rows, [("Runs", describe_runs(runs_dir))])
+    sections = [("When to stop", describe_stopping(runs_dir)), ("Runs", describe_runs(runs_dir))]
+    ledger.write_markdown(workdir / "ledger.md", rows, sections)
 
     for run, reason in impossible.items():
         if reason:
@@ -237,17 +237,11 @@ def draw_figure(name: str, run_dir: Path) -> Any:
         return linear_margin.draw_figure(run_dir)
     label = dataset_label(read_flags(run_dir / "flags.txt")["dataset"])
     if name == "monitor":
-        return curves.plot_curves(natural_metrics(run_dir), label)
+        return curves.plot_curves(curves.read_metrics(run_dir), label)
     networks = networks_of(name, run_dir)
     for remark in networks.remarks:
         print(f"figure {name}: {remark}", flush=True)
     return FIGURES[name].plot(networks.rows, label)
-
-
-def natural_metrics(run_dir: Path) -> list[Mapping[str, Any]]:
-    """The lines of metrics.jsonl of the networks that end with the true labels."""
-    with open(run_dir / METRICS_FILE, encoding="utf-8") as file:
-        return [line for line in map(json.loads, file) if line["family"] != "random_labels"]
 
 
 def networks_of(name: str, run_dir: Path) -> ledger.Networks:
@@ -269,6 +263,15 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
     paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
     settings = ledger.settings_that_differ(FIGURES[name], paper, ours)
     return ledger.measured_rows(name, networks_of(name, run_dir), settings)
+
+
+def describe_stopping(runs_dir: Path) -> str:
+    """Whether the normalised loss chooses better epochs to stop at than the raw one, in words."""
+    run_dir = runs_dir / run_of("monitor")
+    if not is_finished(run_dir):
+        return "The run is not finished."
+    lines = curves.describe_stopping(curves.stopping_epochs(curves.read_metrics(run_dir)))
+    return "\n".join(f"- {line}" for line in lines.splitlines())
 
 
 def describe_runs(runs_dir: Path) -> str:

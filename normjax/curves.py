@@ -3,10 +3,12 @@
 The paper's closing recommendation is to monitor the training loss of the normalised network. These
 functions show, from a run's metrics.jsonl alone, what that would have been good for.
 
-Networks of random labels have no true test loss: whoever has such networks leaves their lines out.
 """
 
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -25,6 +27,7 @@ from normjax.plot_style import (
     set_linear_ticks,
 )
 
+METRICS_FILE = "metrics.jsonl"
 _NEEDED = ("member", "level", "seed", "step", "phase", "epoch")
 _NEEDED += ("running_loss", "running_normalized_excess")
 
@@ -43,6 +46,29 @@ class Stop(NamedTuple):
     test_loss_at_best: float  # nats, as are the next two
     test_loss_at_raw: float
     test_loss_at_normalized: float
+
+
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without those of networks of random labels.
+
+    Nothing can be learned about test examples from random labels, so that they say nothing about
+    when to stop.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line is not a JSON object with a family; the message names file and line.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+            is_random = line["family"] == "random_labels"
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"{path}, line {number}: not a line of metrics") from None
+        if not is_random:
+            lines.append(line)
+    return lines
 
 
 def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:

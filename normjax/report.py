@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from normjax.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
 from normjax.results import RESULTS_FILE, ResultRow, read_results, replacing
 from normjax.summary import SUMMARY_FILE, figure_stem, norm_name, selection_name
 
@@ -73,6 +74,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         _controls(summary),
         "<h2>What goes with the test error</h2>",
         _correlations_table(summary),
+        *_stopping(run_dir),
         "<h2>Networks</h2>",
         _members(headline, rows),
         "<h2>Further figures</h2>",
@@ -248,6 +250,21 @@ def _correlations_table(summary: dict[str, Any]) -> str:
         rows.append(cells)
     note = "<p class=\"quiet\">Spearman's ρ / Kendall's τ of the test error with each measure.</p>"
     return note + _table(["Networks at", *_MEASURE_NAMES.values()], rows)
+
+
+def _stopping(run_dir: Path) -> list[str]:
+    """Which epochs the losses would have stopped at; nothing in a run without test losses."""
+    if not (run_dir / METRICS_FILE).exists():
+        return []
+    stops = stopping_epochs(read_metrics(run_dir))
+    if not stops:
+        return []
+    note = (
+        '<p class="quiet">The epoch of the least training loss, normalised and as trained, among '
+        "those of the second phase at which the test loss was measured; training losses are means "
+        "over the epoch.</p>"
+    )
+    return ["<h2>When to stop</h2>", note + _list(describe_stopping(stops).splitlines())]
 
 
 def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow]) -> str:

@@ -1,5 +1,7 @@
 """Stopping epochs against answers worked out by hand, and what the figure of curves shows."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,15 @@ def test_a_diverged_network_is_drawn_as_far_as_it_goes():
     assert np.isfinite(train[:, 1]).tolist() == [True, True, True, False, False]
     assert curves.stopping_epochs(make_lines(0, 0.1, second))[0].raw_epoch == 1
     assert len(below.lines) == 3
+
+
+def test_metrics_are_read_without_random_labels(tmp_path):
+    lines = [line | {"family": "pretrain"} for line in make_lines(0, 0.0, BETTER)]
+    random = [line | {"family": "random_labels"} for line in make_lines(1, 1.0, WORSE)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*random, *lines]))
+    assert curves.read_metrics(tmp_path) == lines
+    for torn in ('{"family": "pre', "7", '{"member": 0}'):
+        path.write_text(json.dumps(lines[0]) + "\n" + torn + "\n")
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a line of metrics"):
+            curves.read_metrics(tmp_path)

@@ -136,3 +136,24 @@ def test_broken_files_are_named(make_run):
     (run_dir / "summary.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"summary\.json"):
         write_report(run_dir)
+
+
+def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
+    run_dir = make_run(synthetic_rows())
+    common = {"member": 0, "family": "pretrain", "level": 0.5, "seed": 0, "phase": "train"}
+    # The raw loss is least at epoch 2, the normalised one at epoch 1, where the test loss is too.
+    values = [(1, 0.4, -0.2, 1.234), (2, 0.3, -0.1, 1.543)]
+    names = ("step", "running_loss", "running_normalized_excess", "test_loss")
+    lines = [common | dict(zip(names, v, strict=True)) | {"epoch": v[0]} for v in values]
+
+    def page_of(lines):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (run_dir / "metrics.jsonl").write_text(text)
+        return Page(write_report(run_dir).read_text()).text
+
+    assert "When to stop" not in Page(write_report(run_dir).read_text()).text
+    page = page_of(lines)
+    assert "When to stop" in page
+    assert "Level 0.5: the normalised training loss would have chosen a better epoch" in page
+    assert "mean test loss 1.234 against 1.543" in page
+    assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
