@@ -100,8 +100,8 @@ RUNS = {
             "train_size": "5000",
             "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
             "num_seeds": "2",
-            "pretrain_epochs": "25",
-            "epochs": "60",
+            "pretrain_epochs": "20",
+            "epochs": "100",
             "batch_size": "128",
         },
         smoke={
