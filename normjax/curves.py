@@ -28,14 +28,14 @@ from normjax.plot_style import (
 )
 
 METRICS_FILE = "metrics.jsonl"
-_NEEDED = ("member", "level", "seed", "step", "phase", "epoch")
+_NEEDED = ("member", "family", "level", "seed", "step", "phase")
 _NEEDED += ("running_loss", "running_normalized_excess")
 
 
 class Stop(NamedTuple):
-    """Where one network's second phase would have been stopped, by three losses.
+    """Where one network would have been stopped, by three losses, while it saw the true labels.
 
-    Epochs count from 1 within the second phase; of equal losses the earliest epoch counts.
+    Epochs count from 1 over both phases; of equal losses the earliest epoch counts.
     """
 
     member: int
@@ -72,9 +72,10 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
-    """The stopping epochs of each network, among the second phase's epochs with a test loss.
+    """The stopping epochs of each network, among the epochs with true labels and a test loss.
 
-    The training losses are the running means over an epoch, which training has anyway.
+    Those are the second phase's, and the first's too where nothing was corrupted. The training
+    losses are the running means over an epoch, which training has anyway.
 
     Args:
       metrics: the lines of metrics.jsonl. Epochs where a loss is null count nowhere.
@@ -87,11 +88,11 @@ def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
     """
     stops = []
     for lines in _by_member(metrics).values():
-        late = [line for line in lines if line["phase"] == "train"]
+        late = [line for line in lines if _has_true_labels(line)]
         columns = np.column_stack(
             [
                 _column(late, name)
-                for name in ("epoch", "test_loss", "running_loss", "running_normalized_excess")
+                for name in ("step", "test_loss", "running_loss", "running_normalized_excess")
             ]
         )
         columns = columns[np.isfinite(columns).all(axis=1)]
@@ -116,7 +117,7 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
     Better is a lower test loss, in the mean over the level's networks.
     """
     if not stops:
-        return "No test loss was measured in the second phase."
+        return "No test loss was measured."
     lines = []
     for level in sorted({stop.level for stop in stops}):
         own = [stop for stop in stops if stop.level == level]
@@ -136,8 +137,8 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
     """Training and test loss, and below them the normalised training loss less ln K, by epoch.
 
     Three columns: the lowest, the middle and the highest level, the network of the first seed.
-    Dots mark the epochs of `stopping_epochs`. A line between the phases marks where the labels
-    become the true ones. Without test losses there are training curves alone.
+    Dots mark the epochs of `stopping_epochs`. A line between the phases marks where the second
+    starts, and with it the true labels. Without test losses there are training curves alone.
 
     Args:
       metrics: the lines of metrics.jsonl.
@@ -204,9 +205,9 @@ def _draw_normalized_loss(
 def _mark_epoch(
     axes: Axes, lines: Sequence[Mapping[str, Any]], epoch: int, name: str, color: str
 ) -> None:
-    """A dot on a curve at an epoch of the second phase."""
-    (line,) = (line for line in lines if (line["phase"], line["epoch"]) == ("train", epoch))
-    label = "Least in the second phase"
+    """A dot on a curve at an epoch."""
+    (line,) = (line for line in lines if line["step"] == epoch)
+    label = "Least with the true labels"
     axes.plot(line["step"], line[name], "o", color=color, ms=6, mec="white", label=label, zorder=3)
 
 
@@ -216,7 +217,7 @@ def _mark_phases(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
     if num_first:
         axes.axvline(num_first + 0.5, color=LINE_COLOR, lw=0.8, ls="--", zorder=1.5)
         axes.annotate(
-            "true labels",
+            "optimizer anew" if _has_true_labels(lines[0]) else "true labels",
             (num_first + 0.5, 1),
             (3, -2),
             xycoords=axes.get_xaxis_transform(),
@@ -225,6 +226,11 @@ def _mark_phases(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
             fontsize=8,
             color=LINE_COLOR,
         )
+
+
+def _has_true_labels(line: Mapping[str, Any]) -> bool:
+    """Whether the epoch was on labels that nobody corrupted."""
+    return line["phase"] == "train" or line["family"] != "pretrain" or line["level"] == 0
 
 
 def _choose_members(members: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[int]:

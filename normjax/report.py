@@ -261,8 +261,8 @@ def _stopping(run_dir: Path) -> list[str]:
         return []
     note = (
         '<p class="quiet">The epoch of the least training loss, normalised and as trained, among '
-        "those of the second phase at which the test loss was measured; training losses are means "
-        "over the epoch.</p>"
+        "those on true labels at which the test loss was measured; training losses are means over "
+        "the epoch.</p>"
     )
     return ["<h2>When to stop</h2>", note + _list(describe_stopping(stops).splitlines())]
 

@@ -21,7 +21,7 @@ def make_lines(member, level, second, seed=0):
     for step, (raw, excess, test) in enumerate([(1e-9, -9.0, 1e-9)] * NUM_FIRST + second, 1):
         is_first = step <= NUM_FIRST
         line = {"member": member, "level": level, "seed": seed, "group": 0, "step": step}
-        line |= {"phase": "pretrain" if is_first else "train"}
+        line |= {"phase": "pretrain" if is_first else "train", "family": "pretrain"}
         line |= {"epoch": step if is_first else step - NUM_FIRST, "running_loss": raw}
         line |= {"running_error": 0.1, EXCESS: excess, "train_loss": None}
         lines.append(line | ({} if test is None else {"test_loss": test, "test_error": 0.5}))
@@ -35,10 +35,10 @@ WORSE = [(0.9, -0.7, 2.5), *BETTER[1:]]
 
 
 def test_stopping_epochs_by_hand():
-    metrics = make_lines(7, 0.5, BETTER) + make_lines(2, 0.0, WORSE)
+    metrics = make_lines(7, 0.5, BETTER) + make_lines(2, 0.1, WORSE)
     assert stopping_epochs(metrics) == [
-        Stop(2, 0.0, 2, 4, 1, 1.2, 1.9, 2.5),
-        Stop(7, 0.5, 2, 4, 3, 1.2, 1.9, 1.3),
+        Stop(2, 0.1, 4, 6, 3, 1.2, 1.9, 2.5),
+        Stop(7, 0.5, 4, 6, 5, 1.2, 1.9, 1.3),
     ]
     assert stopping_epochs(metrics[::-1]) == stopping_epochs(metrics)
 
@@ -46,14 +46,21 @@ def test_stopping_epochs_by_hand():
 def test_epochs_without_a_test_loss_count_nowhere():
     second = [(0.9, -0.1, 1.5), (0.5, -0.3, None), (0.3, -0.2, 1.3), (0.1, -0.9, None)]
     second += [(0.2, None, 0.1), (None, -0.8, 0.1), (0.4, -0.15, 1.3)]
-    assert stopping_epochs(make_lines(0, 0.1, second)) == [Stop(0, 0.1, 3, 3, 3, 1.3, 1.3, 1.3)]
+    assert stopping_epochs(make_lines(0, 0.1, second)) == [Stop(0, 0.1, 5, 5, 5, 1.3, 1.3, 1.3)]
     untested = [(raw, excess, None) for raw, excess, _ in BETTER]
     assert stopping_epochs(make_lines(0, 0.1, untested)) == []
 
 
+def test_the_first_phase_counts_where_its_labels_are_true():
+    uncorrupted = make_lines(0, 0.0, BETTER)
+    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, 1e-9, 1e-9, 1e-9)]
+    scaled = [line | {"family": "init_scale"} for line in make_lines(0, 0.1, BETTER)]
+    assert stopping_epochs(scaled)[0].best_epoch == 1
+
+
 def test_of_equal_losses_the_earliest_epoch_counts():
     flat = [(0.2, -0.1, 1.5), (0.1, -0.2, 1.4), (0.1, -0.2, 1.4)]
-    assert stopping_epochs(make_lines(0, 0.1, flat))[0][2:5] == (2, 2, 2)
+    assert stopping_epochs(make_lines(0, 0.1, flat))[0][2:5] == (4, 4, 4)
 
 
 def test_description():
@@ -73,7 +80,7 @@ def test_description():
     assert "1.500 against 1.500, lower in 0 and higher in 0 of 1 networks" in middle
     assert high.startswith("Level 1: the normalised training loss would not have chosen a better")
     assert "2.500 against 1.500, lower in 0 and higher in 1 of 1 networks" in high
-    assert describe_stopping([]) == "No test loss was measured in the second phase."
+    assert describe_stopping([]) == "No test loss was measured."
 
 
 def lines_by_color(axes, color, style="-"):
@@ -85,7 +92,7 @@ def lines_by_color(axes, color, style="-"):
 
 
 def test_curves_show_three_levels_and_mark_the_epochs():
-    levels = (0.0, 0.1, 0.25, 0.5, 1.0)
+    levels = (0.05, 0.1, 0.25, 0.5, 1.0)
     metrics = []
     for seed in (1, 0):  # the first seed is shown, wherever it stands
         for member, level in enumerate(levels):
@@ -95,8 +102,8 @@ def test_curves_show_three_levels_and_mark_the_epochs():
     axes = figure.axes
     assert len(axes) == 6 and figure.get_suptitle().startswith("Digits · ")
     titles = [panel.get_title(loc="left") for panel in axes[:3]]
-    assert titles == ["Level 0", "Level 0.25", "Level 1"]
-    for column, level in enumerate((0.0, 0.25, 1.0)):
+    assert titles == ["Level 0.05", "Level 0.25", "Level 1"]
+    for column, level in enumerate((0.05, 0.25, 1.0)):
         above, below = axes[column], axes[3 + column]
         assert (above.get_yscale(), below.get_yscale()) == ("log", "linear")
         (train,) = lines_by_color(above, plot_style.TRAIN_COLOR)
@@ -124,7 +131,7 @@ def test_curves_show_three_levels_and_mark_the_epochs():
     )
     assert all("Epoch" in panel.get_xlabel() for panel in axes[3:])
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["Training (mean over the epoch)", "Test", "Least in the second phase"]
+    assert names == ["Training (mean over the epoch)", "Test", "Least with the true labels"]
 
 
 def test_curves_of_one_phase_without_test_losses():
@@ -149,12 +156,12 @@ def test_a_diverged_network_is_drawn_as_far_as_it_goes():
     above, below = plot_curves(make_lines(0, 0.1, second)).axes
     (train,) = lines_by_color(above, plot_style.TRAIN_COLOR)
     assert np.isfinite(train[:, 1]).tolist() == [True, True, True, False, False]
-    assert curves.stopping_epochs(make_lines(0, 0.1, second))[0].raw_epoch == 1
+    assert curves.stopping_epochs(make_lines(0, 0.1, second))[0].raw_epoch == 3
     assert len(below.lines) == 3
 
 
 def test_metrics_are_read_without_random_labels(tmp_path):
-    lines = [line | {"family": "pretrain"} for line in make_lines(0, 0.0, BETTER)]
+    lines = [*make_lines(0, 0.0, BETTER)]
     random = [line | {"family": "random_labels"} for line in make_lines(1, 1.0, WORSE)]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in [*random, *lines]))
