@@ -46,6 +46,8 @@ class Stop(NamedTuple):
     test_loss_at_best: float  # nats, as are the next two
     test_loss_at_raw: float
     test_loss_at_normalized: float
+    test_error_at_raw: float  # a fraction
+    test_error_at_normalized: float
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -89,23 +91,20 @@ def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
     stops = []
     for lines in _by_member(metrics).values():
         late = [line for line in lines if _has_true_labels(line)]
-        columns = np.column_stack(
-            [
-                _column(late, name)
-                for name in ("step", "test_loss", "running_loss", "running_normalized_excess")
-            ]
-        )
+        names = ("step", "test_error", "test_loss", "running_loss", "running_normalized_excess")
+        columns = np.column_stack([_column(late, name) for name in names])
         columns = columns[np.isfinite(columns).all(axis=1)]
         if not len(columns):
             continue
-        epochs, test_losses = columns[:, 0], columns[:, 1]
-        chosen = columns[:, 1:].argmin(axis=0)
+        epochs, test_errors, test_losses = columns[:, :3].T
+        chosen = columns[:, 2:].argmin(axis=0)
         stops.append(
             Stop(
                 lines[0]["member"],
                 lines[0]["level"],
                 *epochs[chosen].astype(int).tolist(),
                 *test_losses[chosen].tolist(),
+                *test_errors[chosen[1:]].tolist(),
             )
         )
     return sorted(stops, key=lambda stop: (stop.level, stop.member))
@@ -121,14 +120,15 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
     lines = []
     for level in sorted({stop.level for stop in stops}):
         own = [stop for stop in stops if stop.level == level]
-        best, raw, normalized = np.array([stop[-3:] for stop in own]).T
+        best, raw, normalized, *errors = np.array([stop[-5:] for stop in own]).T
+        raw_error, normalized_error = (100 * error.mean() for error in errors)
         verb = "would have chosen" if normalized.mean() < raw.mean() else "would not have chosen"
         lines.append(
             f"Level {level:g}: the normalised training loss {verb} a better epoch to stop at than "
             f"the training loss as trained: mean test loss {digits(normalized.mean())} against "
             f"{digits(raw.mean())}, lower in {np.sum(normalized < raw)} and higher in "
             f"{np.sum(normalized > raw)} of {len(own)} networks; {digits(best.mean())} at the best "
-            "epochs."
+            f"epochs. Mean test error {normalized_error:.1f}% against {raw_error:.1f}%."
         )
     return "\n".join(lines)
 

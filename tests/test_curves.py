@@ -24,7 +24,7 @@ def make_lines(member, level, second, seed=0):
         line |= {"phase": "pretrain" if is_first else "train", "family": "pretrain"}
         line |= {"epoch": step if is_first else step - NUM_FIRST, "running_loss": raw}
         line |= {"running_error": 0.1, EXCESS: excess, "train_loss": None}
-        lines.append(line | ({} if test is None else {"test_loss": test, "test_error": 0.5}))
+        lines.append(line | ({} if test is None else {"test_loss": test, "test_error": test / 4}))
     return lines
 
 
@@ -37,8 +37,8 @@ WORSE = [(0.9, -0.7, 2.5), *BETTER[1:]]
 def test_stopping_epochs_by_hand():
     metrics = make_lines(7, 0.5, BETTER) + make_lines(2, 0.1, WORSE)
     assert stopping_epochs(metrics) == [
-        Stop(2, 0.1, 4, 6, 3, 1.2, 1.9, 2.5),
-        Stop(7, 0.5, 4, 6, 5, 1.2, 1.9, 1.3),
+        Stop(2, 0.1, 4, 6, 3, 1.2, 1.9, 2.5, 1.9 / 4, 2.5 / 4),
+        Stop(7, 0.5, 4, 6, 5, 1.2, 1.9, 1.3, 1.9 / 4, 1.3 / 4),
     ]
     assert stopping_epochs(metrics[::-1]) == stopping_epochs(metrics)
 
@@ -46,14 +46,16 @@ def test_stopping_epochs_by_hand():
 def test_epochs_without_a_test_loss_count_nowhere():
     second = [(0.9, -0.1, 1.5), (0.5, -0.3, None), (0.3, -0.2, 1.3), (0.1, -0.9, None)]
     second += [(0.2, None, 0.1), (None, -0.8, 0.1), (0.4, -0.15, 1.3)]
-    assert stopping_epochs(make_lines(0, 0.1, second)) == [Stop(0, 0.1, 5, 5, 5, 1.3, 1.3, 1.3)]
+    assert stopping_epochs(make_lines(0, 0.1, second)) == [
+        Stop(0, 0.1, 5, 5, 5, 1.3, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
+    ]
     untested = [(raw, excess, None) for raw, excess, _ in BETTER]
     assert stopping_epochs(make_lines(0, 0.1, untested)) == []
 
 
 def test_the_first_phase_counts_where_its_labels_are_true():
     uncorrupted = make_lines(0, 0.0, BETTER)
-    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, 1e-9, 1e-9, 1e-9)]
+    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, *[1e-9] * 3, *[1e-9 / 4] * 2)]
     scaled = [line | {"family": "init_scale"} for line in make_lines(0, 0.1, BETTER)]
     assert stopping_epochs(scaled)[0].best_epoch == 1
 
@@ -65,16 +67,16 @@ def test_of_equal_losses_the_earliest_epoch_counts():
 
 def test_description():
     stops = [
-        Stop(0, 0.0, 2, 4, 3, 1.2, 1.9, 1.3),
-        Stop(1, 0.0, 2, 4, 3, 1.0, 1.5, 1.6),
-        Stop(2, 0.5, 2, 4, 4, 1.0, 1.5, 1.5),
-        Stop(3, 1.0, 2, 4, 1, 1.0, 1.5, 2.5),
+        Stop(0, 0.0, 2, 4, 3, 1.2, 1.9, 1.3, 0.5, 0.45),
+        Stop(1, 0.0, 2, 4, 3, 1.0, 1.5, 1.6, 0.4, 0.41),
+        Stop(2, 0.5, 2, 4, 4, 1.0, 1.5, 1.5, 0.4, 0.4),
+        Stop(3, 1.0, 2, 4, 1, 1.0, 1.5, 2.5, 0.4, 0.6),
     ]
     low, middle, high = describe_stopping(stops).split("\n")
     assert low == (
         "Level 0: the normalised training loss would have chosen a better epoch to stop at than "
         "the training loss as trained: mean test loss 1.450 against 1.700, lower in 1 and higher "
-        "in 1 of 2 networks; 1.100 at the best epochs."
+        "in 1 of 2 networks; 1.100 at the best epochs. Mean test error 43.0% against 45.0%."
     )
     assert middle.startswith("Level 0.5: the normalised training loss would not have chosen a bet")
     assert "1.500 against 1.500, lower in 0 and higher in 0 of 1 networks" in middle

@@ -144,7 +144,7 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     # The raw loss is least at epoch 2, the normalised one at epoch 1, where the test loss is too.
     values = [(1, 0.4, -0.2, 1.234), (2, 0.3, -0.1, 1.543)]
     names = ("step", "running_loss", "running_normalized_excess", "test_loss")
-    lines = [common | dict(zip(names, v, strict=True)) | {"epoch": v[0]} for v in values]
+    lines = [common | {"test_error": 0.5} | dict(zip(names, v, strict=True)) for v in values]
 
     def page_of(lines):
         text = "".join(json.dumps(line) + "\n" for line in lines)
