@@ -1,7 +1,5 @@
 """The page that shows a run: `report.html`, one file that opens offline."""
 
-import base64
-import html
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from normjax.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
+from normjax.html_parts import bullets, collapsed, escaped, estimate, image, number, page, table
 from normjax.results import RESULTS_FILE, ResultRow, read_results, replacing
 from normjax.summary import SUMMARY_FILE, figure_stem, norm_name, selection_name
 
@@ -18,25 +17,6 @@ _MEASURE_NAMES = {
     "normalized_train_loss": "normalised training loss",
     "train_loss": "training loss as trained",
 }
-_CSS = """
-:root { color-scheme: light; }
-body { max-width: 66rem; margin: 2.5rem auto; padding: 0 1.25rem; color: #1f2328; background: #fff;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem;
-  padding-bottom: .25rem; border-bottom: 1px solid #d8dee4; }
-.claim { font-size: 1.08rem; } .quiet { color: #59636e; font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; white-space: pre;
-  border-bottom: 1px solid #eaeef2; }
-th { color: #59636e; font-weight: 600; border-bottom-color: #d0d7de; vertical-align: bottom;
-  white-space: pre-line; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: pre-line; }
-figure { margin: 1.2rem 0; } figcaption { color: #59636e; font-size: .88rem; }
-img { max-width: 100%; height: auto; }
-pre { background: #f6f8fa; padding: .8rem 1rem; overflow-x: auto; font-size: .82rem; }
-summary { cursor: pointer; color: #0550ae; margin: .5rem 0; }
-"""
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
@@ -65,7 +45,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     headline = _headline(summary)
     headline_path = _choose_figure(headline, figures)
     parts = [
-        f"<h1>{_text(summary['experiment'])}</h1>",
+        f"<h1>{escaped(summary['experiment'])}</h1>",
         _claim(headline, summary["num_members"]),
         _headline_figure(headline_path),
         "<h2>Fits</h2>",
@@ -78,20 +58,13 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "<h2>Networks</h2>",
         _members(headline, rows),
         "<h2>Further figures</h2>",
-        *(_collapsed(path.stem, _image(path)) for path in figures if path != headline_path),
+        *(collapsed(path.stem, image(path)) for path in figures if path != headline_path),
         "<h2>Settings and versions</h2>",
-        f"<pre>{_text(flags)}</pre>" if flags else "",
-        f"<pre>{_text(json.dumps(run, indent=2, ensure_ascii=False))}</pre>" if run else "",
+        f"<pre>{escaped(flags)}</pre>" if flags else "",
+        f"<pre>{escaped(json.dumps(run, indent=2, ensure_ascii=False))}</pre>" if run else "",
     ]
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(summary['experiment'])}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
     with replacing(run_dir / REPORT_FILE) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page(summary["experiment"], parts), encoding="utf-8")
     return run_dir / REPORT_FILE
 
 
@@ -117,18 +90,18 @@ def _claim(headline: tuple[str, str, dict[str, Any]], num_members: int) -> str:
     if fit is None:
         return (
             f'<p class="claim">No line could be fitted to the {num_members} networks of this run: '
-            f"{_text(part['reasons']['normalized_fit'])}.</p>"
+            f"{escaped(part['reasons']['normalized_fit'])}.</p>"
         )
     text = (
-        f"Across {fit['n']} networks ({_text(selection_name(selection))}), the training loss of "
-        f"the network normalised layer by layer ({_text(norm_name(norm))}) predicts its test loss "
-        f"along a straight line with R² = <strong>{_number(fit['r2'])}</strong>"
+        f"Across {fit['n']} networks ({escaped(selection_name(selection))}), the training loss of "
+        f"the network normalised layer by layer ({escaped(norm_name(norm))}) predicts its test "
+        f"loss along a straight line with R² = <strong>{number(fit['r2'])}</strong>"
     )
-    text += f"; as trained, R² is {_number(raw['r2'])}. " if raw else ". "
+    text += f"; as trained, R² is {number(raw['r2'])}. " if raw else ". "
     if permutation:
         text += (
             "The shared divisor alone, with the norms shuffled among the networks, gives "
-            f"R² = {_number(permutation['r2_quantiles'][1])} (median); "
+            f"R² = {number(permutation['r2_quantiles'][1])} (median); "
             f"{permutation['fraction_at_least']:.2%} of the orders, the real one counted, reach "
             "the R² of the real one."
         )
@@ -153,7 +126,7 @@ def _headline_figure(path: Path | None) -> str:
     )
     if not path.stem.startswith("normalized_and_raw"):
         caption = path.stem
-    return f"<figure>{_image(path)}<figcaption>{_text(caption)}</figcaption></figure>"
+    return f"<figure>{image(path)}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 
 def _fits_table(summary: dict[str, Any]) -> str:
@@ -175,11 +148,11 @@ def _fits_table(summary: dict[str, Any]) -> str:
                 [
                     *cells,
                     str(fit["n"]),
-                    _number(fit["r2"]),
-                    _number(fit["adjusted_r2"]),
-                    _number(fit["rmse"]),
-                    _estimate(fit["slope"], fit["slope_interval"]),
-                    _estimate(fit["intercept"], fit["intercept_interval"]),
+                    number(fit["r2"]),
+                    number(fit["adjusted_r2"]),
+                    number(fit["rmse"]),
+                    estimate(fit["slope"], fit["slope_interval"]),
+                    estimate(fit["intercept"], fit["intercept_interval"]),
                 ]
             )
     header = ["Selection", "Losses", "Networks", "R²", "Adjusted R²", "RMSE (nats)"]
@@ -189,7 +162,7 @@ def _fits_table(summary: dict[str, Any]) -> str:
         for selection, norm, part in _entries(summary)
         for name, reason in part["reasons"].items()
     ]
-    return note + _table([*header, "Slope", "Intercept"], rows) + _list(reasons)
+    return note + table([*header, "Slope", "Intercept"], rows) + bullets(reasons)
 
 
 def _controls(summary: dict[str, Any]) -> str:
@@ -209,13 +182,13 @@ def _controls(summary: dict[str, Any]) -> str:
         cells = [f"{selection_name(selection)}, {norm_name(norm)}"]
         if permutation:
             low, middle, high = permutation["r2_quantiles"]
-            shuffled = _estimate(middle, (low, high))
-            cells += [_number(permutation["r2"]), shuffled, _rank(permutation)]
+            shuffled = estimate(middle, (low, high))
+            cells += [number(permutation["r2"]), shuffled, _rank(permutation)]
         else:
             cells += ["–"] * 3
         if anchored:
-            slope = _estimate(anchored["slope"], anchored["slope_interval"])
-            cells += [slope, _number(anchored["r2"])]
+            slope = estimate(anchored["slope"], anchored["slope_interval"])
+            cells += [slope, number(anchored["r2"])]
         else:
             cells += ["–"] * 2
         rows.append(cells)
@@ -227,7 +200,7 @@ def _controls(summary: dict[str, Any]) -> str:
         "Slope through\n(ln K, ln K) [95%]",
         "Its R²",
     ]
-    return explanation + _table(header, rows)
+    return explanation + table(header, rows)
 
 
 def _rank(permutation: dict[str, Any]) -> str:
@@ -245,11 +218,11 @@ def _correlations_table(summary: dict[str, Any]) -> str:
         for measure in _MEASURE_NAMES:
             value = part["test_error_correlations"][measure]
             cells.append(
-                f"{_number(value['spearman'])} / {_number(value['kendall'])}" if value else "–"
+                f"{number(value['spearman'])} / {number(value['kendall'])}" if value else "–"
             )
         rows.append(cells)
     note = "<p class=\"quiet\">Spearman's ρ / Kendall's τ of the test error with each measure.</p>"
-    return note + _table(["Networks at", *_MEASURE_NAMES.values()], rows)
+    return note + table(["Networks at", *_MEASURE_NAMES.values()], rows)
 
 
 def _stopping(run_dir: Path) -> list[str]:
@@ -264,13 +237,13 @@ def _stopping(run_dir: Path) -> list[str]:
         "those on true labels at which the test loss was measured; training losses are means over "
         "the epoch.</p>"
     )
-    return ["<h2>When to stop</h2>", note + _list(describe_stopping(stops).splitlines())]
+    return ["<h2>When to stop</h2>", note + bullets(describe_stopping(stops).splitlines())]
 
 
 def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow]) -> str:
     """One line per network of the headline's selection and norm, and who is left out, why."""
     selection, norm, part = headline
-    table = _table(
+    networks = table(
         [
             "Member",
             "Family",
@@ -292,11 +265,11 @@ def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow
                 f"{row.level:g}",
                 str(row.seed),
                 str(row.epoch),
-                _number(row.train_loss),
+                number(row.train_loss),
                 f"{row.train_error:.2%}",
-                _number(row.test_loss),
+                number(row.test_loss),
                 f"{row.test_error:.2%}",
-                _number(row.product_norm),
+                number(row.product_norm),
                 f"{row.normalized_train_loss:.6f}",
                 f"{row.normalized_test_loss:.6f}",
             ]
@@ -307,36 +280,7 @@ def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow
     where = f"{selection_name(selection)}, {norm_name(norm)}; losses in nats."
     lines = [f"Left out: {entry['member']}, {entry['reason']}" for entry in part["left_out"]]
     lines += [f"Training error above zero: {name}" for name in part["not_interpolating"]]
-    return f'<p class="quiet">{_text(where)}</p>' + table + _list(lines)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; every cell is escaped."""
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>"
-    )
-
-
-def _list(lines: Sequence[str]) -> str:
-    """An HTML list, nothing if it is empty; every line is escaped."""
-    items = "".join(f"<li>{_text(line)}</li>" for line in lines)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _image(path: Path) -> str:
-    """A PNG file embedded in the page."""
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return f'<img alt="{_text(path.stem)}" src="data:image/png;base64,{data}">'
-
-
-def _collapsed(title: str, content: str) -> str:
-    """Content behind a line that opens it."""
-    return f"<details><summary>{_text(title)}</summary>{content}</details>"
+    return f'<p class="quiet">{escaped(where)}</p>' + networks + bullets(lines)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -348,19 +292,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is needed, not {type(value).__name__}")
     return value
-
-
-def _estimate(value: float, interval: Sequence[float]) -> str:
-    """A value, with its interval on the line below."""
-    low, high = interval
-    return f"{_number(value)}\n[{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float | None) -> str:
-    """A number with five significant digits; a dash where there is none."""
-    return "–" if value is None else f"{value:#.5g}".rstrip(".")
-
-
-def _text(value: Any) -> str:
-    """Text from anywhere, safe to stand in HTML."""
-    return html.escape(str(value))
