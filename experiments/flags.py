@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
+from experiments import distributed
 from normjax.data.labels import METHODS
 from normjax.evaluate import parse_norm
 from normjax.models import MODEL_NAMES
@@ -46,10 +47,18 @@ class Config:
     members_per_group: int | None
     checkpoint_every: int
     resume: bool
+    distributed: str = "none"  # runs from before this flag have none
 
 
 # Flags that say where and how a run is done, not what comes out of it.
-HOW_NOT_WHAT = ("workdir", "data_dir", "checkpoint_every", "resume")
+HOW_NOT_WHAT = (
+    "workdir",
+    "data_dir",
+    "members_per_group",
+    "checkpoint_every",
+    "resume",
+    "distributed",
+)
 
 
 def define_flags(experiment: str, **defaults: object) -> None:
@@ -90,9 +99,14 @@ def define_flags(experiment: str, **defaults: object) -> None:
     )
     flags.DEFINE_list("norms", "2,1/100", "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.")
     flags.DEFINE_integer("test_every", 0, "Epochs between test losses in metrics.jsonl; 0: none.")
-    flags.DEFINE_integer("members_per_group", None, "Networks trained at once; all if not given.")
+    flags.DEFINE_integer(
+        "members_per_group", None, "Networks trained at once; as many as fit if not given."
+    )
     flags.DEFINE_integer("checkpoint_every", 10, "Epochs between two checkpoints.")
     flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
+    flags.DEFINE_string(
+        "distributed", "none", "Processes to share the networks: none, auto or host:port,n,i."
+    )
     for field in dataclasses.fields(Config):  # --help lists the main module's flags only
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
 
@@ -103,9 +117,16 @@ def run(experiment: Callable[[Config], None]) -> None:
 
 
 def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command's `main` on what its `parse` makes of the command line."""
+    """Runs a command's `main` on what its `parse` makes of the command line.
+
+    Ctrl-C, where nothing else is made of it, ends it with exit code 130 and without a traceback.
+    """
     logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
-    app.run(main, flags_parser=parse)
+    try:
+        app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def parse(
@@ -190,14 +211,17 @@ def validate(config: Config) -> None:
     check(len(set(config.norms)) == len(config.norms), "norms", "every norm may stand there once")
     for name in config.norms:
         parse_norm(name)
+    distributed.parse(config.distributed)
     has_batch_norm = config.model == "convnet5"
     check(has_batch_norm or not config.batch_norm, "batch_norm", "only convnet5 has it")
 
 
 def to_flagfile(config: Config) -> str:
-    """The configuration as a flagfile that gives the same run."""
+    """The configuration as a flagfile that gives the same run, on whatever machines."""
     lines = []
-    for name, value in dataclasses.asdict(config).items():
+    values = dataclasses.asdict(config)
+    del values["distributed"]
+    for name, value in values.items():
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
         if value is not None:

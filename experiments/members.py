@@ -3,13 +3,25 @@
 The grids of members that the experiments are made of; each entry file puts some of them together.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.flags import Config
 from normjax.data import Dataset, corrupt_labels
-from normjax.ensemble import Member
+from normjax.ensemble import Ensemble, Member
+
+
+class Sweep(NamedTuple):
+    """What the stages of one run share."""
+
+    experiment: str
+    config: Config
+    dataset: Dataset
+    ensemble: Ensemble
+    groups: list[list[Member]]  # those that are trained at once
+    signal: Callable[[], int] = lambda: 0  # the number of the signal that came, 0: none
 
 
 def pretrained(config: Config) -> list[Member]:

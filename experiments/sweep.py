@@ -3,71 +3,108 @@
 The one code path of every experiment; an experiment's own file says only which members there are.
 """
 
+import contextlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from tqdm import tqdm
 
-from experiments import records
+from experiments import distributed, interrupts, records
+from experiments.evaluation import evaluate_selection, selections
 from experiments.flags import Config, one_line, prepare_cpu
-from experiments.members import first_labels, numbered, own_labels
-from normjax import checkpoints, plotting, report, results, summary
+from experiments.interrupts import StoppedError
+from experiments.members import Sweep, numbered
+from experiments.training import train_group
+from normjax import checkpoints, memory, plotting, report, results, summary
+from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset, load_dataset
-from normjax.ensemble import (
-    Ensemble,
-    Member,
-    make_ensemble,
-    make_order_key,
-    pad_members,
-    shard_members,
-    share,
-    take_member,
-)
-from normjax.evaluate import Evaluation, dataset_means, parse_norm
+from normjax.ensemble import Member, gather_members, make_ensemble, shard_members
+from normjax.evaluate import parse_norm
 from normjax.models import make_model
 from normjax.results import ResultRow, write_results
 
-Labels = Callable[[Config, Dataset, Member, str], np.ndarray]  # a member's labels for a split
-
-
-class Sweep(NamedTuple):
-    """What the stages of one run share."""
-
-    experiment: str
-    config: Config
-    dataset: Dataset
-    ensemble: Ensemble
-    groups: list[list[Member]]
+T = TypeVar("T")
 
 
 def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> None:
     """Runs an experiment from its configuration to its report; it numbers the members.
 
     A mistake in the configuration or the data ends the program with one line before any training.
+    SIGTERM and Ctrl-C end it after the epoch, with a checkpoint and the command to go on by; the
+    exit code is then 143 or 130.
     """
     started = time.monotonic()
     prepare_cpu()
     run_dir = Path(config.workdir)
     try:
-        if records.is_finished(run_dir, config):
-            print(f"{run_dir}: this run is finished, there is nothing to do")
-            return
-        dataset = load_data(config)
-        sweep = make_sweep(experiment, config, dataset, numbered(members))
-        records.start_run(run_dir, experiment, config, dataset, sweep.groups)
-    except (ValueError, OSError) as error:
+        distributed.connect(config.distributed)
+    except ValueError as error:
         sys.exit(f"error: {one_line(error)}")
+    with distributed.together(), contextlib.ExitStack() as stack:
+        if distributed.worst(_in_step(lambda: _is_finished(run_dir, config))):
+            if distributed.is_first():
+                print(f"{run_dir}: this run is finished, there is nothing to do")
+            return
+        sweep = _in_step(lambda: _set_up(experiment, config, run_dir, members))
+        sweep = sweep._replace(groups=plan_groups(sweep, run_dir))
+        _in_step(lambda: _start(sweep, run_dir))
+        sweep = sweep._replace(signal=stack.enter_context(interrupts.delayed()))
+        try:
+            rows = finish_groups(sweep, run_dir)
+        except StoppedError as error:
+            if distributed.is_first():
+                command = interrupts.resume_command()
+                print(f"{run_dir}: {error}; go on with: {command}", file=sys.stderr)
+            sys.exit(interrupts.exit_code(error))
+        if distributed.is_first():
+            _write_all(run_dir, config, rows, started)
+        distributed.worst(0)  # the others wait, so that all end together
 
-    rows = []
-    for group in range(len(sweep.groups)):
-        rows += finish_group(sweep, run_dir, group)
+
+def _in_step(work: Callable[[], T]) -> T:
+    """What `work` gives; a mistake in any process ends all of them, each with a line."""
+    result, message = None, ""
+    try:
+        result = work()
+    except (ValueError, OSError) as error:
+        message = one_line(error) or type(error).__name__
+    if distributed.worst(bool(message)):
+        sys.exit(f"error: {message or 'another process can not go on, and says why'}")
+    return result
+
+
+def _is_finished(run_dir, config) -> bool:
+    return distributed.is_first() and records.is_finished(run_dir, config)
+
+
+def _set_up(experiment, config, run_dir, members) -> Sweep:
+    """The sweep, its members in the groups of an earlier start or else in one."""
+    dataset = load_data(config)
+    members = numbered(members)
+    path = run_dir / RUN_FILE
+    sweep = make_sweep(experiment, config, dataset, members)
+    if path.exists():
+        recorded = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        sweep = sweep._replace(groups=[[members[i] for i in group] for group in recorded])
+        if distributed.is_first() and not checkpoints.has_progress(run_dir):
+            print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
+    return sweep
+
+
+def _start(sweep, run_dir) -> None:
+    if distributed.is_first():
+        records.start_run(run_dir, sweep.experiment, sweep.config, sweep.dataset, sweep.groups)
+        write_groups(run_dir, sweep.groups)
+
+
+def _write_all(run_dir, config, rows, started) -> None:
+    """What there is when all members are trained."""
     write_results(run_dir / results.RESULTS_FILE, rows)
     summary.write_summary(run_dir / summary.SUMMARY_FILE, summary.summarize(rows))
     plotting.draw_figures(rows, run_dir / "figures", dataset_label(config.dataset))
@@ -102,6 +139,8 @@ def make_sweep(
 ) -> Sweep:
     """The functions, not yet compiled, and the members in the groups that are trained at once.
 
+    Without --members_per_group, that is one group; `plan_groups` splits it if it doesn't fit.
+
     Raises:
       ValueError: the network cannot take images of this shape.
     """
@@ -117,187 +156,142 @@ def make_sweep(
         norms=[parse_norm(name) for name in config.norms],
     )
     size = config.members_per_group or len(members)
-    groups = [list(members[i : i + size]) for i in range(0, len(members), size)]
-    return Sweep(experiment, config, dataset, ensemble, groups)
+    return Sweep(experiment, config, dataset, ensemble, split_groups([members], 0, size))
+
+
+def plan_groups(sweep: Sweep, run_dir: Path) -> list[list[Member]]:
+    """The groups, those that are not finished small enough for the memory.
+
+    --members_per_group decides if it is given. Groups of an earlier start are split, never merged.
+    """
+    groups = sweep.groups
+    done = distributed.worst(sum(_results_of(run_dir, g).exists() for g in range(len(groups))))
+    largest = max((len(group) for group in groups[done:]), default=0)
+    num_devices = jax.device_count()
+    size = sweep.config.members_per_group
+    if size is None:
+        if not largest:
+            return groups
+        wished = -(-largest // num_devices)
+        here = memory.networks_that_fit(
+            lambda count: memory.group_memory(
+                sweep.ensemble,
+                count,
+                train_shape=sweep.dataset.train.images.shape,
+                test_shape=sweep.dataset.test.images.shape if sweep.config.test_every else None,
+            ),
+            wished,
+            memory.available_memory(),
+        )
+        fit = -distributed.worst(-here)
+        if fit == wished:
+            return groups
+        parts = -(-wished // fit)
+        size = -(-wished // parts) * num_devices  # as even as the devices allow
+        if distributed.is_first():
+            print(f"memory: {largest} networks do not fit, groups of {size}", file=sys.stderr)
+    return regroup(sweep, run_dir, done, size)
+
+
+def regroup(sweep: Sweep, run_dir: Path, start: int, size: int) -> list[list[Member]]:
+    """The groups with those from `start` on split; the parts of that one keep its checkpoints.
+
+    Those after it were never started. run.json still has the old groups after this.
+    """
+    groups = split_groups(sweep.groups, start, size)
+    if start < len(sweep.groups) and distributed.is_first():
+        parts = -(-len(sweep.groups[start]) // size)
+        checkpoints.copy_progress(run_dir, start, range(start + 1, start + parts))
+    distributed.worst(0)  # the others wait until the copies are there
+    return groups
+
+
+def split_groups(groups: Sequence[Sequence[Member]], start: int, size: int) -> list[list[Member]]:
+    """The groups with those from `start` on cut into pieces of at most `size`."""
+    pieces = [group[i : i + size] for group in groups[start:] for i in range(0, len(group), size)]
+    return [list(group) for group in [*groups[:start], *pieces]]
+
+
+def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
+    """Puts the groups into run.json if it has others."""
+    path = run_dir / RUN_FILE
+    run = json.loads(path.read_text(encoding="utf-8"))
+    indices = [[member.index for member in group] for group in groups]
+    if run["groups"] != indices:
+        records.write_json(path, {**run, "groups": indices})
+
+
+def finish_groups(sweep: Sweep, run_dir: Path) -> list[ResultRow]:
+    """The rows of all members, group after group; on process 0, none elsewhere.
+
+    Where the memory is too small for a group, it and those after it are halved. What is finished,
+    and the group's checkpoints, are kept.
+    """
+    rows = []
+    group = 0
+    while group < len(sweep.groups):
+        try:
+            rows += finish_group(sweep, run_dir, group)
+            group += 1
+            continue
+        except distributed.OutOfMemoryError:
+            pass  # its traceback holds the group's arrays: they are freed when this block is left
+        sweep = sweep._replace(groups=halve_groups(sweep, run_dir, group))
+    return rows
+
+
+def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> list[list[Member]]:
+    """The groups with half as many networks on a device, from one on that did not fit.
+
+    A device's only network cannot be halved: that ends the program with one line.
+    """
+    num_devices = jax.device_count()
+    per_device = -(-len(sweep.groups[group]) // num_devices)
+    numbers = ", ".join(str(member.index) for member in sweep.groups[group])
+    if per_device == 1:
+        sys.exit(
+            f"error: out of memory with one network on a device (members {numbers}): fewer "
+            "--train_size, a smaller --batch_size or a device with more memory is needed"
+        )
+    size = (per_device + 1) // 2 * num_devices
+    if distributed.is_first():
+        print(
+            f"out of memory with {len(sweep.groups[group])} networks (members {numbers}): "
+            f"going on with groups of {size}",
+            file=sys.stderr,
+        )
+    groups = regroup(sweep, run_dir, group, size)
+    if distributed.is_first():
+        write_groups(run_dir, groups)
+    return groups
 
 
 def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
-    """The rows of a group's members: read if the group is finished, else trained for."""
-    path = checkpoints.group_folder(run_dir, group) / results.RESULTS_FILE
-    if path.exists():
-        return results.read_results(path)
+    """The rows of a group's members on process 0: read if the group is finished, else trained for.
+
+    Raises:
+      StoppedError: a signal came.
+      OutOfMemoryError: the memory of a device was too small.
+    """
+    path = _results_of(run_dir, group)
+    if distributed.worst(path.exists()):
+        return results.read_results(path) if distributed.is_first() else []
     members = sweep.groups[group]
     state, snapshots = train_group(sweep, run_dir, group)
     rows = []
-    for selection, variables, epochs, valid in selections(sweep.config, state, snapshots):
-        kept = jax.tree.map(lambda x: np.asarray(x)[: len(members)], variables)
+    for selection, make, epochs, valid in selections(sweep.config, state, snapshots, len(members)):
+        if signum := distributed.worst(sweep.signal()):
+            raise StoppedError(signum)
+        variables = distributed.attempt(lambda make=make: shard_members(make()))
+        kept = gather_members(variables, len(members))
         checkpoints.save_members(run_dir, group, selection, kept)
         rows += evaluate_selection(sweep, members, selection, variables, epochs, valid)
     rows.sort(key=lambda row: row.member)
-    write_results(path, rows)
-    checkpoints.drop_progress(run_dir, group)
+    if distributed.is_first():
+        write_results(path, rows)
+        checkpoints.drop_progress(run_dir, group)
     return rows
 
 
-def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
-    """Trains a group through both phases; returns its final state and its snapshots."""
-    config, ensemble, dataset = sweep.config, sweep.ensemble, sweep.dataset
-    members = sweep.groups[group]
-    padded = pad_members(members)
-    keys = jnp.stack([member.key(config.seed) for member in padded])
-    stds = [member.init_std for member in padded]
-    first = np.stack([first_labels(config, dataset, member) for member in padded])
-    second = np.stack([own_labels(config, dataset, member, "train") for member in padded])
-    images = share(dataset.train.images)
-    test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
-    order_key = share(make_order_key(config.seed))
-
-    state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
-    snapshots = ensemble.init_snapshots(state)
-    with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
-        (state, snapshots), start = checkpoints.restore_progress(
-            checkpointer, (state, snapshots), len(members)
-        )
-        records.keep_metrics(run_dir, group, start)
-        labels = shard_members(first if start < config.pretrain_epochs else second)
-        for step in epochs_progress(sweep, group, start):
-            is_pretraining = step < config.pretrain_epochs
-            if step == config.pretrain_epochs:
-                labels = shard_members(second)
-                state = ensemble.reset_optimizer(state)
-            key = jax.random.fold_in(order_key, step)
-            state, metrics = ensemble.train_epoch(state, labels, images, key)
-            values = {f"running_{name}": value for name, value in metrics._asdict().items()}
-            epoch = step + 1 - (0 if is_pretraining else config.pretrain_epochs)
-            if not is_pretraining:
-                now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
-                snapshots, measured = ensemble.track(
-                    snapshots, state, labels, metrics, images, *now
-                )
-                values |= {f"train_{name}": value for name, value in measured._asdict().items()}
-            if config.test_every and (step + 1) % config.test_every == 0:
-                measured = ensemble.evaluate_plainly(state.variables, *test)
-                values |= {f"test_{name}": value for name, value in measured._asdict().items()}
-            phase = "pretrain" if is_pretraining else "train"
-            common = {"group": group, "step": step + 1, "phase": phase, "epoch": epoch}
-            records.append_metrics(run_dir, members, common, jax.device_get(values))
-            checkpoints.save_progress(checkpointer, step + 1, (state, snapshots), len(members))
-    return state, snapshots
-
-
-def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
-    """The epochs of both phases that are still to be trained.
-
-    With a bar on a terminal; elsewhere, as into a log file, with a line after each.
-    """
-    total = sweep.config.pretrain_epochs + sweep.config.epochs
-    name = f"group {group + 1} of {len(sweep.groups)}, {len(sweep.groups[group])} networks"
-    steps = tqdm(range(start, total), name, total, initial=start, unit="epoch", disable=None)
-    if not steps.disable:
-        yield from steps
-        return
-    started = time.monotonic()
-    for step in range(start, total):
-        yield step
-        seconds = (time.monotonic() - started) / (step + 1 - start)
-        left = tqdm.format_interval(seconds * (total - step - 1))
-        print(f"{name}: epoch {step + 1} of {total}, {left} left", file=sys.stderr, flush=True)
-
-
-def selections(config: Config, state: Any, snapshots: Any) -> Iterator[tuple[str, Any, Any, Any]]:
-    """(name, variables [M, ...], epochs [M], valid [M]) of the final networks and each target."""
-    count = len(jax.tree.leaves(state.variables)[0])
-    yield "final", state.variables, np.full(count, config.epochs), np.full(count, True)
-    for i, target in enumerate(config.target_losses):
-        variables = jax.tree.map(lambda x, i=i: x[:, i], snapshots.variables)
-        reached = np.isfinite(np.asarray(snapshots.loss[:, i]))
-        yield f"loss={target:g}", variables, np.asarray(snapshots.epoch[:, i]), reached
-
-
-def evaluate_selection(
-    sweep: Sweep,
-    members: Sequence[Member],
-    selection: str,
-    variables: Any,
-    epochs: np.ndarray,
-    valid: np.ndarray,
-) -> list[ResultRow]:
-    """Rows for each member with a network here, one for each kind of labels and norm."""
-    padded = pad_members(members)
-    variables = shard_members(variables)
-    rows = []
-    for labels, labels_of in (("natural", natural_labels), ("random", own_labels)):
-        chosen = [i for i, m in enumerate(members) if valid[i] and labels in label_kinds(m)]
-        if not chosen:
-            continue
-        splits = [
-            sweep.ensemble.evaluate(variables, *evaluation_data(sweep, padded, split, labels_of))
-            for split in ("train", "test")
-        ]
-        splits = jax.device_get(splits)
-        for i in chosen:
-            own = [take_member(sums, i) for sums in splits]
-            rows += member_rows(sweep, members[i], labels, selection, int(epochs[i]), *own)
-    return rows
-
-
-def label_kinds(member: Member) -> tuple[str, ...]:
-    """The labels that a network is evaluated on."""
-    return ("natural", "random") if member.family == "random_labels" else ("natural",)
-
-
-def natural_labels(_config: Config, dataset: Dataset, _member: Member, split: str) -> np.ndarray:
-    """The true labels, whatever a network was trained on."""
-    return getattr(dataset, split).labels
-
-
-def evaluation_data(
-    sweep: Sweep, padded: Sequence[Member], split: str, labels_of: Labels
-) -> tuple[Any, Any]:
-    """The members' labels [M, N] and the images of a split, on the devices."""
-    labels = np.stack([labels_of(sweep.config, sweep.dataset, m, split) for m in padded])
-    return shard_members(labels), share(getattr(sweep.dataset, split).images)
-
-
-def member_rows(
-    sweep: Sweep,
-    member: Member,
-    labels: str,
-    selection: str,
-    epoch: int,
-    train: Evaluation,
-    test: Evaluation,
-) -> list[ResultRow]:
-    """A member's rows at one selection; means and ln K are taken in float64."""
-    means = {}
-    for name, sums, split in (
-        ("train", train, sweep.dataset.train),
-        ("test", test, sweep.dataset.test),
-    ):
-        means[name] = Evaluation(*[dataset_means(x, len(split.labels)) for x in sums])
-    ln_num_classes = np.log(sweep.dataset.num_classes)
-    return [
-        ResultRow(
-            experiment=sweep.experiment,
-            member=member.index,
-            seed=member.seed,
-            family=member.family,
-            level=member.level,
-            labels=labels,
-            selection=selection,
-            epoch=epoch,
-            norm=norm,
-            product_norm=train.product_norms[k],
-            train_loss=means["train"].loss,
-            train_error=means["train"].error,
-            test_loss=means["test"].loss,
-            test_error=means["test"].error,
-            normalized_train_loss=ln_num_classes + means["train"].normalized_excess[k],
-            normalized_test_loss=ln_num_classes + means["test"].normalized_excess[k],
-            normalized_train_error=means["train"].normalized_error[k],
-            normalized_test_error=means["test"].normalized_error[k],
-            normalized_train_excess=means["train"].normalized_excess[k],
-            normalized_test_excess=means["test"].normalized_excess[k],
-        )
-        for k, norm in enumerate(sweep.config.norms)
-    ]
+def _results_of(run_dir, group) -> Path:
+    return checkpoints.group_folder(run_dir, group) / results.RESULTS_FILE

@@ -8,6 +8,8 @@ DIR/checkpoints/members/000/final    the trained members of group 0, stacked; on
 import json
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normjax.ensemble import gather_members, take_process_members
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
 from normjax.results import RESULTS_FILE, read_results
@@ -29,8 +32,20 @@ def group_folder(run_dir: str | os.PathLike, group: int) -> Path:
 
 
 def save_members(run_dir: str | os.PathLike, group: int, selection: str, variables: Any) -> None:
-    """Saves the stacked variables of a group's members, as numpy arrays, at one selection."""
+    """Saves the stacked variables of a group's members, as numpy arrays, at one selection.
+
+    Every process must call it, with the variables of all members.
+    """
     ocp.save(group_folder(run_dir, group) / selection, variables, overwrite=True)
+
+
+def has_progress(run_dir: str | os.PathLike) -> bool:
+    """Whether a run has anything to go on from: a checkpoint, or a finished group."""
+    folder = Path(run_dir) / "checkpoints"
+    steps = folder.glob("progress/*/*")  # while it is written, a checkpoint has a longer name
+    return any(step.name.isdecimal() for step in steps) or any(
+        folder.glob(f"members/*/{RESULTS_FILE}")
+    )
 
 
 def open_progress(run_dir: str | os.PathLike, group: int, every: int) -> ocp.training.Checkpointer:
@@ -44,37 +59,82 @@ def open_progress(run_dir: str | os.PathLike, group: int, every: int) -> ocp.tra
 
 
 def save_progress(
-    checkpointer: ocp.training.Checkpointer, step: int, state: Any, num_members: int
+    checkpointer: ocp.training.Checkpointer,
+    step: int,
+    state: Any,
+    members: Sequence[int],
+    force: bool = False,
 ) -> None:
-    """Saves a stacked state, if a checkpoint is due at this step, without the copies that pad it.
+    """Saves a stacked state if a checkpoint is due at this step, or in any case by `force`.
 
-    How many copies there are depends on the number of devices, which may change before a resume.
-    Orbax refuses arrays without entries, which there are where no target is asked for: they are
-    left out.
+    The arrays of all processes are put together, without the copies that pad them, and the
+    members' numbers are kept beside them: a checkpoint does not depend on the number of devices or
+    of processes, and serves a part of its members as well. Orbax refuses arrays without entries,
+    which there are where no target is asked for: they are left out. Every process must call it; a
+    write that failed raises at the next call, or when the checkpointer is closed.
     """
-    if checkpointer.should_save(step):
-        saved = jax.tree.map(lambda x: np.asarray(x[:num_members]) if x.size else None, state)
-        checkpointer.save(step, saved)
+    if force or checkpointer.should_save(step):
+        whole = gather_members(state, len(members))
+        saved = jax.tree.map(lambda x: x if x.size else None, whole)
+        checkpointer.save_async(step, saved, force=True, custom_metadata={"members": [*members]})
 
 
 def restore_progress(
-    checkpointer: ocp.training.Checkpointer, state: Any, num_members: int
+    checkpointer: ocp.training.Checkpointer, state: Any, members: Sequence[int]
 ) -> tuple[Any, int]:
-    """The latest checkpoint, padded and placed like `state`, and its step; else `state` and 0."""
-    if checkpointer.latest is None:
-        return state, 0
+    """The latest checkpoint of these members, placed like `state`, and its step; else `state`, 0.
+
+    A checkpoint that can't be read is dropped with a line on stderr, and so is, silently, one that
+    is not of these members.
+    """
+    for checkpoint in sorted(checkpointer.checkpoints, key=lambda c: c.step, reverse=True):
+        try:
+            saved = _load_progress(checkpointer, checkpoint.step, state, members)
+        except Exception as error:  # whatever a damaged file makes of itself
+            problem = " ".join(str(error).split())[:200]
+            print(
+                f"checkpoint of epoch {checkpoint.step} can't be read: {problem}", file=sys.stderr
+            )
+            saved = None
+        if saved is not None:
+            return saved, checkpoint.step
+        checkpointer.delete(checkpoint.step)
+    return state, 0
+
+
+def _load_progress(checkpointer, step, state, members):
+    """A checkpoint, placed like `state`; None if it doesn't hold all these members."""
+    known = (checkpointer.metadata(step).custom_metadata or {}).get("members")
+    if known is None:
+        raise ValueError("it does not say which members it is of")
+    if not set(members) <= set(known):
+        return None
+    positions = np.array([known.index(member) for member in members])
 
     def expected(own):
-        return np.empty((num_members, *own.shape[1:]), own.dtype) if own.size else None
+        return np.empty((len(known), *own.shape[1:]), own.dtype) if own.size else None
 
     def place(own, saved):
         if saved is None:
             return own
-        copies = np.repeat(saved[-1:], len(own) - num_members, axis=0)
-        return jax.device_put(np.concatenate([saved, copies]), own.sharding)
+        return jax.device_put(take_process_members(saved[positions], len(own)), own.sharding)
 
-    saved = checkpointer.load(checkpointer.latest, jax.tree.map(expected, state))
-    return jax.tree.map(place, state, saved), checkpointer.latest.step
+    return jax.tree.map(place, state, checkpointer.load(step, jax.tree.map(expected, state)))
+
+
+def copy_progress(run_dir: str | os.PathLike, group: int, others: Sequence[int]) -> None:
+    """Gives other groups, which the group is split into, its checkpoints to go on from.
+
+    What those groups had is replaced; a folder is there as a whole or not at all.
+    """
+    source = _progress_folder(run_dir, group)
+    for other in others:
+        drop_progress(run_dir, other)
+        if source.is_dir():
+            temporary = source.with_name(f"copying_{other:03d}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(source, temporary)
+            temporary.replace(_progress_folder(run_dir, other))
 
 
 def drop_progress(run_dir: str | os.PathLike, group: int) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from normjax import evaluate as evaluation
@@ -199,9 +200,48 @@ def share(tree: Any) -> Any:
 
 
 def pad_members(members: Sequence[Member]) -> list[Member]:
-    """Repeats the last member until the devices divide the count; the copies are not reported."""
-    num_devices = len(jax.local_devices())
-    return [*members, *[members[-1]] * (-len(members) % num_devices)]
+    """The members that this process trains, filled up with copies of the last of all.
+
+    The members and as many copies as it takes until the devices of all processes divide the count
+    are dealt out in order, the same number to each process; the copies are reported nowhere.
+    """
+    num_here = -(-len(members) // jax.process_count())
+    num_here += -num_here % len(jax.local_devices())
+    padded = [*members, *[members[-1]] * (num_here * jax.process_count() - len(members))]
+    start = jax.process_index() * num_here
+    return padded[start : start + num_here]
+
+
+def gather_members(tree: Any, num_members: int) -> Any:
+    """What the processes hold of the members, put together: numpy arrays on each of them.
+
+    Every process must call it, and waits for the others.
+
+    Args:
+      tree: stacked leaves [M', ...] for the members that `pad_members` gave this process.
+      num_members: M, of all processes.
+
+    Returns:
+      The tree with leaves [M, ...] in the order of the members, without the copies.
+    """
+
+    def gather(x):
+        if not x.size:
+            return np.empty((num_members, *x.shape[1:]), x.dtype)
+        if jax.process_count() > 1:
+            x = multihost_utils.process_allgather(np.asarray(x), tiled=True)
+        return np.asarray(x)[:num_members]
+
+    return jax.tree.map(gather, tree)
+
+
+def take_process_members(tree: Any, num_here: int) -> Any:
+    """The part of `pad_members` in stacked leaves [M, ...] of all members, numpy arrays [M', ...].
+
+    The inverse of `gather_members`; `num_here` is M'.
+    """
+    indices = np.arange(num_here) + jax.process_index() * num_here
+    return jax.tree.map(lambda x: x[np.minimum(indices, len(x) - 1)], tree)
 
 
 def take_member(tree: Any, index: int) -> Any:

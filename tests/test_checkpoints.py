@@ -18,6 +18,7 @@ from synthetic_results import synthetic_rows
 from experiments import records, sweep
 from normjax import ensemble, plotting
 from normjax.checkpoints import (
+    copy_progress,
     drop_progress,
     group_folder,
     load_member,
@@ -122,6 +123,9 @@ def test_loading_what_is_not_there(tmp_path):
 # --- progress
 
 
+MEMBERS = [4, 5, 7]  # their numbers in the run
+
+
 class Progress(NamedTuple):
     """A state as ensembles have it: named tuples, an optimizer's state, several dtypes."""
 
@@ -154,25 +158,94 @@ def test_progress_is_restored_whatever_the_number_of_devices(tmp_path, saved_as,
     """Three members, padded to a multiple of the devices before and after."""
     with open_progress(tmp_path, 0, every=2) as checkpointer:
         start = progress_at(-1, saved_as)
-        state, step = restore_progress(checkpointer, start, 3)
+        state, step = restore_progress(checkpointer, start, MEMBERS)
         assert step == 0
         assert_same(state, start)
         for step in range(1, 8):
-            save_progress(checkpointer, step, progress_at(step, saved_as), 3)
+            save_progress(checkpointer, step, progress_at(step, saved_as), MEMBERS)
     with open_progress(tmp_path, 0, every=2) as checkpointer:
         assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [4, 6]
-        state, step = restore_progress(checkpointer, progress_at(0, restored_as), 3)
+        state, step = restore_progress(checkpointer, progress_at(0, restored_as), MEMBERS)
     assert step == 6
     assert_same(state, progress_at(6, restored_as))
+
+
+def test_a_checkpoint_serves_a_part_of_its_members_and_no_others(tmp_path):
+    """Members 5 and 7 of a checkpoint of 4, 5 and 7, in either order, and padded."""
+    with open_progress(tmp_path, 0, every=1) as checkpointer:
+        save_progress(checkpointer, 3, progress_at(3), MEMBERS)
+    whole = progress_at(3)
+    for members, places in (([5, 7], [1, 2, 2]), ([7, 5], [2, 1, 1]), ([4], [0, 0, 0])):
+        with open_progress(tmp_path, 0, every=1) as checkpointer:
+            state, step = restore_progress(checkpointer, progress_at(0), members)
+        assert step == 3
+        assert_same(state, jax.tree.map(lambda x, i=places: x[np.array(i)], whole))
+    with open_progress(tmp_path, 0, every=1) as checkpointer:
+        start = progress_at(0)
+        state, step = restore_progress(checkpointer, start, [5, 8])
+        assert step == 0
+        assert_same(state, start)
+        # What is no use is gone: it would keep those of earlier epochs from being saved.
+        assert checkpointer.checkpoints == []
+        save_progress(checkpointer, 1, progress_at(1), [5, 8, 9])
+    with open_progress(tmp_path, 0, every=1) as checkpointer:
+        assert restore_progress(checkpointer, progress_at(0), [5, 8, 9])[1] == 1
+
+
+def test_a_checkpoint_can_be_forced_between_the_regular_ones(tmp_path):
+    with open_progress(tmp_path, 0, every=10) as checkpointer:
+        for step in range(1, 24):
+            save_progress(checkpointer, step, progress_at(step), MEMBERS, step in (13, 22))
+    with open_progress(tmp_path, 0, every=10) as checkpointer:
+        assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [20, 22]
+        state, _ = restore_progress(checkpointer, progress_at(0), MEMBERS)
+    assert_same(state, progress_at(22))
+
+
+def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path, capsys):
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        for step in range(1, 7):
+            save_progress(checkpointer, step, progress_at(step), MEMBERS)
+    folder = tmp_path / "checkpoints" / "progress" / "000"
+    damaged = [path for path in (folder / "6").rglob("*") if path.is_file()]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        state, step = restore_progress(checkpointer, progress_at(0), MEMBERS)
+        assert step == 4
+        assert_same(state, progress_at(4))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("checkpoint of epoch 6 can't be read: ")
+        save_progress(checkpointer, 6, progress_at(6), MEMBERS)  # in its place
+    with open_progress(tmp_path, 0, every=2) as checkpointer:
+        assert restore_progress(checkpointer, progress_at(0), MEMBERS)[1] == 6
+
+
+def test_progress_is_copied_to_the_groups_that_a_group_is_split_into(tmp_path):
+    def progress_of(group, members):
+        with open_progress(tmp_path, group, every=1) as checkpointer:
+            return restore_progress(checkpointer, progress_at(0, 1), members)
+
+    copy_progress(tmp_path, 0, [1])  # there is none yet
+    for group, members in ((0, MEMBERS), (2, [8, 9, 10])):
+        with open_progress(tmp_path, group, every=1) as checkpointer:
+            save_progress(checkpointer, 3, progress_at(3), members)
+    copy_progress(tmp_path, 0, [1, 2])
+    for group, member in enumerate(MEMBERS):
+        state, step = progress_of(group, [member])
+        assert step == 3
+        assert_same(state, jax.tree.map(lambda x, i=group: x[i : i + 1], progress_at(3)))
+    folder = tmp_path / "checkpoints" / "progress"
+    assert sorted(path.name for path in folder.iterdir()) == ["000", "001", "002"]
 
 
 def test_each_group_has_its_own_progress_until_it_is_dropped(tmp_path):
     def step_of(group):
         with open_progress(tmp_path, group, every=1) as checkpointer:
-            return restore_progress(checkpointer, progress_at(0), 3)[1]
+            return restore_progress(checkpointer, progress_at(0), MEMBERS)[1]
 
     with open_progress(tmp_path, 0, every=1) as checkpointer:
-        save_progress(checkpointer, 5, progress_at(5), 3)
+        save_progress(checkpointer, 5, progress_at(5), MEMBERS)
     assert (step_of(0), step_of(1)) == (5, 0)
     drop_progress(tmp_path, 0)
     drop_progress(tmp_path, 0)  # again: it may have been dropped before a run was stopped
@@ -233,17 +306,9 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
     monkeypatch.setattr(sweep, "make_ensemble", make_ensemble)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     invoke(*RUN, f"--workdir={whole}")
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_STEP_6, *RUN, f"--workdir={pieces}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert not (pieces / "results.csv").exists()
-    with pytest.raises(FileNotFoundError, match="not trained to its end yet"):
-        load_member(pieces, 0)
 
-    def resume(module, name, stops):
-        """Resumes until `stops` says that the call of module.name is the one to fail."""
+    def interrupt(module, name, stops, *flags):
+        """Runs until `stops` says that the call of module.name is the one to fail."""
         original = getattr(module, name)
 
         def call(*args, **kwargs):
@@ -253,18 +318,34 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(module, name, call)
-            invoke(*RUN, f"--workdir={pieces}", "--resume")
+            invoke(*RUN, f"--workdir={pieces}", *flags)
 
     def at(group, step):
         return lambda run_dir, members, common, values: (
             (common["group"], common["step"]) == (group, step)
         )
 
+    interrupt(records, "append_metrics", at(0, 1))
+    assert "starting from the beginning" not in capsys.readouterr().out
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_STEP_6, *RUN, f"--workdir={pieces}", "--resume"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert killed.stdout == f"{pieces}: no checkpoint yet, starting from the beginning\n"
+    assert not (pieces / "results.csv").exists()
+    with pytest.raises(FileNotFoundError, match="not trained to its end yet"):
+        load_member(pieces, 0)
+
     # The checkpoint of step 4 is the end of the first phase: the optimizer is reset after it.
-    resume(records, "append_metrics", at(1, 2))  # before that group's first checkpoint
+    # First, before the second group's first checkpoint.
+    interrupt(records, "append_metrics", at(1, 2), "--resume")
     assert load_rows(pieces, 0) == load_rows(whole, 0) and load_rows(pieces, 1) is None
-    resume(records, "append_metrics", at(1, 11))  # in the second phase, after step 8's
-    resume(records, "finish_run", lambda *_: True)  # all is trained
+    # Then in its second phase, after step 8's; and when all is trained.
+    interrupt(records, "append_metrics", at(1, 11), "--resume")
+    interrupt(records, "finish_run", lambda *_: True, "--resume")
     assert not json.loads((pieces / "run.json").read_text())["finished"]
     invoke(*RUN, f"--workdir={pieces}", "--resume")
 

@@ -11,7 +11,16 @@ import pytest
 
 from normjax import ensemble as ensembles
 from normjax.data import corrupt_labels, load_dataset
-from normjax.ensemble import Member, make_ensemble, pad_members, shard_members, share, take_member
+from normjax.ensemble import (
+    Member,
+    gather_members,
+    make_ensemble,
+    pad_members,
+    shard_members,
+    share,
+    take_member,
+    take_process_members,
+)
 from normjax.evaluate import parse_norm
 from normjax.models import make_model
 
@@ -220,6 +229,43 @@ def test_members_are_padded_to_the_number_of_devices(monkeypatch):
     assert pad_members([A, B, C]) == [A, B, C, C]
     assert pad_members([A]) == [A] * 4
     assert pad_members([A, B, C, A]) == [A, B, C, A]
+
+
+@pytest.mark.parametrize("num_members", [1, 4, 5, 11])
+def test_members_are_dealt_out_to_processes_and_put_together(monkeypatch, num_members):
+    """Three processes of two devices, one after another; the gathering itself is stood in for."""
+    members = [A._replace(index=index) for index in range(num_members)]
+    whole = np.arange(num_members * 2, dtype=np.float32).reshape(-1, 2)
+    monkeypatch.setattr(jax, "local_devices", lambda: [None] * 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    dealt, parts = [], []
+    for process in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        dealt.append(pad_members(members))
+        parts.append(take_process_members({"a": whole}, len(dealt[-1]))["a"])
+        indices = [member.index for member in dealt[-1]]
+        np.testing.assert_array_equal(parts[-1], whole[indices])
+    assert len({len(part) for part in dealt}) == 1 and len(dealt[0]) % 2 == 0
+    assert len(dealt[0]) < num_members / 3 + 2  # no more copies than it takes
+    everyone = [member for part in dealt for member in part]
+    assert everyone[:num_members] == members and set(everyone[num_members:]) <= {members[-1]}
+
+    def process_allgather(x, tiled):
+        assert tiled
+        np.testing.assert_array_equal(x, parts[2])
+        return np.concatenate(parts)
+
+    monkeypatch.setattr(ensembles.multihost_utils, "process_allgather", process_allgather)
+    gathered = gather_members((parts[2], jnp.zeros((len(parts[2]), 0))), num_members)
+    np.testing.assert_array_equal(gathered[0], whole)
+    assert gathered[1].shape == (num_members, 0)
+
+
+def test_gathering_drops_the_copies():
+    stacked = {"a": shard_members(jnp.arange(8.0)), "b": np.zeros((8, 0))}
+    gathered = gather_members(stacked, 5)
+    assert isinstance(gathered["a"], np.ndarray) and gathered["a"].tolist() == [0, 1, 2, 3, 4]
+    assert gathered["b"].shape == (5, 0)
 
 
 def test_take_member_takes_one_of_each_leaf():

@@ -64,6 +64,7 @@ def test_defaults(parse):
         members_per_group=None,
         checkpoint_every=10,
         resume=False,
+        distributed="none",
     )
 
 
@@ -92,6 +93,7 @@ def test_every_flag_arrives(parse):
         "members_per_group": 2,
         "checkpoint_every": 1,
         "resume": True,
+        "distributed": "localhost:12345,2,1",
     }
     assert given.keys() == {field.name for field in dataclasses.fields(Config)}
     text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in given.items()}
@@ -186,6 +188,16 @@ def test_the_papers_settings(parse):
         (["--norms="], "--norms=: at least one norm is needed"),
         (["--norms=2,2"], "every norm may stand there once"),
         (["--batch_norm"], "--batch_norm=True: only convnet5 has it"),
+        (["--distributed=all"], "--distributed=all: allowed are none, auto and host:port,n,i"),
+        (["--distributed=localhost:1,2"], "allowed are none, auto and host:port,n,i"),
+        (["--distributed=localhost:1,2,2"], "with 0 <= i < n"),
+        (["--distributed=localhost:1,0,0"], "with 0 <= i < n"),
+        (["--distributed=localhost:1,2,-1"], "with 0 <= i < n"),
+        (["--distributed=:1,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost:0,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost:65536,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed="], "--distributed=: allowed are none"),
         (["--model=resnet"], "convnet3|convnet5|linear"),
         (["--corruption=shuffle"], "swap|redraw"),
         (["--epochs=ten"], "--epochs=ten"),
