@@ -216,15 +216,13 @@ def validate(config: Config) -> None:
     check(has_batch_norm or not config.batch_norm, "batch_norm", "only convnet5 has it")
 
 
-def to_flagfile(config: Config) -> str:
-    """The configuration as a flagfile that gives the same run, on whatever machines."""
+def to_flagfile(config: Any) -> str:
+    """A command's configuration as a flagfile that gives the same run, on whatever machines."""
     lines = []
-    values = dataclasses.asdict(config)
-    del values["distributed"]
-    for name, value in values.items():
+    for name, value in dataclasses.asdict(config).items():
         if isinstance(value, tuple):
             value = ",".join(map(str, value))
-        if value is not None:
+        if value is not None and name != "distributed":
             lines.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}\n")
     return "".join(lines)
 
