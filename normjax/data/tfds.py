@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
+from normjax.reading import one_line
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
@@ -73,7 +74,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
             for split in ("train", "test")
         )
     except Exception as error:  # TFDS reads protocol buffers, PNG, JPEG: each has its own errors
-        raise ValueError(f"{name} in {folder} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{name} in {folder} cannot be read: {one_line(error)}") from error
     return Dataset(train, test, tuple(features[label_key].names), name)
 
 
@@ -118,12 +119,7 @@ def fetch(url: str, dataset_name: str, folder: Path) -> Path:
         )
         return Path(os.fspath(manager.download(url)))
     except Exception as error:  # network, disk and checksum errors, each of its own type
-        raise OSError(f"the download failed: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    """The text of one of TFDS's errors, which span several lines."""
-    return " ".join(str(error).split())
+        raise OSError(f"the download failed: {one_line(error)}") from error
 
 
 def check_network(url: str) -> None:

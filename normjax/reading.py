@@ -1,0 +1,111 @@
+"""Reading files that may be damaged or foreign: a ValueError says in one line what is wrong."""
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def one_line(error: object, limit: int = 500) -> str:
+    """The text of somebody's error, without line ends, cut where it would be long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8, line ends as they are.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: it is not UTF-8; the message names the file and the byte.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+
+
+def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
+    """The JSON object in a file, see `parse_object`.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: it holds something else; the message names the file.
+    """
+    return parse_object(read_text(path), str(path), **kinds)
+
+
+def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
+    """A JSON object, some of its values checked for their types.
+
+    Args:
+      text: the JSON.
+      place: what an error's message begins with.
+      kinds: types by name, of classes, unions, `list[...]` and `tuple[..., ...]`; a value may be
+        absent if None is allowed. Whole numbers count as float, and no float is infinite or NaN.
+
+    Raises:
+      ValueError: not JSON (which has no NaN), not an object, or a value is absent or of another
+        type.
+    """
+    try:
+        values = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError(f"{place}: not JSON (too deeply nested)") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{place}: a JSON object is needed, not {type(values).__name__}")
+    for name, kind in kinds.items():
+        _check(values, name, kind, place)
+    return values
+
+
+def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -> T:
+    """A dataclass or NamedTuple from what a JSON object holds, lists becoming tuples.
+
+    Raises:
+      ValueError: a value is unknown, absent, or not of the type that the field has.
+    """
+    fields = inspect.signature(make).parameters
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{place}: {one_line(unknown[0])!r} is not known")
+    for name, field in fields.items():
+        if name in values or field.default is field.empty:
+            _check(values, name, field.annotation, place)
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _check(values: Mapping[str, Any], name: str, kind: Any, place: str) -> None:
+    """Raises ValueError if a value is absent or of another type."""
+    value = values.get(name)
+    if _fits(value, kind):
+        return
+    if name not in values:
+        raise ValueError(f"{place}: it has no {name}")
+    wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+    raise ValueError(f"{place}: {name} is {one_line(repr(value), 40)}, not of type {wanted}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, type(None) if kind is None else kind)
