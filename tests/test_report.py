@@ -89,8 +89,8 @@ def test_all_text_from_files_is_escaped(make_run):
         row._replace(experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1)
         for row in synthetic_rows(norms=("2",))
     ]
-    rows += [row._replace(norm=HOSTILE) for row in rows]
     rows[0] = rows[0]._replace(test_loss=float("nan"))
+    rows += [row._replace(norm=HOSTILE) for row in rows]
     run_dir = make_run(
         rows, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
     )
