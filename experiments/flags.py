@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -122,6 +123,7 @@ def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], An
     Ctrl-C, where nothing else is made of it, ends it with exit code 130 and without a traceback.
     """
     logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     try:
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:
@@ -147,7 +149,7 @@ def parse(
 
 
 def one_line(error: Exception) -> str:
-    """What the user is told of an error."""
+    """What the user is told of an error or a warning."""
     return " ".join(str(error).split())
 
 
@@ -220,7 +222,7 @@ def to_flagfile(config: Config) -> str:
     """The configuration as a flagfile that gives the same run, on whatever machines."""
     lines = []
     values = dataclasses.asdict(config)
-    del values["distributed"]
+    values.pop("distributed", None)  # the linear network has none
     for name, value in values.items():
         if isinstance(value, tuple):
             value = ",".join(map(str, value))

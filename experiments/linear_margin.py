@@ -24,7 +24,6 @@ separable are left out and named: all that is found is given separability.
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -40,6 +39,7 @@ from experiments import flags as shared_flags
 from experiments import records
 from normjax import linear_margin, linear_plots, plotting
 from normjax.checkpoints import RUN_FILE
+from normjax.reading import read_object
 from normjax.results import RESULTS_FILE, replacing
 from normjax.summary import SUMMARY_FILE, write_summary
 
@@ -293,12 +293,20 @@ def summarize(
 
 
 def draw_figure(run_dir: Path) -> Any:
-    """The figure of a run, from its saved tables."""
-    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    """The figure of a run, from its saved tables.
+
+    Raises:
+      OSError: one of them can't be read.
+      ValueError: one of them is damaged, or they don't fit together; the message names it.
+    """
+    summary = read_object(run_dir / SUMMARY_FILE)
     draws = linear_margin.read_table(run_dir / RESULTS_FILE)
-    return linear_plots.plot_linear_margin(
-        draws, linear_margin.read_table(run_dir / ANGLES_FILE), summary
-    )
+    angles = linear_margin.read_table(run_dir / ANGLES_FILE)
+    try:
+        return linear_plots.plot_linear_margin(draws, angles, summary)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"{type(error).__name__}: {shared_flags.one_line(error)}"
+        raise ValueError(f"{run_dir}: its tables don't fit together ({reason})") from None
 
 
 def start_run(run_dir: Path, config: Config) -> None:
@@ -321,7 +329,7 @@ def start_run(run_dir: Path, config: Config) -> None:
 def _is_marked_finished(run_dir: Path) -> bool:
     """Whether run.json says so; `records.is_finished` also asks for a page, which there is not."""
     path = run_dir / RUN_FILE
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["finished"]
+    return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from experiments.flags import HOW_NOT_WHAT, Config, to_flagfile
 from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset
 from normjax.ensemble import Member
+from normjax.reading import read_object
 from normjax.report import REPORT_FILE
 from normjax.results import RESULTS_FILE, replacing
 
@@ -43,7 +44,7 @@ def is_finished(run_dir: Path, config: Config) -> bool:
         raise ValueError(
             f"--workdir={run_dir} holds a run already: give another folder, or --resume to go on"
         )
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_object(path, finished=bool, config=dict)
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
     if other:
@@ -91,7 +92,7 @@ def start_run(
 def finish_run(run_dir: Path, seconds: float) -> None:
     """Marks the run as finished; `seconds` is what the process that finished it took."""
     path = run_dir / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_object(path)
     write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
 
 

@@ -4,7 +4,6 @@ The one code path of every experiment; an experiment's own file says only which 
 """
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from normjax.data import Dataset, load_dataset
 from normjax.ensemble import Member, gather_members, make_ensemble, shard_members
 from normjax.evaluate import parse_norm
 from normjax.models import make_model
+from normjax.reading import read_object
 from normjax.results import ResultRow, write_results
 
 T = TypeVar("T")
@@ -90,7 +90,9 @@ def _set_up(experiment, config, run_dir, members) -> Sweep:
     path = run_dir / RUN_FILE
     sweep = make_sweep(experiment, config, dataset, members)
     if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))["groups"]
+        recorded = read_object(path, groups=list[list[int]])["groups"]
+        if sorted(i for group in recorded for i in group) != list(range(len(members))):
+            raise ValueError(f"{path}: its groups are not of members 0 to {len(members) - 1}")
         sweep = sweep._replace(groups=[[members[i] for i in group] for group in recorded])
         if distributed.is_first() and not checkpoints.has_progress(run_dir):
             print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
@@ -215,7 +217,7 @@ def split_groups(groups: Sequence[Sequence[Member]], start: int, size: int) -> l
 def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
     """Puts the groups into run.json if it has others."""
     path = run_dir / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_object(path, groups=list)
     indices = [[member.index for member in group] for group in groups]
     if run["groups"] != indices:
         records.write_json(path, {**run, "groups": indices})

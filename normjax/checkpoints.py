@@ -5,7 +5,6 @@ DIR/checkpoints/members/000/final    the trained members of group 0, stacked; on
                                      each selection, and results.csv with the group's rows
 """
 
-import json
 import os
 import shutil
 import sys
@@ -21,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 from normjax.ensemble import gather_members, take_process_members
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
+from normjax.reading import read_object
 from normjax.results import RESULTS_FILE, read_results
 
 RUN_FILE = "run.json"
@@ -163,7 +163,7 @@ def load_member(
     path = Path(run_dir) / RUN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_object(path, groups=list[list[int]], model=str, num_classes=int)
     groups = run["groups"]
     places = {m: (g, i) for g, members in enumerate(groups) for i, m in enumerate(members)}
     if member not in places:

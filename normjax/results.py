@@ -1,7 +1,6 @@
 """The results of a run as a table: one row per member, selection and norm (`results.csv`)."""
 
 import csv
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from normjax.reading import one_line, read_text
+from normjax.reading import one_line, read_csv
 
 RESULTS_FILE = "results.csv"
 
@@ -123,34 +122,12 @@ def read_results(path: str | os.PathLike) -> list[ResultRow]:
     path = Path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
-    text = read_text(path)
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader)
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
-            raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-        if repeated := [name for name in COLUMNS if header.count(name) > 1]:
-            raise ValueError(f"{path}, line 1: column {', '.join(repeated)} stands there twice")
-        rows = {}
-        for fields in reader:
-            place = f"{path}, line {reader.line_num}"
-            if len(fields) != len(header):
-                column = header[len(fields)] if len(fields) < len(header) else header[-1]
-                raise ValueError(
-                    f"{place}: {len(fields)} values for {len(header)} columns, "
-                    f"the line is cut or torn at column {column}"
-                )
-            row = _parse_row(dict(zip(header, fields, strict=True)), place)
-            _check_row(row, place)
-            rows[reader.line_num] = row
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    header, lines = read_csv(path, COLUMNS)
+    rows = {}
+    for number, fields in lines.items():
+        place = f"{path}, line {number}"
+        rows[number] = _parse_row(dict(zip(header, fields, strict=True)), place)
+        _check_row(rows[number], place)
     _check_table(rows, path)
     return list(rows.values())
 
