@@ -67,6 +67,8 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         place = f"{path}, line {number}"
         line = parse_object(text, place, **_KINDS, **dict.fromkeys(_LOSSES, float | None))
+        if missing := [name for name in _NEEDED if name not in line]:
+            raise ValueError(f"{place}: it has no {missing[0]}")
         if line["phase"] not in ("pretrain", "train"):
             raise ValueError(f"{place}: phase is neither pretrain nor train")
         key = line["member"], line["step"]
