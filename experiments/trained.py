@@ -19,7 +19,7 @@ from normjax.ensemble import Member
 from normjax.evaluate import choose_evaluation_batch_size
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
-from normjax.reading import make_record, read_object
+from normjax.reading import check_types, make_record, read_object
 from normjax.results import ResultRow, on_own_labels, read_results
 from normjax.types import ApplyFn, Params
 
@@ -90,11 +90,12 @@ def read_definitions(path: Path) -> tuple[Config, dict[int, Member]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent}: no run here ({RUN_FILE} is missing)")
-    run = read_object(path, finished=bool, config=dict, members=list[dict] | None)
+    run = read_object(path, finished=bool, config=dict)
     if not run["finished"]:
         raise ValueError(f"{path.parent}: this run is not finished; go on with it by --resume")
     if "members" not in run:
         raise ValueError(f"{path.parent}: {RUN_FILE} names no members; it is not a run of networks")
+    check_types(run, {"members": list[dict]}, str(path))
     config = make_record(Config, run["config"], f"{path}, config")
     try:
         validate(config)

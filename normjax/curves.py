@@ -25,12 +25,12 @@ from normjax.plot_style import (
     new_figure,
     set_linear_ticks,
 )
-from normjax.reading import parse_object, read_text
+from normjax.reading import check_types, parse_object, read_text
 
 METRICS_FILE = "metrics.jsonl"
-_LOSSES = ("running_loss", "running_normalized_excess", "test_loss", "test_error")
-_KINDS = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
-_NEEDED = (*_KINDS, *_LOSSES[:2])
+_NEEDED = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
+_NEEDED |= {"running_loss": float | None, "running_normalized_excess": float | None}
+_MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --test_every epochs
 
 
 class Stop(NamedTuple):
@@ -59,22 +59,26 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line is cut, isn't a JSON object with the values that all lines have, or stands
-        there twice; the message names file and line.
+      ValueError: a line is cut, isn't a JSON object with the values that all lines have, stands
+        there twice or contradicts an earlier one; the message names file and line.
     """
     path = Path(run_dir) / METRICS_FILE
     lines: dict[tuple[int, int], dict[str, Any]] = {}
+    networks: dict[int, tuple] = {}
     for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
         place = f"{path}, line {number}"
-        line = parse_object(text, place, **_KINDS, **dict.fromkeys(_LOSSES, float | None))
-        if missing := [name for name in _NEEDED if name not in line]:
-            raise ValueError(f"{place}: it has no {missing[0]}")
+        line = parse_object(text, place, **_NEEDED)
+        if set(_MEASURED) & set(line):
+            check_types(line, _MEASURED, place)
         if line["phase"] not in ("pretrain", "train"):
             raise ValueError(f"{place}: phase is neither pretrain nor train")
         key = line["member"], line["step"]
         if key in lines:
             raise ValueError(f"{place}: epoch {key[1]} of member {key[0]} stands there already")
         lines[key] = line
+        network = line["family"], line["level"], line["seed"]
+        if networks.setdefault(line["member"], network) != network:
+            raise ValueError(f"{place}: member {line['member']} was another network before")
     return [line for line in lines.values() if line["family"] != "random_labels"]
 
 

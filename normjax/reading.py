@@ -82,17 +82,11 @@ def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
 
 
 def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
-    """A JSON object, some of its values checked for their types.
-
-    Args:
-      text: the JSON.
-      place: what an error's message begins with.
-      kinds: types by name, of classes, unions, `list[...]` and `tuple[..., ...]`; a value may be
-        absent if None is allowed. Whole numbers count as float, and no float is infinite or NaN.
+    """A JSON object, some of its values checked as `check_types` does.
 
     Raises:
       ValueError: not JSON (which has no NaN), not an object, or a value is absent or of another
-        type.
+        type; the message begins with `place`.
     """
     try:
         values = json.loads(text, parse_constant=_refuse)
@@ -102,9 +96,29 @@ def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
         raise ValueError(f"{place}: not JSON ({one_line(error)})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{place}: a JSON object is needed, not {type(values).__name__}")
-    for name, kind in kinds.items():
-        _check(values, name, kind, place)
+    check_types(values, kinds, place)
     return values
+
+
+def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str) -> None:
+    """Checks values of a JSON object.
+
+    Args:
+      values: the object.
+      kinds: types by name: classes, unions, `list[...]` and `tuple[..., ...]`. Whole numbers count
+        as float, and no float is infinite or NaN.
+      place: what an error's message begins with.
+
+    Raises:
+      ValueError: a value is absent or of another type.
+    """
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(f"{place}: it has no {name}")
+        if not _fits(values[name], kind):
+            value = one_line(repr(values[name]), 40)
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{place}: {name} is {value}, not of type {wanted}")
 
 
 def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -> T:
@@ -116,25 +130,14 @@ def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -
     fields = inspect.signature(make).parameters
     if unknown := sorted(set(values) - set(fields)):
         raise ValueError(f"{place}: {one_line(unknown[0])!r} is not known")
-    for name, field in fields.items():
-        if name in values or field.default is field.empty:
-            _check(values, name, field.annotation, place)
+    kinds = {name: field.annotation for name, field in fields.items()}
+    absent = {n for n, field in fields.items() if field.default is not field.empty} - set(values)
+    check_types(values, {n: kind for n, kind in kinds.items() if n not in absent}, place)
     return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number of JSON")
-
-
-def _check(values: Mapping[str, Any], name: str, kind: Any, place: str) -> None:
-    """Raises ValueError if a value is absent or of another type."""
-    value = values.get(name)
-    if _fits(value, kind):
-        return
-    if name not in values:
-        raise ValueError(f"{place}: it has no {name}")
-    wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-    raise ValueError(f"{place}: {name} is {one_line(repr(value), 40)}, not of type {wanted}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -327,7 +327,7 @@ def test_damaged_metrics(folder, drawn):
     read = read_or_refuse(lambda: read_metrics(folder), path)
     if read:
         assert len({(line["member"], line["step"]) for line in read}) == len(read)
-        losses = [line[name] for line in read for name in ("running_loss", "test_loss")]
+        losses = [line.get(name) for line in read for name in ("running_loss", "test_loss")]
         assert all(loss is None or np.isfinite(loss) for loss in losses)
         stopping_epochs(read)
 
