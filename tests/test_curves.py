@@ -178,7 +178,7 @@ def test_metrics_are_read_without_random_labels(tmp_path):
         ({"step": "1"}, "step is '1', not of type int"),
         ({"step": 99, "running_loss": True}, r"running_loss is True, not of type float \| None"),
         ({"step": 99, "phase": "tain"}, "phase is neither pretrain nor train"),
-        ({"step": 99, "test_loss": 1.0}, "it has no test_error"),
+        ({"step": 99, "test_error": "x"}, "test_error is 'x', not of type float"),
     ):
         path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | change]))
         where = rf"metrics.jsonl, line {len(lines) + 1}: "

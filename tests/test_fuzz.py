@@ -23,7 +23,7 @@ from cifar_archives import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from synthetic_results import synthetic_rows
+from synthetic_results import CONFIG, synthetic_rows
 
 from experiments import records, reproduce, trained
 from experiments.flags import Config, to_flagfile
@@ -332,33 +332,6 @@ def test_damaged_metrics(folder, drawn):
         stopping_epochs(read)
 
 
-CONFIG = Config(
-    workdir="runs/x",
-    dataset="digits",
-    data_dir=None,
-    train_size=100,
-    test_size=None,
-    model="convnet3",
-    batch_norm=False,
-    corruption_levels=(0.0, 0.5),
-    corruption="swap",
-    init_stds=(),
-    num_seeds=1,
-    seed=0,
-    pretrain_epochs=1,
-    epochs=2,
-    batch_size=32,
-    learning_rate=0.01,
-    momentum=0.9,
-    target_losses=(0.01,),
-    norms=("2",),
-    test_every=0,
-    members_per_group=None,
-    checkpoint_every=1,
-    resume=True,
-)
-
-
 def run_record():
     """A run.json of two networks."""
     members = [Member(i, 0, "pretrain", level) for i, level in enumerate((0.0, 0.5))]
@@ -374,7 +347,7 @@ def run_record():
         "members": [member._asdict() for member in members],
         "devices": ["cpu", "cpu"],
         "git_commit": None,
-        "config": CONFIG.__dict__,
+        "config": CONFIG,
     }
 
 
@@ -393,7 +366,7 @@ def test_damaged_run_record(folder, drawn):
         again = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()}
         assert again.items() >= json.loads(content)["config"].items()
         assert [member.index for member in members.values()] == list(members)
-    read_or_refuse(lambda: records.is_finished(run_dir, CONFIG), run_dir)
+    read_or_refuse(lambda: records.is_finished(run_dir, Config(**CONFIG)), run_dir)
     read_or_refuse(lambda: reproduce.describe_runs(folder / "runs"), path)
     read_or_refuse(lambda: load_member(run_dir, 1), run_dir)
 
@@ -402,7 +375,7 @@ def test_damaged_run_record(folder, drawn):
 @given(st.data())
 def test_damaged_flags(folder, drawn):
     path = folder / "flags.txt"
-    whole = to_flagfile(CONFIG).encode()
+    whole = to_flagfile(Config(**CONFIG)).encode()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
     read = read_or_refuse(lambda: reproduce.read_flags(path, "dataset"), path)
     assert read is None or {"dataset"} <= set(read)
