@@ -136,6 +136,8 @@ def reproduce(config: Config) -> None:
     """
     workdir = Path(config.workdir)
     runs_dir = Path(config.source or workdir) / "runs"
+    for run in RUNS:
+        is_finished(runs_dir / run)  # a damaged record ends it before anything is trained
     impossible: dict[str, str] = {}  # why a run has nothing to draw, "" if it has
     reasons: dict[str, str] = {}  # why a figure is not drawn, "" if it is
     for run in dict.fromkeys(map(run_of, config.figures)):

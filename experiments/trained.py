@@ -20,7 +20,7 @@ from normjax.evaluate import choose_evaluation_batch_size
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
 from normjax.reading import check_types, make_record, read_object
-from normjax.results import ResultRow, on_own_labels, read_results
+from normjax.results import RESULTS_FILE, ResultRow, on_own_labels, read_results
 from normjax.types import ApplyFn, Params
 
 
@@ -71,7 +71,7 @@ def load_run(run_dir: str | Path, data_dir: str | None = None) -> FinishedRun:
     rows = on_own_labels(read_results(run_dir))
     if unknown := {row.member for row in rows} - set(members):
         raise ValueError(
-            f"{run_dir}: {RUN_FILE} does not have member {min(unknown)} of the results"
+            f"{run_dir}: {RUN_FILE} has no member {min(unknown)}, which {RESULTS_FILE} has"
         )
     if data_dir:
         config = dataclasses.replace(config, data_dir=data_dir)

@@ -7,7 +7,6 @@ import io
 import json
 import pickle
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +19,8 @@ from cifar_archives import (
     write_files,
     write_tar,
 )
-from hypothesis import given, settings
+from damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from synthetic_results import CONFIG, synthetic_rows
@@ -37,58 +37,6 @@ from normjax.ensemble import Member
 from normjax.report import write_report
 from normjax.results import COLUMNS, read_results, write_results
 from normjax.summary import summarize, write_summary
-
-# The same examples in every run.
-fuzz = functools.partial(settings, derandomize=True, deadline=None, database=None)
-
-# What breaks a number, a word, a line or a bracket of a text.
-TOKENS = [
-    *(b"0 1 9 - . e , : ; [ ] { } \" ' / \\ = nan NaN inf Infinity 1e999 null true -- #".split()),
-    b"\n",
-    b"\r",
-    b" ",
-    b"\0",
-    b"\xff",
-]
-
-
-class Edit(NamedTuple):
-    """One thing that happens to a file at a place, 0 its start and 1 its end."""
-
-    kind: str
-    place: float
-    data: bytes
-
-    def apply(self, content):
-        i = round(self.place * len(content))
-        after = i + len(self.data)
-        line, line_end = content.rfind(b"\n", 0, i) + 1, content.find(b"\n", i) + 1
-        line_end = line_end or len(content)
-        return {
-            "replace": content[:i] + self.data + content[after:],
-            "insert": content[:i] + self.data + content[i:],
-            "delete": content[:i] + content[after:],
-            "cut": content[:i],
-            "drop line": content[:line] + content[line_end:],
-            "repeat line": content[:line_end] + content[line:],
-        }[self.kind]
-
-
-def edits(*kinds):
-    """Lists of one to three edits of these kinds."""
-    data = st.sampled_from(TOKENS) | st.binary(min_size=1, max_size=4)
-    edit = st.builds(Edit, st.sampled_from(kinds), st.floats(0, 1), data)
-    return st.lists(edit, min_size=1, max_size=3)
-
-
-def edited(content, chosen):
-    for edit in chosen:
-        content = edit.apply(content)
-    return content
-
-
-BINARY_EDITS = edits("replace", "insert", "delete", "cut")
-TEXT_EDITS = edits("replace", "insert", "delete", "cut", "drop line", "repeat line")
 
 
 def read_or_refuse(read, path):
