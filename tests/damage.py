@@ -1,4 +1,4 @@
-"""Damage to files, drawn by hypothesis: bytes changed, inserted, lost, cut; lines lost, repeated."""
+"""Damage to a file, drawn by hypothesis: bytes changed or lost, lines lost or repeated, a cut."""
 
 import functools
 from typing import NamedTuple
