@@ -14,7 +14,7 @@ from normjax.reading import one_line
 
 SPLITS = ("train", "test")
 MAX_SIDE = 1024
-_ALLOWED_SIZE = f"allowed is up to {MAX_SIDE} a side"
+ALLOWED_SIZE = f"allowed is up to {MAX_SIDE} a side"
 # Plain raster formats only: Pillow hands some others (EPS) to an external interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 COLOR_MODES = ("1", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -142,12 +142,12 @@ def _decode(path: str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)  # reads the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(f"{path} is too large an image; {_ALLOWED_SIZE}") from None
+        raise ValueError(f"{path} is too large an image; {ALLOWED_SIZE}") from None
     except Exception as error:  # Pillow's readers raise many types on damaged files
         raise ValueError(f"{path} is not a readable image: {one_line(error)}") from None
     with image:
         if max(image.size) > MAX_SIDE:
-            raise ValueError(f"{path} is {image.height}x{image.width} pixels; {_ALLOWED_SIZE}")
+            raise ValueError(f"{path} is {image.height}x{image.width} pixels; {ALLOWED_SIZE}")
         if image.mode not in ("L", *COLOR_MODES):
             raise ValueError(f"{path} has pixels of mode {image.mode}; only 8-bit images are read")
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
+from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
 from normjax.reading import one_line
 
 NETWORK_TIMEOUT = 3.0  # seconds
@@ -36,7 +37,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
 
     Raises:
         ValueError: the data is in another file format, lacks a train or test split, is not
-            labelled 8-bit images of one shape, or is damaged.
+            labelled 8-bit images of one shape, is said to have too large ones, or is damaged.
     """
     # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
     dataset_name = re.match(r"\w*", name).group()
@@ -62,6 +63,10 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
         and isinstance(features[label_key], tfds.features.ClassLabel)
     ):
         raise ValueError(f"{name} in {folder} is not a set of images with one class label each")
+    if max(side or 0 for side in features[image_key].shape) > MAX_SIDE:
+        raise ValueError(
+            f"{name} in {folder} has images of {features[image_key].shape}: {ALLOWED_SIZE}"
+        )
     if missing := {"train", "test"} - set(builder.info.splits):
         raise ValueError(
             f"{name} in {folder} has no {' or '.join(sorted(missing))} split: "
