@@ -66,7 +66,7 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     lines: dict[tuple[int, int], dict[str, Any]] = {}
     networks: dict[int, tuple] = {}
     for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
-        place = f"{path}, line {number}"
+        place = f"{path}, line {number}: not a line of metrics"
         line = parse_object(text, place, **_NEEDED)
         if set(_MEASURED) & set(line):
             check_types(line, _MEASURED, place)

@@ -170,7 +170,7 @@ def test_metrics_are_read_without_random_labels(tmp_path):
     assert curves.read_metrics(tmp_path) == lines
     for torn in ('{"family": "pre', "7", '{"member": 0}'):
         path.write_text(json.dumps(lines[0]) + "\n" + torn + "\n")
-        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: (not|a) JSON|it has no"):
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a line of metrics"):
             curves.read_metrics(tmp_path)
     for change, message in (
         ({}, "epoch 1 of member 0 stands there already"),
@@ -181,6 +181,6 @@ def test_metrics_are_read_without_random_labels(tmp_path):
         ({"step": 99, "test_error": "x"}, "test_error is 'x', not of type float"),
     ):
         path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | change]))
-        where = rf"metrics.jsonl, line {len(lines) + 1}: "
+        where = rf"metrics.jsonl, line {len(lines) + 1}: not a line of metrics: "
         with pytest.raises(ValueError, match=where + message):
             curves.read_metrics(tmp_path)
