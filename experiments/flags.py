@@ -220,7 +220,7 @@ def to_flagfile(config: Config) -> str:
     """The configuration as a flagfile that gives the same run, on whatever machines."""
     lines = []
     values = dataclasses.asdict(config)
-    del values["distributed"]
+    values.pop("distributed", None)  # linear_margin has none
     for name, value in values.items():
         if isinstance(value, tuple):
             value = ",".join(map(str, value))

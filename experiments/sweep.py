@@ -20,7 +20,7 @@ from experiments.evaluation import evaluate_selection, selections
 from experiments.flags import Config, one_line, prepare_cpu
 from experiments.interrupts import StoppedError
 from experiments.members import Sweep, numbered
-from experiments.training import train_group
+from experiments.training import last_step, train_group
 from normjax import checkpoints, memory, plotting, report, results, summary
 from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset, load_dataset
@@ -47,11 +47,15 @@ def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> Non
     except ValueError as error:
         sys.exit(f"error: {one_line(error)}")
     with distributed.together(), contextlib.ExitStack() as stack:
+        # A folder that there is not yet is made when all is known to be well, not before.
+        is_new = not (config.resume and (run_dir / RUN_FILE).exists())
+        _in_step(lambda: is_new or _lock(stack, run_dir, is_new))
         if distributed.worst(_in_step(lambda: _is_finished(run_dir, config))):
             if distributed.is_first():
                 print(f"{run_dir}: this run is finished, there is nothing to do")
             return
         sweep = _in_step(lambda: _set_up(experiment, config, run_dir, members))
+        _in_step(lambda: is_new and _lock(stack, run_dir, is_new))
         sweep = sweep._replace(groups=plan_groups(sweep, run_dir))
         _in_step(lambda: _start(sweep, run_dir))
         sweep = sweep._replace(signal=stack.enter_context(interrupts.delayed()))
@@ -77,6 +81,11 @@ def _in_step(work: Callable[[], T]) -> T:
     if distributed.worst(bool(message)):
         sys.exit(f"error: {message or 'another process can not go on, and says why'}")
     return result
+
+
+def _lock(stack, run_dir, is_new) -> None:
+    if distributed.is_first():
+        stack.enter_context(records.locked(run_dir, is_new))
 
 
 def _is_finished(run_dir, config) -> bool:
@@ -273,10 +282,9 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
       StoppedError: a signal came.
       OutOfMemoryError: the memory of a device was too small.
     """
-    path = _results_of(run_dir, group)
-    if distributed.worst(path.exists()):
-        return results.read_results(path) if distributed.is_first() else []
     members = sweep.groups[group]
+    if distributed.worst(_results_of(run_dir, group).exists()):
+        return _in_step(lambda: _rows_of(sweep, run_dir, group)) or []
     state, snapshots = train_group(sweep, run_dir, group)
     rows = []
     for selection, make, epochs, valid in selections(sweep.config, state, snapshots, len(members)):
@@ -288,9 +296,16 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
         rows += evaluate_selection(sweep, members, selection, variables, epochs, valid)
     rows.sort(key=lambda row: row.member)
     if distributed.is_first():
-        write_results(path, rows)
+        checkpoints.save_rows(run_dir, group, rows)
         checkpoints.drop_progress(run_dir, group)
     return rows
+
+
+def _rows_of(sweep, run_dir, group) -> list[ResultRow] | None:
+    if not distributed.is_first():
+        return None
+    records.keep_metrics(run_dir, group, sweep.groups[group], last_step(sweep))
+    return checkpoints.read_rows(run_dir, group)
 
 
 def _results_of(run_dir, group) -> Path:
