@@ -20,7 +20,7 @@ from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset
 from normjax.ensemble import Member
 from normjax.report import REPORT_FILE
-from normjax.results import RESULTS_FILE, replacing
+from normjax.results import RESULTS_FILE, naming, replacing
 
 LOCK_FILE = ".lock"
 METRICS_FILE = "metrics.jsonl"
@@ -156,7 +156,8 @@ def append_metrics(
     values is diverged_at, the step after which the member's loss was no longer finite; 0, which
     becomes null, as long as it is.
     """
-    with open(run_dir / METRICS_FILE, "a", encoding="utf-8") as file:
+    path = run_dir / METRICS_FILE
+    with naming(path), open(path, "a", encoding="utf-8") as file:
         for i, member in enumerate(members):
             who = {"member": member.index, "family": member.family}
             who |= {"level": member.level, "seed": member.seed}

@@ -8,12 +8,13 @@ Orbax does not notice when bytes of an array's file change. So each checkpoint c
 what was saved, and is compared with it when it is read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,9 @@ def save_members(run_dir: str | os.PathLike, group: int, selection: str, variabl
 
     Every process must call it, with the variables of all members.
     """
-    ocp.save(
-        group_folder(run_dir, group) / selection,
-        variables,
-        overwrite=True,
-        custom_metadata={"digest": digest(variables)},
-    )
+    folder = group_folder(run_dir, group) / selection
+    with _writing(folder):
+        ocp.save(folder, variables, overwrite=True, custom_metadata={"digest": digest(variables)})
 
 
 def digest(tree: Any, *beside: Any) -> str:
@@ -99,14 +97,26 @@ def has_progress(run_dir: str | os.PathLike) -> bool:
     )
 
 
-def open_progress(run_dir: str | os.PathLike, group: int, every: int) -> ocp.training.Checkpointer:
-    """The checkpoints of a group in training: asynchronous, every so many epochs, the last two."""
+@contextlib.contextmanager
+def open_progress(
+    run_dir: str | os.PathLike, group: int, every: int
+) -> Iterator[ocp.training.Checkpointer]:
+    """The checkpoints of a group in training: asynchronous, every so many epochs, the last two.
+
+    Raises:
+      OSError: the last one could not be written.
+    """
     policies = ocp.training
-    return ocp.training.Checkpointer(
+    checkpointer = ocp.training.Checkpointer(
         _progress_folder(run_dir, group),
         save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(every),
         preservation_policy=policies.preservation_policies.LatestN(2),
     )
+    try:
+        yield checkpointer
+    finally:
+        with _writing(run_dir):
+            checkpointer.close()
 
 
 def save_progress(
@@ -121,14 +131,17 @@ def save_progress(
     The arrays of all processes are put together, without the copies that pad them, and the
     members' numbers are kept beside them: a checkpoint does not depend on the number of devices or
     of processes, and serves a part of its members as well. Orbax refuses arrays without entries,
-    which there are where no target is asked for: they are left out. Every process must call it; a
-    write that failed raises at the next call, or when the checkpointer is closed.
+    which there are where no target is asked for: they are left out. Every process must call it.
+
+    Raises:
+      OSError: the checkpoint before could not be written.
     """
     if force or checkpointer.should_save(step):
         whole = gather_members(state, len(members))
         saved = jax.tree.map(lambda x: x if x.size else None, whole)
         beside = {"members": [*members], "digest": digest(saved, [*members])}
-        checkpointer.save_async(step, saved, force=True, custom_metadata=beside)
+        with _writing(checkpointer.directory):
+            checkpointer.save_async(step, saved, force=True, custom_metadata=beside)
 
 
 def restore_progress(
@@ -257,8 +270,19 @@ def _load_members(folder) -> Any:
     return stacked
 
 
+@contextlib.contextmanager
+def _writing(folder) -> Iterator[None]:
+    """Orbax and tensorstore say in many ways that a disk is full: an OSError says it in one."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{folder}: a checkpoint can't be written: {_one_line(error)}") from error
+
+
 def _one_line(error) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """An error's text, the middle of a long one left out."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-170:]}"
 
 
 def _progress_folder(run_dir, group) -> Path:
