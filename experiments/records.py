@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments.flags import HOW_NOT_WHAT, Config, to_flagfile
-from normjax.checkpoints import RUN_FILE
+from normjax.checkpoints import RUN_FILE, digest
 from normjax.data import Dataset
 from normjax.ensemble import Member
 from normjax.report import REPORT_FILE
@@ -67,9 +67,11 @@ def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
         `is_finished` found none, and ended.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / LOCK_FILE, "a", encoding="utf-8") as file:  # NFS wants it open to write
+    path = run_dir / LOCK_FILE
+    with open(path, "a", encoding="utf-8") as file:  # NFS wants it open for writing
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with naming(path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"--workdir={run_dir} is in use by another process") from None
         if is_new and (run_dir / RUN_FILE).exists():
@@ -100,6 +102,7 @@ def start_run(
         "test_images": len(dataset.test.labels),
         "num_classes": dataset.num_classes,
         "image_shape": dataset.image_shape,
+        "data_digest": data_digest(dataset),
         "model": config.model,
         "groups": [[member.index for member in group] for group in groups],
         "members": [member._asdict() for group in groups for member in group],
@@ -113,6 +116,12 @@ def start_run(
         "config": dataclasses.asdict(config),
     }
     write_json(run_dir / RUN_FILE, run)
+
+
+def data_digest(dataset: Dataset) -> str:
+    """SHA-256 of all images and labels."""
+    splits = (("train", dataset.train), ("test", dataset.test))
+    return digest({name: [split.images, split.labels] for name, split in splits})
 
 
 def finish_run(run_dir: Path, seconds: float) -> None:

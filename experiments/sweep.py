@@ -99,8 +99,11 @@ def _set_up(experiment, config, run_dir, members) -> Sweep:
     path = run_dir / RUN_FILE
     sweep = make_sweep(experiment, config, dataset, members)
     if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))["groups"]
-        sweep = sweep._replace(groups=[[members[i] for i in group] for group in recorded])
+        run = json.loads(path.read_text(encoding="utf-8"))
+        # Runs from before this was recorded have none.
+        if run.get("data_digest") not in (None, records.data_digest(dataset)):
+            raise ValueError(f"--resume: the data are not those of the run in {run_dir}")
+        sweep = sweep._replace(groups=[[members[i] for i in group] for group in run["groups"]])
         if distributed.is_first() and not checkpoints.has_progress(run_dir):
             print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
     return sweep

@@ -115,7 +115,7 @@ def open_progress(
     try:
         yield checkpointer
     finally:
-        with _writing(run_dir):
+        with _writing(checkpointer.directory):
             checkpointer.close()
 
 

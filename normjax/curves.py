@@ -62,7 +62,7 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     """
     path = Path(run_dir) / METRICS_FILE
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
         try:
             line = json.loads(text)
             is_random = line["family"] == "random_labels"

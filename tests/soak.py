@@ -28,7 +28,7 @@ from normjax.checkpoints import load_member
 from normjax.results import read_results
 
 ROOT = Path(__file__).parent.parent
-EPOCHS = (20, 100)  # of the two phases
+EPOCHS = (10, 40)  # of the two phases
 RUN = [
     "--dataset=digits",
     "--train_size=90",

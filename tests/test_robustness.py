@@ -22,6 +22,12 @@ from normjax.curves import read_metrics
 from normjax.ensemble import Member
 from normjax.results import read_results
 
+# Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
 ROOT = Path(__file__).parent.parent
 RUN = (
     "--dataset=digits",
@@ -99,7 +105,6 @@ def assert_same(ours, theirs):
 # --- a disk that is full, a folder that can't be written
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
@@ -306,6 +311,38 @@ def test_metrics_that_are_lost_are_missed(run, whole, tmp_path, capsys):
     expected = (whole / "metrics.jsonl").read_text().splitlines()
     assert path.read_text().splitlines() == expected[:10] + expected[12:]
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+# --- what --resume takes
+
+
+def test_without_a_run_resume_begins_and_says_so(run, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(folder, "--resume")
+    said = f"{folder}: nothing to resume, starting from the beginning\n"
+    assert capsys.readouterr().out.startswith(said)
+    assert_same(folder, whole)
+
+
+def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
+    folder = tmp_path / "run"
+    interrupt(run, folder, 0, 3)
+    said = error_of(run, folder, "--resume", "--epochs=7", "--norms=2,inf", "--checkpoint_every=9")
+    assert said == f"error: --resume: the run in {folder} has other --epochs, --norms"
+    load = sweep.load_data
+
+    def load_others(config):
+        dataset = load(config)
+        images = dataset.test.images.copy()
+        images[-1, 0, 0, 0] ^= 1
+        return dataset._replace(test=dataset.test._replace(images=images))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "load_data", load_others)
+        said = error_of(run, folder, "--resume")
+    assert said == f"error: --resume: the data are not those of the run in {folder}"
+    (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
+    assert error_of(run, folder, "--resume") == f"error: {folder}/run.json: damaged, it is not JSON"
 
 
 # --- two processes
