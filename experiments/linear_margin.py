@@ -22,6 +22,7 @@ separable are left out and named: all that is found is given separability.
     DIR/figures/linear_margin.png and .pdf
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
@@ -153,15 +154,26 @@ def main(config: Config) -> None:
     """Runs the experiment."""
     started = time.monotonic()
     run_dir = Path(config.workdir)
-    try:
-        if records.is_finished(run_dir, config) or _is_marked_finished(run_dir):
-            print(f"{run_dir}: this run is finished, there is nothing to do")
-            return
-        sets, not_separable = draw_training_sets(config)
-        start_run(run_dir, config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+    is_new = not (run_dir / RUN_FILE).exists()
+    with contextlib.ExitStack() as stack:
+        try:
+            if records.is_finished(run_dir, config) or _is_marked_finished(run_dir):
+                print(f"{run_dir}: this run is finished, there is nothing to do")
+                return
+            sets, not_separable = draw_training_sets(config)
+            stack.enter_context(records.locked(run_dir, is_new))
+            start_run(run_dir, config)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {shared_flags.one_line(error)}")
+        descend_and_measure(run_dir, config, sets, not_separable)
+        records.finish_run(run_dir, time.monotonic() - started)
+    print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
 
+
+def descend_and_measure(
+    run_dir: Path, config: Config, sets: TrainingSets, not_separable: list[int]
+) -> None:
+    """Writes the tables, the summary and the figure."""
     steps = linear_margin.log_spaced_steps(config.num_steps)
     bar = tqdm(steps.tolist(), "gradient descent, log-spaced steps", unit="point", disable=None)
     weights = linear_margin.descend(sets.x, sets.y, bar, config.relative_step)
@@ -176,8 +188,6 @@ def main(config: Config) -> None:
     linear_margin.write_table(run_dir / RESULTS_FILE, measured)
     write_summary(run_dir / SUMMARY_FILE, summarize(config, measured, not_separable))
     plotting.save_figure(draw_figure(run_dir), run_dir / "figures" / EXPERIMENT)
-    records.finish_run(run_dir, time.monotonic() - started)
-    print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
 
 
 def draw_training_sets(config: Config) -> tuple[TrainingSets, list[int]]:

@@ -147,6 +147,7 @@ def test_a_folder_that_is_in_use(error_of, invoke, tmp_path):
     used.mkdir()
     run = {"finished": False, "config": dataclasses.asdict(configs[0])}
     (used / "run.json").write_text(json.dumps(run))
+    (used / ".lock").touch()
     message = error_of(workdir=used)
     assert message.startswith(f"error: --workdir={used} holds a run already: give another folder")
     for change, name in (("--learning_rate=0.2", "learning_rate"), ("--norms=2", "norms")):
