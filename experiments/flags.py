@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -122,6 +123,7 @@ def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], An
     Ctrl-C, where nothing else is made of it, ends it with exit code 130 and without a traceback.
     """
     logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     try:
         app.run(main, flags_parser=parse)
     except KeyboardInterrupt:
@@ -147,7 +149,7 @@ def parse(
 
 
 def one_line(error: Exception) -> str:
-    """What the user is told of an error."""
+    """What the user is told of an error or a warning."""
     return " ".join(str(error).split())
 
 
@@ -187,6 +189,10 @@ def validate(config: Config) -> None:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             raise ValueError(f"--{name}={text}: {allowed}")
 
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, str) and not _fits_flagfile(value):
+            raise ValueError(f"--{field.name}={value!r}: must be one line of Unicode text")
     levels = config.corruption_levels
     check(bool(levels), "corruption_levels", "at least one level is needed")
     check(all(0 <= x <= 1 for x in levels), "corruption_levels", "levels must lie in [0, 1]")
@@ -214,6 +220,11 @@ def validate(config: Config) -> None:
     distributed.parse(config.distributed)
     has_batch_norm = config.model == "convnet5"
     check(has_batch_norm or not config.batch_norm, "batch_norm", "only convnet5 has it")
+
+
+def _fits_flagfile(value: str) -> bool:
+    """Whether a flag's value is one line in UTF-8; the name of a folder can be anything."""
+    return not set(value) & set("\r\n") and value.encode(errors="replace").decode() == value
 
 
 def to_flagfile(config: Any) -> str:

@@ -22,9 +22,9 @@ separable are left out and named: all that is found is given separability.
     DIR/figures/linear_margin.png and .pdf
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -40,6 +40,7 @@ from experiments import flags as shared_flags
 from experiments import records
 from normjax import linear_margin, linear_plots, plotting
 from normjax.checkpoints import RUN_FILE
+from normjax.reading import read_object
 from normjax.results import RESULTS_FILE, replacing
 from normjax.summary import SUMMARY_FILE, write_summary
 
@@ -153,15 +154,26 @@ def main(config: Config) -> None:
     """Runs the experiment."""
     started = time.monotonic()
     run_dir = Path(config.workdir)
-    try:
-        if records.is_finished(run_dir, config) or _is_marked_finished(run_dir):
-            print(f"{run_dir}: this run is finished, there is nothing to do")
-            return
-        sets, not_separable = draw_training_sets(config)
-        start_run(run_dir, config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+    is_new = not (run_dir / RUN_FILE).exists()
+    with contextlib.ExitStack() as stack:
+        try:
+            if records.is_finished(run_dir, config) or _is_marked_finished(run_dir):
+                print(f"{run_dir}: this run is finished, there is nothing to do")
+                return
+            sets, not_separable = draw_training_sets(config)
+            stack.enter_context(records.locked(run_dir, is_new))
+            start_run(run_dir, config)
+        except (ValueError, OSError) as error:
+            sys.exit(f"error: {shared_flags.one_line(error)}")
+        descend_and_measure(run_dir, config, sets, not_separable)
+        records.finish_run(run_dir, time.monotonic() - started)
+    print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
 
+
+def descend_and_measure(
+    run_dir: Path, config: Config, sets: TrainingSets, not_separable: list[int]
+) -> None:
+    """Writes the tables, the summary and the figure."""
     steps = linear_margin.log_spaced_steps(config.num_steps)
     bar = tqdm(steps.tolist(), "gradient descent, log-spaced steps", unit="point", disable=None)
     weights = linear_margin.descend(sets.x, sets.y, bar, config.relative_step)
@@ -176,8 +188,6 @@ def main(config: Config) -> None:
     linear_margin.write_table(run_dir / RESULTS_FILE, measured)
     write_summary(run_dir / SUMMARY_FILE, summarize(config, measured, not_separable))
     plotting.save_figure(draw_figure(run_dir), run_dir / "figures" / EXPERIMENT)
-    records.finish_run(run_dir, time.monotonic() - started)
-    print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
 
 
 def draw_training_sets(config: Config) -> tuple[TrainingSets, list[int]]:
@@ -293,12 +303,20 @@ def summarize(
 
 
 def draw_figure(run_dir: Path) -> Any:
-    """The figure of a run, from its saved tables."""
-    summary = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
+    """The figure of a run, from its saved tables.
+
+    Raises:
+      OSError: one of them can't be read.
+      ValueError: one of them is damaged, or they don't fit together; the message names it.
+    """
+    summary = read_object(run_dir / SUMMARY_FILE)
     draws = linear_margin.read_table(run_dir / RESULTS_FILE)
-    return linear_plots.plot_linear_margin(
-        draws, linear_margin.read_table(run_dir / ANGLES_FILE), summary
-    )
+    angles = linear_margin.read_table(run_dir / ANGLES_FILE)
+    try:
+        return linear_plots.plot_linear_margin(draws, angles, summary)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        reason = f"{type(error).__name__}: {shared_flags.one_line(error)}"
+        raise ValueError(f"{run_dir}: its tables don't fit together ({reason})") from None
 
 
 def start_run(run_dir: Path, config: Config) -> None:
@@ -321,7 +339,7 @@ def start_run(run_dir: Path, config: Config) -> None:
 def _is_marked_finished(run_dir: Path) -> bool:
     """Whether run.json says so; `records.is_finished` also asks for a page, which there is not."""
     path = run_dir / RUN_FILE
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["finished"]
+    return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 if __name__ == "__main__":

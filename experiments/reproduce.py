@@ -15,7 +15,7 @@ that the data allow was drawn.
 """
 
 import dataclasses
-import json
+import re
 import shlex
 import subprocess
 import sys
@@ -40,10 +40,14 @@ from experiments.sweep import dataset_label
 from normjax import curves, plotting
 from normjax.checkpoints import RUN_FILE
 from normjax.data import load_dataset
+from normjax.reading import read_object, read_text
 from normjax.results import ResultRow, read_results
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
 NOT_ASKED = "its figure was not asked for"
+# What run.json holds for a run of networks.
+_NETWORKS = {"dataset": str, "model": str, "train_images": int, "groups": list[list[int]]}
+_NETWORKS |= {"devices": list[str]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +121,23 @@ def validate(config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    """Trains what is missing, draws, and writes the ledger."""
+    """Trains what is missing, draws, and writes the ledger; a damaged file is one line."""
+    try:
+        reproduce(config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {shared_flags.one_line(error)}")
+
+
+def reproduce(config: Config) -> None:
+    """Trains what is missing, draws, and writes the ledger.
+
+    Raises:
+      ValueError, OSError: a file can't be read or written; the message names it.
+    """
     workdir = Path(config.workdir)
     runs_dir = Path(config.source or workdir) / "runs"
+    for run in RUNS:
+        is_finished(runs_dir / run)  # a damaged record ends it before anything is trained
     impossible: dict[str, str] = {}  # why a run has nothing to draw, "" if it has
     reasons: dict[str, str] = {}  # why a figure is not drawn, "" if it is
     for run in dict.fromkeys(map(run_of, config.figures)):
@@ -215,14 +233,14 @@ def train(run: str, config: Config, run_dir: Path) -> str:
 def is_finished(run_dir: Path) -> bool:
     """Whether there is a finished run in this folder."""
     path = run_dir / RUN_FILE
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["finished"]
+    return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 def draw(name: str, run_dir: Path, folder: Path) -> str:
     """Draws one figure of a finished run; returns why that is impossible, or ""."""
     try:
         plotting.save_figure(draw_figure(name, run_dir), folder / stem_of(name))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return shared_flags.one_line(error)
     return ""
 
@@ -235,7 +253,7 @@ def draw_figure(name: str, run_dir: Path) -> Any:
     """
     if name == "linear":
         return linear_margin.draw_figure(run_dir)
-    label = dataset_label(read_flags(run_dir / "flags.txt")["dataset"])
+    label = dataset_label(read_flags(run_dir / "flags.txt", "dataset")["dataset"])
     if name == "monitor":
         return curves.plot_curves(curves.read_metrics(run_dir), label)
     networks = networks_of(name, run_dir)
@@ -249,7 +267,11 @@ def networks_of(name: str, run_dir: Path) -> ledger.Networks:
     paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
     rows: Sequence[ResultRow] = read_results(run_dir)
     targets = ours.get("target_losses", "")
-    target = format(float(targets), "g") if targets else ""
+    try:
+        target = format(float(targets), "g") if targets else ""
+    except ValueError:
+        path = run_dir / "flags.txt"
+        raise ValueError(f"{path}: --target_losses={targets}: one loss is needed") from None
     return ledger.choose_networks(FIGURES[name], rows, paper["norms"], target)
 
 
@@ -260,9 +282,12 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
     """
     if reason not in ("", NOT_ASKED) or not is_finished(run_dir):
         return ledger.missing_rows(name, reason)
-    paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
-    settings = ledger.settings_that_differ(FIGURES[name], paper, ours)
-    return ledger.measured_rows(name, networks_of(name, run_dir), settings)
+    try:
+        paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
+        settings = ledger.settings_that_differ(FIGURES[name], paper, ours)
+        return ledger.measured_rows(name, networks_of(name, run_dir), settings)
+    except (ValueError, OSError) as error:
+        return ledger.missing_rows(name, shared_flags.one_line(error))
 
 
 def describe_stopping(runs_dir: Path) -> str:
@@ -280,15 +305,18 @@ def describe_runs(runs_dir: Path) -> str:
     for run in RUNS:
         if not is_finished(runs_dir / run):
             continue
-        record = json.loads((runs_dir / run / RUN_FILE).read_text(encoding="utf-8"))
+        path = runs_dir / run / RUN_FILE
+        record = read_object(path, experiment=str, wall_time_s=float, git_commit=str | None)
         parts = [f"`{run}`: experiments.{record['experiment']}"]
         if "dataset" in record:
+            read_object(path, **_NETWORKS)
             num_networks = sum(map(len, record["groups"]))
             parts.append(
                 f"{record['model']}, {num_networks} networks, {record['train_images']:,} training "
                 f"images ({dataset_label(record['dataset'])})"
             )
-            parts.append(f"{len(record['devices'])} x {record['devices'][0]}")
+            kinds = " and ".join(dict.fromkeys(record["devices"]))
+            parts.append(f"{len(record['devices'])} x {kinds}")
         parts.append(f"{record['wall_time_s']} s, commit {record['git_commit']}")
         lines.append("- " + ", ".join(parts))
     return "\n".join(lines) or "None is finished."
@@ -299,10 +327,23 @@ def flagfile_of(name: str) -> Path:
     return FLAGFILES / f"{stem_of(name)}.flags"
 
 
-def read_flags(path: Path) -> dict[str, str]:
-    """The values by name of a flagfile with lines --name=value."""
-    lines = flags.FlagValues().read_flags_from_files([f"--flagfile={path}"])
-    return dict(line.removeprefix("--").split("=", 1) for line in lines)
+def read_flags(path: Path, *needed: str) -> dict[str, str]:
+    """The values by name of a flagfile with lines --name=value.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: a line is something else, or there is none of a flag that is needed.
+    """
+    values = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            found = re.fullmatch(r"--(\w+)=(.*)", line.strip())
+            if not found:
+                raise ValueError(f"{path}, line {number}: not a flag as --name=value")
+            values[found[1]] = found[2]
+    if missing := [name for name in needed if name not in values]:
+        raise ValueError(f"{path}: there is no --{missing[0]}")
+    return values
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The one code path of every experiment; an experiment's own file says only which 
 """
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,13 +19,14 @@ from experiments.evaluation import evaluate_selection, selections
 from experiments.flags import Config, one_line, prepare_cpu
 from experiments.interrupts import StoppedError
 from experiments.members import Sweep, numbered
-from experiments.training import train_group
+from experiments.training import last_step, train_group
 from normjax import checkpoints, memory, plotting, report, results, summary
 from normjax.checkpoints import RUN_FILE
 from normjax.data import Dataset, load_dataset
 from normjax.ensemble import Member, gather_members, make_ensemble, shard_members
 from normjax.evaluate import parse_norm
 from normjax.models import make_model
+from normjax.reading import read_object
 from normjax.results import ResultRow, write_results
 
 T = TypeVar("T")
@@ -47,11 +47,15 @@ def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> Non
     except ValueError as error:
         sys.exit(f"error: {one_line(error)}")
     with distributed.together(), contextlib.ExitStack() as stack:
+        # A folder that there is not yet is made when all is known to be well, not before.
+        is_new = not (config.resume and (run_dir / RUN_FILE).exists())
+        _in_step(lambda: is_new or _lock(stack, run_dir, is_new))
         if distributed.worst(_in_step(lambda: _is_finished(run_dir, config))):
             if distributed.is_first():
                 print(f"{run_dir}: this run is finished, there is nothing to do")
             return
         sweep = _in_step(lambda: _set_up(experiment, config, run_dir, members))
+        _in_step(lambda: is_new and _lock(stack, run_dir, is_new))
         sweep = sweep._replace(groups=plan_groups(sweep, run_dir))
         _in_step(lambda: _start(sweep, run_dir))
         sweep = sweep._replace(signal=stack.enter_context(interrupts.delayed()))
@@ -79,6 +83,11 @@ def _in_step(work: Callable[[], T]) -> T:
     return result
 
 
+def _lock(stack, run_dir, is_new) -> None:
+    if distributed.is_first():
+        stack.enter_context(records.locked(run_dir, is_new))
+
+
 def _is_finished(run_dir, config) -> bool:
     return distributed.is_first() and records.is_finished(run_dir, config)
 
@@ -90,8 +99,13 @@ def _set_up(experiment, config, run_dir, members) -> Sweep:
     path = run_dir / RUN_FILE
     sweep = make_sweep(experiment, config, dataset, members)
     if path.exists():
-        recorded = json.loads(path.read_text(encoding="utf-8"))["groups"]
-        sweep = sweep._replace(groups=[[members[i] for i in group] for group in recorded])
+        run = read_object(path, groups=list[list[int]])
+        # Runs from before this was recorded have none.
+        if run.get("data_digest") not in (None, records.data_digest(dataset)):
+            raise ValueError(f"--resume: the data are not those of the run in {run_dir}")
+        if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
+            raise ValueError(f"{path}: its groups are not of members 0 to {len(members) - 1}")
+        sweep = sweep._replace(groups=[[members[i] for i in group] for group in run["groups"]])
         if distributed.is_first() and not checkpoints.has_progress(run_dir):
             print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
     return sweep
@@ -215,7 +229,7 @@ def split_groups(groups: Sequence[Sequence[Member]], start: int, size: int) -> l
 def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
     """Puts the groups into run.json if it has others."""
     path = run_dir / RUN_FILE
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_object(path, groups=list)
     indices = [[member.index for member in group] for group in groups]
     if run["groups"] != indices:
         records.write_json(path, {**run, "groups": indices})
@@ -273,10 +287,9 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
       StoppedError: a signal came.
       OutOfMemoryError: the memory of a device was too small.
     """
-    path = _results_of(run_dir, group)
-    if distributed.worst(path.exists()):
-        return results.read_results(path) if distributed.is_first() else []
     members = sweep.groups[group]
+    if distributed.worst(_results_of(run_dir, group).exists()):
+        return _in_step(lambda: _rows_of(sweep, run_dir, group)) or []
     state, snapshots = train_group(sweep, run_dir, group)
     rows = []
     for selection, make, epochs, valid in selections(sweep.config, state, snapshots, len(members)):
@@ -288,9 +301,16 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> list[ResultRow]:
         rows += evaluate_selection(sweep, members, selection, variables, epochs, valid)
     rows.sort(key=lambda row: row.member)
     if distributed.is_first():
-        write_results(path, rows)
+        checkpoints.save_rows(run_dir, group, rows)
         checkpoints.drop_progress(run_dir, group)
     return rows
+
+
+def _rows_of(sweep, run_dir, group) -> list[ResultRow] | None:
+    if not distributed.is_first():
+        return None
+    records.keep_metrics(run_dir, group, sweep.groups[group], last_step(sweep))
+    return checkpoints.read_rows(run_dir, group)
 
 
 def _results_of(run_dir, group) -> Path:

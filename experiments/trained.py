@@ -1,6 +1,6 @@
 """The networks of a finished run with their data, for what is computed after training."""
 
-import json
+import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.flags import Config
+from experiments.flags import Config, validate
 from experiments.members import own_labels
 from experiments.sweep import load_data
 from normjax.checkpoints import RUN_FILE, load_member
@@ -19,7 +19,8 @@ from normjax.ensemble import Member
 from normjax.evaluate import choose_evaluation_batch_size
 from normjax.models import make_model
 from normjax.normalize import absorb_batch_norm
-from normjax.results import ResultRow, on_own_labels, read_results
+from normjax.reading import check_types, make_record, read_object
+from normjax.results import RESULTS_FILE, ResultRow, on_own_labels, read_results
 from normjax.types import ApplyFn, Params
 
 
@@ -66,22 +67,44 @@ def load_run(run_dir: str | Path, data_dir: str | None = None) -> FinishedRun:
       ValueError: the run is not finished, or has no networks to be loaded.
     """
     run_dir = Path(run_dir)
-    path = run_dir / RUN_FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
-    run = json.loads(path.read_text(encoding="utf-8"))
-    if not run["finished"]:
-        raise ValueError(f"{run_dir}: this run is not finished; go on with it by --resume")
-    if "members" not in run:
-        raise ValueError(f"{run_dir}: {RUN_FILE} names no members; it is not a run of networks")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in run["config"].items()}
-    config = Config(**{**values, **({"data_dir": data_dir} if data_dir else {})})
-    dataset = load_data(config)
-    members = {member["index"]: Member(**member) for member in run["members"]}
+    config, members = read_definitions(run_dir / RUN_FILE)
     rows = on_own_labels(read_results(run_dir))
+    if unknown := {row.member for row in rows} - set(members):
+        raise ValueError(
+            f"{run_dir}: {RUN_FILE} has no member {min(unknown)}, which {RESULTS_FILE} has"
+        )
+    if data_dir:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    dataset = load_data(config)
     return FinishedRun(
         run_dir, config, dataset, members, rows, make_apply(config.model, dataset.num_classes)
     )
+
+
+def read_definitions(path: Path) -> tuple[Config, dict[int, Member]]:
+    """What a finished run was run with, and its networks by number, from its run.json.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the run is not finished, has no networks, or the file is damaged.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent}: no run here ({RUN_FILE} is missing)")
+    run = read_object(path, finished=bool, config=dict)
+    if not run["finished"]:
+        raise ValueError(f"{path.parent}: this run is not finished; go on with it by --resume")
+    if "members" not in run:
+        raise ValueError(f"{path.parent}: {RUN_FILE} names no members; it is not a run of networks")
+    check_types(run, {"members": list[dict]}, str(path))
+    config = make_record(Config, run["config"], f"{path}, config")
+    try:
+        validate(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    members = [make_record(Member, values, f"{path}, members") for values in run["members"]]
+    if [member.index for member in members] != list(range(len(members))):
+        raise ValueError(f"{path}: its members are not numbered from 0")
+    return config, dict(enumerate(members))
 
 
 def make_apply(name: str, num_classes: int) -> ApplyFn:

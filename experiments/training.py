@@ -42,39 +42,44 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         stds = [member.init_std for member in padded]
         state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
-        return state, ensemble.init_snapshots(state), share(dataset.train.images), test
+        diverged_at = shard_members(np.zeros(len(padded), np.int32))  # a step; 0: it did not
+        progress = state, ensemble.init_snapshots(state), diverged_at
+        return progress, share(dataset.train.images), test
 
-    state, snapshots, images, test = distributed.attempt(start_networks)
+    progress, images, test = distributed.attempt(start_networks)
 
-    def train_epoch(step, state, snapshots, labels):
-        """(state, snapshots, values by name [M']) after an epoch; `step` counts from 0."""
+    def train_epoch(step, state, snapshots, diverged_at, labels):
+        """The first three and values by name [M'] after an epoch; `step` counts from 0."""
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(order_key, step)
         state, metrics = ensemble.train_epoch(state, labels, images, key)
         values = {f"running_{name}": value for name, value in metrics._asdict().items()}
+        is_finite = jnp.isfinite(metrics.loss)
         if step >= config.pretrain_epochs:
             now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
             snapshots, measured = ensemble.track(snapshots, state, labels, metrics, images, *now)
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
+            if epoch == config.epochs:  # the last step's result is in no running mean
+                is_finite &= jnp.isfinite(measured.loss)
         if config.test_every and (step + 1) % config.test_every == 0:
             measured = ensemble.evaluate_plainly(state.variables, *test)
             values |= {f"test_{name}": value for name, value in measured._asdict().items()}
-        return state, snapshots, jax.device_get(values)
+        diverged_at = jnp.where(~is_finite & (diverged_at == 0), step + 1, diverged_at)
+        values["diverged_at"] = diverged_at
+        return state, snapshots, diverged_at, jax.device_get(values)
 
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
-        (state, snapshots), start = checkpoints.restore_progress(
-            checkpointer, (state, snapshots), numbers
-        )
+        progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if distributed.is_first():
-            records.keep_metrics(run_dir, group, start)
+            records.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
-            state, snapshots, values = distributed.attempt(
-                lambda now=(step, state, snapshots, labels): train_epoch(*now)
+            *progress, values = distributed.attempt(
+                lambda now=(step, *progress, labels): train_epoch(*now)
             )
             values = gather_members(values, len(members))
             if distributed.is_first():
@@ -85,10 +90,11 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
             signum = distributed.worst(sweep.signal())
             is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
             checkpoints.save_progress(
-                checkpointer, step + 1, (state, snapshots), numbers, is_phase_end or signum > 0
+                checkpointer, step + 1, tuple(progress), numbers, is_phase_end or signum > 0
             )
             if signum:
                 raise StoppedError(signum)
+    state, snapshots, _ = progress
     return state, snapshots
 
 

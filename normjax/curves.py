@@ -5,7 +5,6 @@ functions show, from a run's metrics.jsonl alone, what that would have been good
 
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,10 +25,12 @@ from normjax.plot_style import (
     new_figure,
     set_linear_ticks,
 )
+from normjax.reading import check_types, parse_object, read_text
 
 METRICS_FILE = "metrics.jsonl"
-_NEEDED = ("member", "family", "level", "seed", "step", "phase")
-_NEEDED += ("running_loss", "running_normalized_excess")
+_NEEDED = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
+_NEEDED |= {"running_loss": float | None, "running_normalized_excess": float | None}
+_MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --test_every epochs
 
 
 class Stop(NamedTuple):
@@ -58,19 +59,27 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a line is not a JSON object with a family; the message names file and line.
+      ValueError: a line is cut, isn't a JSON object with the values that all lines have, stands
+        there twice or contradicts an earlier one; the message names file and line.
     """
     path = Path(run_dir) / METRICS_FILE
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            line = json.loads(text)
-            is_random = line["family"] == "random_labels"
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(f"{path}, line {number}: not a line of metrics") from None
-        if not is_random:
-            lines.append(line)
-    return lines
+    lines: dict[tuple[int, int], dict[str, Any]] = {}
+    networks: dict[int, tuple] = {}
+    for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        place = f"{path}, line {number}: not a line of metrics"
+        line = parse_object(text, place, **_NEEDED)
+        if set(_MEASURED) & set(line):
+            check_types(line, _MEASURED, place)
+        if line["phase"] not in ("pretrain", "train"):
+            raise ValueError(f"{place}: phase is neither pretrain nor train")
+        key = line["member"], line["step"]
+        if key in lines:
+            raise ValueError(f"{place}: epoch {key[1]} of member {key[0]} stands there already")
+        lines[key] = line
+        network = line["family"], line["level"], line["seed"]
+        if networks.setdefault(line["member"], network) != network:
+            raise ValueError(f"{place}: member {line['member']} was another network before")
+    return [line for line in lines.values() if line["family"] != "random_labels"]
 
 
 def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from normjax.reading import one_line, read_csv
 from normjax.regression import check_points
 from normjax.results import replacing
 
@@ -255,9 +256,21 @@ def write_table(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> N
 
 
 def read_table(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `write_table` wrote: columns of numbers by name."""
-    table = np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8", ndmin=1)
-    return {name: table[name] for name in table.dtype.names}
+    """Reads what `write_table` wrote: columns of int64 or float64 by name.
+
+    Raises:
+      ValueError: it is something else, or is cut; the message names file and line.
+    """
+    header, lines = read_csv(path)
+    table = {}
+    for place, name in enumerate(header):
+        texts = [fields[place] for fields in lines.values()]
+        is_whole = all(text.lstrip("-").isdecimal() for text in texts)
+        try:
+            table[name] = np.array(texts).astype(np.int64 if is_whole else np.float64)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{path}, column {name}: {one_line(error)}") from None
+    return table
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:

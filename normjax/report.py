@@ -8,8 +8,9 @@ from typing import Any
 
 from normjax.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
 from normjax.html_parts import bullets, collapsed, escaped, estimate, image, number, page, table
-from normjax.results import RESULTS_FILE, ResultRow, read_results, replacing
-from normjax.summary import SUMMARY_FILE, figure_stem, norm_name, selection_name
+from normjax.reading import one_line, read_object, read_text
+from normjax.results import RESULTS_FILE, ResultRow, on_own_labels, read_results, replacing
+from normjax.summary import SUMMARY_FILE, figure_stem, groups, norm_name, selection_name
 
 REPORT_FILE = "report.html"
 _MEASURE_NAMES = {
@@ -37,16 +38,44 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     """
     run_dir = Path(run_dir)
     rows = read_results(run_dir / RESULTS_FILE)
-    summary = _read_json(run_dir / SUMMARY_FILE)
-    run = _read_json(run_dir / "run.json") if (run_dir / "run.json").exists() else {}
-    flags_path = run_dir / "flags.txt"
-    flags = flags_path.read_text(encoding="utf-8") if flags_path.exists() else ""
+    if not rows:
+        raise ValueError(f"{run_dir / RESULTS_FILE}: there are no networks in it")
+    summary = read_object(run_dir / SUMMARY_FILE)
+    run = _pretty(run_dir / "run.json") if (run_dir / "run.json").exists() else ""
+    flags = read_text(run_dir / "flags.txt") if (run_dir / "flags.txt").exists() else ""
+    stopping = _stopping(run_dir)
+    try:
+        parts = _findings(run_dir, rows, summary, stopping)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"{run_dir / SUMMARY_FILE}: not the summary of a run ({reason})") from None
+    parts += [
+        "<h2>Settings and versions</h2>",
+        f"<pre>{escaped(flags)}</pre>" if flags else "",
+        f"<pre>{escaped(run)}</pre>" if run else "",
+    ]
+    text = page(rows[0].experiment, parts)
+    with replacing(run_dir / REPORT_FILE) as temporary:
+        # Half a character, which a file's name or JSON can hold, has no place in UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+    return run_dir / REPORT_FILE
+
+
+def _findings(
+    run_dir: Path, rows: Sequence[ResultRow], summary: dict[str, Any], stopping: Sequence[str]
+) -> list[str]:
+    """The page without its end; a summary that isn't one raises whatever it makes fail."""
+    own_rows = on_own_labels(rows)
+    num_members = len({row.member for row in own_rows})
+    found = {(selection, norm) for selection, norm, _ in _entries(summary)}
+    if found != set(groups(own_rows)) or summary["num_members"] != num_members:
+        raise ValueError(f"{RESULTS_FILE} has other networks, selections or norms")
     figures = sorted((run_dir / "figures").glob("*.png"))
     headline = _headline(summary)
     headline_path = _choose_figure(headline, figures)
-    parts = [
-        f"<h1>{escaped(summary['experiment'])}</h1>",
-        _claim(headline, summary["num_members"]),
+    return [
+        f"<h1>{escaped(rows[0].experiment)}</h1>",
+        _claim(headline, num_members),
         _headline_figure(headline_path),
         "<h2>Fits</h2>",
         _fits_table(summary),
@@ -54,18 +83,12 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         _controls(summary),
         "<h2>What goes with the test error</h2>",
         _correlations_table(summary),
-        *_stopping(run_dir),
+        *stopping,
         "<h2>Networks</h2>",
         _members(headline, rows),
         "<h2>Further figures</h2>",
         *(collapsed(path.stem, image(path)) for path in figures if path != headline_path),
-        "<h2>Settings and versions</h2>",
-        f"<pre>{escaped(flags)}</pre>" if flags else "",
-        f"<pre>{escaped(json.dumps(run, indent=2, ensure_ascii=False))}</pre>" if run else "",
     ]
-    with replacing(run_dir / REPORT_FILE) as temporary:
-        temporary.write_text(page(summary["experiment"], parts), encoding="utf-8")
-    return run_dir / REPORT_FILE
 
 
 def _headline(summary: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -89,12 +112,12 @@ def _claim(headline: tuple[str, str, dict[str, Any]], num_members: int) -> str:
     fit, raw, permutation = part["normalized_fit"], part["raw_fit"], part["norm_permutation"]
     if fit is None:
         return (
-            f'<p class="claim">No line could be fitted to the {num_members} networks of this run: '
-            f"{escaped(part['reasons']['normalized_fit'])}.</p>"
+            f'<p class="claim">No line could be fitted to the {num_members} networks of this '
+            f"run: {escaped(part['reasons']['normalized_fit'])}.</p>"
         )
     text = (
-        f"Across {fit['n']} networks ({escaped(selection_name(selection))}), the training loss of "
-        f"the network normalised layer by layer ({escaped(norm_name(norm))}) predicts its test "
+        f"Across {fit['n']:d} networks ({escaped(selection_name(selection))}), the training loss "
+        f"of the network normalised layer by layer ({escaped(norm_name(norm))}) predicts its test "
         f"loss along a straight line with R² = <strong>{number(fit['r2'])}</strong>"
     )
     text += f"; as trained, R² is {number(raw['r2'])}. " if raw else ". "
@@ -283,12 +306,9 @@ def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow
     return f'<p class="quiet">{escaped(where)}</p>' + networks + bullets(lines)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+def _pretty(path: Path) -> str:
+    """A JSON object as a page shows it."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object is needed, not {type(value).__name__}")
-    return value
+        return json.dumps(read_object(path), indent=2, ensure_ascii=False)
+    except RecursionError:
+        raise ValueError(f"{path}: too deeply nested to be shown") from None

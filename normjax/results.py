@@ -1,12 +1,14 @@
 """The results of a run as a table: one row per member, selection and norm (`results.csv`)."""
 
 import csv
-import io
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from normjax.reading import one_line, read_csv
 
 RESULTS_FILE = "results.csv"
 
@@ -68,6 +70,14 @@ COLUMNS = ResultRow._fields
 _COLUMN_TYPES = ResultRow.__annotations__
 FLOAT_COLUMNS = tuple(name for name, kind in _COLUMN_TYPES.items() if kind is float)
 
+# What stands in several rows of one network, and must be the same in all of them.
+_NETWORK, _EVALUATION = ("experiment", "member"), ("experiment", "member", "labels", "selection")
+_REPEATED = {
+    _NETWORK: ("seed", "family", "level"),
+    _EVALUATION: ("epoch", "train_loss", "train_error", "test_loss", "test_error"),
+}
+_TOLERANCE = 1e-6  # ours are right to 1e-15 of themselves; a rounded table is read as well
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -79,10 +89,21 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError within it names the file; of a full disk, Python says nothing but that it is."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)
+        raise
 
 
 def write_results(path: str | os.PathLike, rows: Iterable[ResultRow]) -> None:
@@ -101,44 +122,25 @@ def write_results(path: str | os.PathLike, rows: Iterable[ResultRow]) -> None:
 def read_results(path: str | os.PathLike) -> list[ResultRow]:
     """Reads `results.csv`, given the file or the run folder that holds it.
 
-    Columns may stand in any order; columns that are not part of `ResultRow` are ignored.
+    Columns may stand in any order; columns that are not part of `ResultRow` are ignored. NaN is
+    read where a member can have it.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a column is missing, a value is not a number, or a line is cut; the message names
-        file, line and column.
+      ValueError: a column is missing, a value is not what its column means, a line is cut, stands
+        twice, lacks or contradicts another of the same network; the message names file and line.
     """
     path = Path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader)
-        missing = [name for name in COLUMNS if name not in header]
-        if missing:
-            raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-        rows = []
-        for fields in reader:
-            place = f"{path}, line {reader.line_num}"
-            if len(fields) != len(header):
-                column = header[len(fields)] if len(fields) < len(header) else header[-1]
-                raise ValueError(
-                    f"{place}: {len(fields)} values for {len(header)} columns, "
-                    f"the line is cut or torn at column {column}"
-                )
-            rows.append(_parse_row(dict(zip(header, fields, strict=True)), place))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-    return rows
+    header, lines = read_csv(path, COLUMNS)
+    rows = {}
+    for number, fields in lines.items():
+        place = f"{path}, line {number}"
+        rows[number] = _parse_row(dict(zip(header, fields, strict=True)), place)
+        _check_row(rows[number], place)
+    _check_table(rows, path)
+    return list(rows.values())
 
 
 def select(
@@ -165,9 +167,74 @@ def _parse_row(values: dict[str, str], place: str) -> ResultRow:
     """One line's values, converted to the types of their columns."""
     parsed = {}
     for name, kind in _COLUMN_TYPES.items():
+        text = values[name]
         try:
-            parsed[name] = kind(values[name])
+            parsed[name] = kind(text)
+            if kind is float and math.isinf(parsed[name]) and "inf" not in text.lower():
+                raise ValueError("it has overflowed")
         except ValueError:
             wanted = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{place}, column {name}: {values[name]!r} is not {wanted}") from None
+            text = one_line(text, 40)
+            raise ValueError(f"{place}, column {name}: {text!r} is not {wanted}") from None
     return ResultRow(**parsed)
+
+
+def _check_row(row: ResultRow, place: str) -> None:
+    """Raises ValueError if a value can't be what its column means; NaN can be any loss or error."""
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            value = one_line(repr(getattr(row, name)), 40)
+            raise ValueError(f"{place}, column {name}: {value} is not possible: {allowed}")
+
+    for name in ("experiment", "family", "selection", "norm"):
+        check(bool(getattr(row, name)), name, "it must not be empty")
+    check(row.labels in ("natural", "random"), "labels", "natural or random")
+    check(0 <= row.level < math.inf, "level", "at least 0 and finite")
+    for name in ("member", "seed", "epoch", "product_norm"):
+        check(not getattr(row, name) < 0, name, "at least 0")
+    for name in FLOAT_COLUMNS:
+        value = getattr(row, name)
+        if name.endswith("_loss"):  # which rounding may take below 0
+            check(not value < -_TOLERANCE, name, "at least 0")
+        if name.endswith("_error"):
+            check(not (value < 0 or value > 1), name, "from 0 to 1")
+    train = row.normalized_train_loss - row.normalized_train_excess
+    test = row.normalized_test_loss - row.normalized_test_excess
+    scale = max(1.0, abs(row.normalized_train_loss), abs(row.normalized_test_loss))
+    if abs(train - test) > _TOLERANCE * scale:
+        raise ValueError(
+            f"{place}: loss less excess is ln K, which can't be {train:g} for the training set and "
+            f"{test:g} for the test set"
+        )
+
+
+def _check_table(rows: Mapping[int, ResultRow], path: Path) -> None:
+    """Raises ValueError if lines (by number) stand twice, contradict one another or are missing."""
+    first: dict[tuple, tuple[int, ResultRow]] = {}
+    lines_of: dict[tuple, dict[str, int]] = {}
+    for line, row in rows.items():
+        for keys, names in _REPEATED.items():
+            earlier, other = first.setdefault(_values(row, keys), (line, row))
+            for name in names:
+                value, expected = getattr(row, name), getattr(other, name)
+                if repr(value) != repr(expected):  # NaN is the same as NaN
+                    raise ValueError(
+                        f"{path}, line {line}, column {name}: {one_line(repr(value), 40)}, but "
+                        f"line {earlier} of the same network has {one_line(repr(expected), 40)}"
+                    )
+        norms = lines_of.setdefault(_values(row, _EVALUATION), {})
+        if row.norm in norms:
+            raise ValueError(f"{path}, line {line}: stands already in line {norms[row.norm]}")
+        norms[row.norm] = line
+    all_norms = {row.norm for row in rows.values()}
+    for norms in lines_of.values():
+        if missing := sorted(all_norms - set(norms)):
+            raise ValueError(
+                f"{path}, line {min(norms.values())}: this network has no line for norm "
+                f"{one_line(missing[0], 40)}"
+            )
+
+
+def _values(row: ResultRow, names: Iterable[str]) -> tuple:
+    return tuple(getattr(row, name) for name in names)

@@ -1,8 +1,35 @@
-"""Result rows that look like a run's, made from a formula: no network is trained."""
+"""Result rows and settings that look like a run's, made from a formula: nothing is trained."""
 
 import numpy as np
 
 from normjax.results import ResultRow
+
+# The fields of an `experiments.flags.Config`.
+CONFIG = {
+    "workdir": "runs/x",
+    "dataset": "digits",
+    "data_dir": None,
+    "train_size": 100,
+    "test_size": None,
+    "model": "convnet3",
+    "batch_norm": False,
+    "corruption_levels": (0.0, 0.5),
+    "corruption": "swap",
+    "init_stds": (),
+    "num_seeds": 1,
+    "seed": 0,
+    "pretrain_epochs": 1,
+    "epochs": 2,
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "momentum": 0.9,
+    "target_losses": (0.01,),
+    "norms": ("2",),
+    "test_every": 0,
+    "members_per_group": None,
+    "checkpoint_every": 1,
+    "resume": True,
+}
 
 
 def synthetic_rows(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import sweep
+from normjax.data import load_dataset
 
 ARGUMENTS = ("--dataset=digits", "--train_size=100", "--test_size=45", "--batch_size=32")
 
@@ -108,6 +111,35 @@ def test_a_truncated_archive(error_of, tmp_path):
     assert str(archive) in error_of("--dataset=cifar10", f"--data_dir={archive.parent}")
 
 
+def test_a_damaged_cache_of_images_is_one_line(tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "images")
+    load_dataset(f"folder:{root}")
+    (cached,) = (tmp_path / "own_cache").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(whole[: len(whole) // 2])
+    command = [sys.executable, "-m", "experiments.random_pretrain", f"--dataset=folder:{root}"]
+    command += ["--batch_size=99", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith(f"warning: the cache file {cached} is damaged and will be rebuilt: ")
+    assert error == "error: --batch_size=99: must not exceed the 4 training images"
+    assert len(cached.read_bytes()) == len(whole)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 1}', '{"finished": true}'])
+def test_a_damaged_run_record(error_of, tmp_path, content):
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "run.json").write_text(content)
+    assert f"{used / 'run.json'}: " in error_of("--resume", workdir=used)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\udcff"])
+def test_names_that_flags_txt_can_not_hold(error_of, name):
+    assert "must be one line of Unicode text" in error_of(f"--dataset=folder:{name}")
+
+
 def test_a_folder_that_is_in_use(error_of, invoke, tmp_path):
     used = tmp_path / "used"
     configs = []
@@ -115,6 +147,7 @@ def test_a_folder_that_is_in_use(error_of, invoke, tmp_path):
     used.mkdir()
     run = {"finished": False, "config": dataclasses.asdict(configs[0])}
     (used / "run.json").write_text(json.dumps(run))
+    (used / ".lock").touch()
     message = error_of(workdir=used)
     assert message.startswith(f"error: --workdir={used} holds a run already: give another folder")
     for change, name in (("--learning_rate=0.2", "learning_rate"), ("--norms=2", "norms")):

@@ -172,3 +172,15 @@ def test_metrics_are_read_without_random_labels(tmp_path):
         path.write_text(json.dumps(lines[0]) + "\n" + torn + "\n")
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a line of metrics"):
             curves.read_metrics(tmp_path)
+    for change, message in (
+        ({}, "epoch 1 of member 0 stands there already"),
+        ({"step": 99, "seed": 5}, "member 0 was another network before"),
+        ({"step": "1"}, "step is '1', not of type int"),
+        ({"step": 99, "running_loss": True}, r"running_loss is True, not of type float \| None"),
+        ({"step": 99, "phase": "tain"}, "phase is neither pretrain nor train"),
+        ({"step": 99, "test_error": "x"}, "test_error is 'x', not of type float"),
+    ):
+        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | change]))
+        where = rf"metrics.jsonl, line {len(lines) + 1}: not a line of metrics: "
+        with pytest.raises(ValueError, match=where + message):
+            curves.read_metrics(tmp_path)

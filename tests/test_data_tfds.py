@@ -116,6 +116,14 @@ def test_prepared_without_a_test_split(tmp_path):
         load_dataset("tiny_pictures", data_dir=tmp_path)
 
 
+def test_prepared_images_of_absurd_size_are_not_decoded(tmp_path, monkeypatch):
+    splits = {"train": draw_split(1, (1025, 2, 1), 2, 0), "test": draw_split(1, (1025, 2, 1), 2, 1)}
+    prepare(tmp_path, "TinyPictures", ["ant", "bee"], splits)
+    monkeypatch.setattr("normjax.data.tfds._read_split", None)
+    with pytest.raises(ValueError, match=r"images of \(1025, 2, 1\): allowed is up to 1024 a side"):
+        load_dataset("tiny_pictures", data_dir=tmp_path)
+
+
 def test_prepared_in_a_format_that_needs_tensorflow(tmp_path):
     splits = {"train": draw_split(3, (4, 4, 3), 2, 0), "test": draw_split(2, (4, 4, 3), 2, 1)}
     prepare(tmp_path, "TinyPictures", ["ant", "bee"], splits)

@@ -21,7 +21,7 @@ LAYERS = (
     ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
     ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
     ("models", "normalize", "losses", "data", "regression", "results"),
-    ("norms", "layers", "convolution"),
+    ("norms", "layers", "convolution", "reading"),
     ("types",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

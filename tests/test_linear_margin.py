@@ -239,3 +239,19 @@ def test_tables_keep_every_digit(tmp_path):
     assert back["draw"].dtype == int
     for name, column in columns.items():
         np.testing.assert_array_equal(back[name], column)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "the file is empty"),
+        ("a,b\n1,2\n3", "line 3: the file is cut"),
+        ("a,b\n1,2\n3\n", "line 3: 1 values for 2 columns"),
+        ("a,b\n1,x\n", "column b: could not convert string to float"),
+        ("a,a\n1,2\n", "line 1: column a stands there twice"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, content, message):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
+        linear_margin.read_table(tmp_path / "t.csv")

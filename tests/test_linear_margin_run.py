@@ -44,6 +44,7 @@ def undrawn(monkeypatch):
 
 def test_a_run_leaves_its_files(run_dir):
     files = {"flags.txt", "run.json", "results.csv", "angles.csv", "summary.json", "figures"}
+    files.add(".lock")
     assert {path.name for path in run_dir.iterdir()} == files
     record = json.loads((run_dir / "run.json").read_text())
     assert record["finished"] is True and record["wall_time_s"] > 0

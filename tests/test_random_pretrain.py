@@ -71,7 +71,7 @@ def metrics_of(run_dir):
 def test_a_run_leaves_the_contracts_files(run_dir, invoke):
     names = {path.name for path in run_dir.iterdir()}
     files = {"flags.txt", "run.json", "metrics.jsonl", "results.csv", "summary.json"}
-    assert names == files | {"report.html", "checkpoints", "figures"}
+    assert names == files | {"report.html", "checkpoints", "figures", ".lock"}
     run = json.loads((run_dir / "run.json").read_text())
     assert run["finished"] is True and run["wall_time_s"] > 0
     assert run["groups"] == [[0, 1, 2]] and run["image_shape"] == [8, 8, 1]

@@ -7,10 +7,15 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from synthetic_results import synthetic_rows
+from synthetic_results import CONFIG, synthetic_rows
 
+from experiments import flags, records
+from experiments.sweep import dataset_label
+from normjax.data import load_dataset
+from normjax.ensemble import Member
+from normjax.plotting import plot_normalized_and_raw, save_figure
 from normjax.report import write_report
-from normjax.results import write_results
+from normjax.results import select, write_results
 from normjax.summary import summarize, write_summary
 
 HOSTILE = '"><script>alert(1)</script>&'
@@ -22,12 +27,15 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.tags, self.sources, self.text, self.open = [], [], "", []
+        self.attributes, self.alts = set(), []
         self.feed(text)
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
+        self.alts += [value for name, value in attrs if name == "alt"]
+        self.attributes |= {name for name, _ in attrs}
         if tag not in ("meta", "img"):
             self.open.append(tag)
 
@@ -89,8 +97,8 @@ def test_all_text_from_files_is_escaped(make_run):
         row._replace(experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1)
         for row in synthetic_rows(norms=("2",))
     ]
-    rows += [row._replace(norm=HOSTILE) for row in rows]
     rows[0] = rows[0]._replace(test_loss=float("nan"))
+    rows += [row._replace(norm=HOSTILE) for row in rows]
     run_dir = make_run(
         rows, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
     )
@@ -99,6 +107,41 @@ def test_all_text_from_files_is_escaped(make_run):
     assert "script" not in page.tags
     assert "<script" not in text
     assert page.text.count(HOSTILE) > 10
+
+
+def test_a_data_set_folder_of_any_name(make_run, tmp_path):
+    # With the path's separator, so that its last part, which figures show, is hostile too.
+    name = f"folder:{tmp_path}/<img src=x onerror=alert(1)><script>alert(1)</script>&\" ' $x$"
+    rows = synthetic_rows()
+    run_dir = make_run(rows, figures=())
+    config = flags.Config(**CONFIG | {"dataset": name, "workdir": str(run_dir)})
+    flags.validate(config)
+    members = [Member(i, 0, "pretrain", 0.0) for i in range(2)]
+    for file in ("run.json", "flags.txt"):
+        (run_dir / file).unlink()
+    dataset = load_dataset("digits", train_size=10)._replace(name=name)
+    records.start_run(run_dir, HOSTILE, config, dataset, [members])
+    figure = plot_normalized_and_raw(select(rows, norm="2"), dataset_label(name))
+    save_figure(figure, run_dir / "figures" / "normalized_and_raw__final__2")
+    line = {"member": 0, "family": HOSTILE, "level": 0.5, "seed": 0, "phase": "train", "step": 1}
+    line |= dict.fromkeys(("running_loss", "running_normalized_excess"), 0.1)
+    line |= {"test_loss": 1.0, "test_error": 0.5}
+    (run_dir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    (run_dir / "figures" / 'x" onload="alert(1).png').write_bytes(b"")
+    text = write_report(run_dir).read_text()
+    page = Page(text)
+    assert f"--dataset={name}\n" in page.text
+    assert page.text.count(json.dumps(name)) == 2  # run.json has it in the settings once more
+    assert HOSTILE in json.loads(page.text[page.text.index('{\n  "experiment"') :])["experiment"]
+    assert page.attributes <= {"lang", "charset", "name", "content", "class", "alt", "src"}
+    assert not {"script", "iframe", "svg", "object", "link", "base", "form"} & set(page.tags)
+    assert page.tags.count("img") == len(page.alts) == 2
+    assert 'x" onload="alert(1)' in page.alts and "<script" not in text and "<img src=x" not in text
+
+
+def test_half_a_character_has_a_place_on_the_page(make_run):
+    run_dir = make_run(synthetic_rows(), run={"config": {"dataset": "folder:/\udcff"}})
+    assert "folder:/&#56575;" in write_report(run_dir).read_text(encoding="utf-8")
 
 
 def test_too_few_networks_and_missing_parts_still_make_a_page(make_run):
@@ -133,6 +176,29 @@ def test_broken_files_are_named(make_run):
     (run_dir / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
         write_report(run_dir)
+    for rows in (synthetic_rows(num_seeds=2), synthetic_rows(norms=("2",))):
+        write_summary(run_dir / "summary.json", summarize(rows))
+        with pytest.raises(ValueError, match=r"summary\.json: .*results\.csv has other networks"):
+            write_report(run_dir)
+    summary = summarize(synthetic_rows())
+    summary["selections"]["final"]["2"]["normalized_fit"]["n"] = HOSTILE
+    write_summary(run_dir / "summary.json", summary)
+    with pytest.raises(ValueError, match=r"summary\.json: not the summary of a run"):
+        write_report(run_dir)
+    for name, content, message in (
+        ("run.json", "[" * 100_000, r"run\.json: not JSON \(too deeply nested"),
+        ("run.json", "[1]", r"run\.json: a JSON object is needed, not list"),
+        ("flags.txt", "\xff", r"flags\.txt: not a text file in UTF-8"),
+        ("results.csv", "", r"results\.csv: the file is empty"),
+    ):
+        run_dir = make_run(synthetic_rows())
+        (run_dir / name).write_text(content, encoding="latin1")
+        with pytest.raises(ValueError, match=message):
+            write_report(run_dir)
+    write_results(run_dir / "results.csv", [])
+    with pytest.raises(ValueError, match=r"results\.csv: there are no networks"):
+        write_report(run_dir)
+    run_dir = make_run(synthetic_rows())
     (run_dir / "summary.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"summary\.json"):
         write_report(run_dir)

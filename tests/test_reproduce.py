@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from synthetic_results import synthetic_rows
 
 from experiments import ledger, linear_margin, paper_figures, reproduce
 from experiments.paper_figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
 from normjax import curves
-from normjax.results import on_own_labels, read_results
+from normjax.results import on_own_labels, read_results, write_results
 
 LEVELS = (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
 STDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.05, 0.075, 0.09, 0.1)
@@ -280,3 +281,34 @@ def test_runs_are_finished_when_they_say_so(tmp_path):
     for finished in (False, True):
         (tmp_path / "run.json").write_text(json.dumps({"finished": finished}))
         assert reproduce.is_finished(tmp_path) == finished
+
+
+def test_a_damaged_record_of_a_run_is_one_line(tmp_path, capsys):
+    path = tmp_path / "runs" / "linear" / "run.json"
+    path.parent.mkdir(parents=True)
+    for content in ("{", '{"finished": "yes"}', "[]"):
+        path.write_text(content)
+        for arguments in (["--figures=linear"], ["--figures=12", f"--from={tmp_path}"]):
+            config = parse(*arguments, f"--workdir={tmp_path}", f"--cifar100=folder:{tmp_path}")
+            assert error_of(reproduce.main, config).startswith(f"error: {path}: ")
+
+
+def test_damaged_tables_are_a_reason(tmp_path):
+    run_dir = tmp_path / "runs" / "convnet3"
+    run_dir.mkdir(parents=True)
+    (run_dir / "run.json").write_text('{"finished": true}')
+    for flags_text, reason in (
+        ("--dataset=digits\nno flag\n", "flags.txt, line 2: not a flag as --name=value"),
+        ("--norms=2\n", "flags.txt: there is no --dataset"),
+        ("--dataset=digits\n", "results.csv: the file is empty"),
+        ("--dataset=digits\n--target_losses=0.1,0.2\n", "--target_losses=0.1,0.2: one loss"),
+    ):
+        (run_dir / "flags.txt").write_text(flags_text)
+        rows = synthetic_rows() if "target" in flags_text else []
+        write_results(run_dir / "results.csv", rows)
+        if not rows:
+            (run_dir / "results.csv").write_text("")
+        assert reason in reproduce.draw("4", run_dir, tmp_path / "figures")
+    (row, *_) = reproduce.ledger_rows("4", run_dir, reproduce.NOT_ASKED)
+    assert row.ours is None and "one loss is needed" in row.reason
+    assert not (tmp_path / "figures").exists()

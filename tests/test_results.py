@@ -95,6 +95,68 @@ def test_broken_lines_are_named(written, number, change, message):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"labels": "natura1"},
+            r"line 4, column labels: 'natura1' is not possible: natural or",
+        ),
+        ({"family": ""}, r"line 4, column family: '' is not possible: it must not be empty"),
+        ({"level": float("nan")}, r"column level: nan is not possible: at least 0 and finite"),
+        ({"level": float("inf")}, r"column level: inf is not possible"),
+        ({"member": -1}, r"column member: -1 is not possible: at least 0"),
+        ({"product_norm": -2.0}, r"column product_norm: -2.0 is not possible"),
+        ({"test_loss": -1.9}, r"column test_loss: -1.9 is not possible: at least 0"),
+        ({"test_error": 1.5}, r"column test_error: 1.5 is not possible: from 0 to 1"),
+        ({"normalized_test_loss": 3.0}, r"line 4: loss less excess is ln K, which can't be 2.30"),
+        ({"seed": 7}, r"line 5, column seed: 1, but line 4 of the same network has 7"),
+        ({"test_loss": 1.25}, r"line 5, column test_loss: .* line 4 of the same network has 1.25"),
+        ({"epoch": 99}, r"line 5, column epoch: 100, but line 4 of the same network has 99"),
+        ({"norm": "1/100"}, r"line 5: stands already in line 4"),
+        ({"norm": "7"}, r"line 2: this network has no line for norm 7"),
+    ],
+)
+def test_what_cannot_be_is_named(rows, written, changes, message):
+    rows[2] = rows[2]._replace(**changes)  # in line 4; the next row is of the same network
+    write_results(written, rows)
+    with pytest.raises(ValueError, match=message) as info:
+        read_results(written)
+    assert str(written) in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_diverged_member_may_have_nan_and_infinity(rows, written):
+    nan = dict.fromkeys(("train_loss", "test_loss", "train_error", "test_error"), float("nan"))
+    lost = dict.fromkeys(COLUMNS[-6:], float("nan")) | {"product_norm": float("inf")}
+    rows = [row._replace(**nan, **lost) if row.member == 1 else row for row in rows]
+    write_results(written, rows)
+    read = read_results(written)
+    texts = [[str(value) for value in row] for row in read]  # in which nan is nan
+    assert texts == [[str(value) for value in row] for row in rows]
+
+
+def test_lines_and_columns_that_are_not_as_often_as_they_should_be(written):
+    text = written.read_text()
+    lines = text.splitlines(keepends=True)
+    for content, message in (
+        (lines + lines[3:4], r"line 26: stands already in line 4"),
+        (lines[:6] + lines[7:], r"line \d: this network has no line for norm"),
+        ([lines[0].replace("epoch", "seed"), *lines[1:]], r"line 1: missing column epoch"),
+        ([lines[0][:-1] + ",seed\n", *lines[1:]], r"line 1: column seed stands there twice"),
+        (
+            [line.replace(",100,", ",1e999,") for line in lines],
+            r"column epoch: '1e999' is not a",
+        ),
+        (
+            [line.replace(",0.0,", ",1e999,", 1) for line in lines],
+            r"column level: '1e999' is not",
+        ),
+    ):
+        written.write_text("".join(content))
+        with pytest.raises(ValueError, match=message):
+            read_results(written)
+
+
 def test_cut_empty_and_binary_files(written):
     written.write_bytes(written.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"line 25: the file is cut"):

@@ -82,5 +82,18 @@ def test_what_can_not_be_loaded_is_named(run_dir, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({**run, "finished": False}))
     with pytest.raises(ValueError, match="not finished; go on with it by --resume"):
         trained.load_run(tmp_path)
+    config = run["config"]
+    for change, message in (
+        ({"config": config | {"epochs": "2"}}, "config: epochs is '2', not of type int"),
+        ({"config": config | {"epochs": 0}}, "run.json: --epochs=0: must be at least 1"),
+        ({"config": config | {"epoch": 1}}, "config: 'epoch' is not known"),
+        ({"members": run["members"][::-1]}, "its members are not numbered from 0"),
+        ({"members": [{"index": 0}]}, "members: it has no seed"),
+        ({"members": run["members"][:1]}, "run.json has no member 1, which results.csv has"),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps(run | change))
+        (tmp_path / "results.csv").write_bytes((run_dir / "results.csv").read_bytes())
+        with pytest.raises(ValueError, match=message):
+            trained.load_run(tmp_path)
     with pytest.raises(ValueError, match="selection 'loss=1'; there are: final"):
         next(trained.networks_at(trained.load_run(run_dir), "loss=1"))

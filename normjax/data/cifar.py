@@ -19,11 +19,15 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.pickles import load_plain_dict, to_matrix, to_text
+from normjax.reading import one_line
 
 # The official archives hold 8 or 9 members and 186 MB; these bounds stop a crafted one.
 MAX_MEMBERS = 64
 MAX_BYTES = 256 * 2**20
 IMAGE_BYTES = 3 * 32 * 32
+# What gzip and tarfile raise on damaged files; a long chain of tar's extra headers recurses.
+_ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError)
+_ARCHIVE_ERRORS += (RecursionError,)
 
 
 class Layout(NamedTuple):
@@ -179,8 +183,8 @@ def _read_archive(layout: Layout, path: Path) -> dict[str, bytes]:
         if len(content) > MAX_BYTES:
             raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
         files = _read_tar(_wanted(layout), content)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is truncated or damaged: {error}") from None
+    except _ARCHIVE_ERRORS as error:
+        raise ValueError(f"{path} is truncated or damaged: {one_line(error)}") from None
     if sha256 != layout.sha256:
         warnings.warn(
             f"{path} is not the official {layout.archive}: its SHA-256 is {sha256}, "
@@ -191,15 +195,20 @@ def _read_archive(layout: Layout, path: Path) -> dict[str, bytes]:
 
 
 def _read_tar(wanted: Iterable[str], content: bytes) -> dict[str, bytes]:
-    """The wanted regular files of a tar archive, whatever folder they are in."""
+    """The wanted regular files of a tar archive, whatever folder they are in.
+
+    Nothing is ever written, so that names, links and devices have no effect.
+    """
     files = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in itertools.islice(tar, MAX_MEMBERS):
             name = PurePosixPath(member.name).name
             # A sparse member may claim any size, and a link may lead anywhere.
             if name in wanted and member.isreg() and not member.issparse():
-                if member.size > len(content):
+                if not 0 <= member.size <= len(content):
                     raise ValueError(f"{name} claims {member.size} bytes")
+                if name in files:
+                    raise ValueError(f"it holds {name} twice")
                 files[name] = tar.extractfile(member).read()
     return files
 
@@ -228,7 +237,7 @@ def _parse_pickle(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndar
     labels = batch.get("labels" if num_classes == 10 else "fine_labels")
     if not isinstance(labels, list) or not labels:
         raise ValueError("it has no list of labels")
-    if not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
+    if not all(type(label) is int and 0 <= label < num_classes for label in labels):
         raise ValueError(f"its labels are not all integers in 0..{num_classes - 1}")
     rows = to_matrix(batch.get("data"))
     if rows.shape != (len(labels), IMAGE_BYTES):

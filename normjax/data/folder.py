@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
+from normjax.reading import one_line
 
 SPLITS = ("train", "test")
 MAX_SIDE = 1024
+ALLOWED_SIZE = f"allowed is up to {MAX_SIDE} a side"
 # Plain raster formats only: Pillow hands some others (EPS) to an external interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 COLOR_MODES = ("1", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -23,8 +25,9 @@ def load_folder(path: str | os.PathLike) -> Dataset:
 
     Classes are numbered in the order of their sorted names, files follow their sorted names,
     hidden entries are ignored. Images stay 1-channel if all of them are grayscale ("L"), and
-    become RGB otherwise. The decoded arrays are kept in the user's cache folder (see
-    `cache_dir`) under a hash of the files' names, sizes and modification times.
+    become RGB otherwise. The decoded images are kept in the user's cache folder (see
+    `cache_dir`) under a hash of the files' names, sizes and modification times; a cache file that
+    is damaged gives a warning and is rebuilt.
 
     Args:
         path: the folder that holds `train` and `test`.
@@ -42,10 +45,13 @@ def load_folder(path: str | os.PathLike) -> Dataset:
             + ", ".join(sorted(differing))
         )
     cache_file = cache_dir() / f"folder-{_fingerprint(root, files)}.npz"
-    splits = _read_cache(cache_file)
-    if splits is None:
-        splits = _decode_all(files)
-        _write_cache(cache_file, splits)
+    labels = {split: _number_classes(classes) for split, classes in files.items()}
+    counts = {split: len(labels[split]) for split in SPLITS}
+    images = _read_cache(cache_file, counts)
+    if images is None:
+        images = _decode_all(files, counts)
+        _write_cache(cache_file, images)
+    splits = [Split(images[split], labels[split]) for split in SPLITS]
     return Dataset(*splits, class_names=class_names, name=f"folder:{path}")
 
 
@@ -91,14 +97,18 @@ def _fingerprint(root: Path, files: dict[str, dict[str, list[os.DirEntry]]]) -> 
     return digest.hexdigest()[:32]
 
 
-def _decode_all(files: dict[str, dict[str, list[os.DirEntry]]]) -> tuple[Split, Split]:
-    """Decodes every file of both splits; 1 channel if all are grayscale, else 3."""
+def _number_classes(classes: dict[str, list[os.DirEntry]]) -> np.ndarray:
+    """The labels of a split's files in their order, int32."""
+    sizes = [len(entries) for entries in classes.values()]
+    return np.repeat(np.arange(len(classes), dtype=np.int32), sizes)
+
+
+def _decode_all(
+    files: dict[str, dict[str, list[os.DirEntry]]], counts: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """The images of each split; 1 channel if all are grayscale, else 3."""
     from tqdm import tqdm
 
-    labels = [
-        np.repeat(np.arange(len(classes), dtype=np.int32), [len(c) for c in classes.values()])
-        for classes in files.values()
-    ]
     classes = [entries for split in files.values() for entries in split.values()]
     paths = [entry.path for entry in itertools.chain.from_iterable(classes)]
     images = []
@@ -114,8 +124,7 @@ def _decode_all(files: dict[str, dict[str, list[os.DirEntry]]]) -> tuple[Split, 
     stacked = np.empty((len(images), *images[0].shape[:2], num_channels), np.uint8)
     for row, image in zip(stacked, images, strict=True):
         row[...] = image  # a grayscale image fills all three channels
-    train_images, test_images = np.split(stacked, [len(labels[0])])
-    return Split(train_images, labels[0]), Split(test_images, labels[1])
+    return dict(zip(SPLITS, np.split(stacked, [counts["train"]]), strict=True))
 
 
 def _size(image: np.ndarray) -> str:
@@ -128,54 +137,59 @@ def _decode(path: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        image = Image.open(path, formats=FORMATS)  # reads the header only
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large an image: {error}") from None
+        with warnings.catch_warnings():
+            # Pillow warns of large images and refuses larger ones; here all of them are too large.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=FORMATS)  # reads the header only
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{path} is too large an image; {ALLOWED_SIZE}") from None
     except Exception as error:  # Pillow's readers raise many types on damaged files
-        raise ValueError(f"{path} is not a readable image: {error}") from None
+        raise ValueError(f"{path} is not a readable image: {one_line(error)}") from None
     with image:
         if max(image.size) > MAX_SIDE:
-            raise ValueError(
-                f"{path} is {image.height}x{image.width} pixels; allowed is up to {MAX_SIDE} a side"
-            )
+            raise ValueError(f"{path} is {image.height}x{image.width} pixels; {ALLOWED_SIZE}")
         if image.mode not in ("L", *COLOR_MODES):
             raise ValueError(f"{path} has pixels of mode {image.mode}; only 8-bit images are read")
         try:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
         except Exception as error:
-            raise ValueError(f"{path} is a damaged image: {error}") from None
+            raise ValueError(f"{path} is a damaged image: {one_line(error)}") from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _read_cache(cache_file: Path) -> tuple[Split, Split] | None:
-    """The cached splits; None if there are none, or (with a warning) if the file is damaged."""
-    if not cache_file.exists():
-        return None
+def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
+    """The cached images of each split; None if there are none, with a warning if damaged.
+
+    Whole files are held by zip's checksums. A header that claims fewer images than there are
+    escapes these, and is found by the counts.
+    """
     try:
         with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
-            return tuple(
-                Split(cached[f"{split}_images"], cached[f"{split}_labels"]) for split in SPLITS
-            )
+            images = {split: cached[f"{split}_images"] for split in SPLITS}
+        shape = images["train"].shape[1:]
+        for split, array in images.items():
+            if array.dtype != np.uint8 or array.shape != (counts[split], *shape) or len(shape) != 3:
+                raise ValueError(f"{split}_images are {array.dtype} {array.shape}")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except Exception as error:  # whatever is wrong with it, the images can be decoded again
         warnings.warn(
-            f"the cache file {cache_file} is damaged and will be rebuilt: {error}", stacklevel=5
+            f"the cache file {cache_file} is damaged and will be rebuilt: {one_line(error)}",
+            stacklevel=5,
         )
         return None
+    return images
 
 
-def _write_cache(cache_file: Path, splits: tuple[Split, Split]) -> None:
-    """Saves the splits; a cache that cannot be written is a warning, since the data is here."""
-    arrays = {
-        f"{which}_{field}": array
-        for which, split in zip(SPLITS, splits, strict=True)
-        for field, array in split._asdict().items()
-    }
+def _write_cache(cache_file: Path, images: dict[str, np.ndarray]) -> None:
+    """Saves the images; a cache that cannot be written is a warning, since the data is here."""
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
+        # The processes of several hosts may write the same file, and have the same numbers.
         handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")
         try:
             with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, **arrays)
+                np.savez(stream, **{f"{split}_images": array for split, array in images.items()})
             os.replace(temporary, cache_file)
         except BaseException:
             os.unlink(temporary)

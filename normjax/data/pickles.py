@@ -11,6 +11,8 @@ import pickletools
 
 import numpy as np
 
+from normjax.reading import one_line
+
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 # What pickled uint8 arrays and Python 2 strings need, in the spellings of numpy 1 and 2.
@@ -57,16 +59,17 @@ def load_plain_dict(content: bytes) -> dict[str, object]:
         ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
     """
     try:
-        # A six-byte pickle can ask for a memo table of many GiB; a real one numbers its objects.
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name == "LONG_BINPUT" and argument > len(content):
+        # A few bytes can ask for a memo table of many GiB; a real pickle numbers its objects.
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
                 raise pickle.UnpicklingError("its memo index is out of range")
         loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(loaded, dict):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, not a dict")
         return {to_text(key): value for key, value in loaded.items()}
     except Exception as error:  # damaged pickles raise nearly every type there is
-        raise ValueError(f"not a readable pickle: {error}") from None
+        reason = one_line(error) or type(error).__name__
+        raise ValueError(f"not a readable pickle: {reason}") from None
 
 
 def to_text(value: object) -> str:
@@ -86,8 +89,8 @@ def to_matrix(value: object) -> np.ndarray:
             raise ValueError("its numbers are not uint8")
         rows, columns = shape
         return np.frombuffer(_to_bytes(raw), np.uint8).reshape((rows, columns), order=order)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"not a matrix of uint8: {error}") from None
+    except (AttributeError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"not a matrix of uint8: {one_line(error)}") from None
 
 
 def _to_bytes(value: object) -> bytes:

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
+from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
+from normjax.reading import one_line
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
@@ -35,7 +37,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
 
     Raises:
         ValueError: the data is in another file format, lacks a train or test split, is not
-            labelled 8-bit images of one shape, or is damaged.
+            labelled 8-bit images of one shape, is said to have too large ones, or is damaged.
     """
     # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
     dataset_name = re.match(r"\w*", name).group()
@@ -61,6 +63,10 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
         and isinstance(features[label_key], tfds.features.ClassLabel)
     ):
         raise ValueError(f"{name} in {folder} is not a set of images with one class label each")
+    if max(side or 0 for side in features[image_key].shape) > MAX_SIDE:
+        raise ValueError(
+            f"{name} in {folder} has images of {features[image_key].shape}: {ALLOWED_SIZE}"
+        )
     if missing := {"train", "test"} - set(builder.info.splits):
         raise ValueError(
             f"{name} in {folder} has no {' or '.join(sorted(missing))} split: "
@@ -73,7 +79,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
             for split in ("train", "test")
         )
     except Exception as error:  # TFDS reads protocol buffers, PNG, JPEG: each has its own errors
-        raise ValueError(f"{name} in {folder} cannot be read: {_one_line(error)}") from error
+        raise ValueError(f"{name} in {folder} cannot be read: {one_line(error)}") from error
     return Dataset(train, test, tuple(features[label_key].names), name)
 
 
@@ -118,12 +124,7 @@ def fetch(url: str, dataset_name: str, folder: Path) -> Path:
         )
         return Path(os.fspath(manager.download(url)))
     except Exception as error:  # network, disk and checksum errors, each of its own type
-        raise OSError(f"the download failed: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    """The text of one of TFDS's errors, which span several lines."""
-    return " ".join(str(error).split())
+        raise OSError(f"the download failed: {one_line(error)}") from error
 
 
 def check_network(url: str) -> None:

@@ -1,0 +1,154 @@
+"""Reading files that may be damaged or foreign: a ValueError says in one line what is wrong."""
+
+import csv
+import inspect
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+T = TypeVar("T")
+
+
+def one_line(error: object, limit: int = 500) -> str:
+    """The text of somebody's error, without line ends, cut where it would be long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8, line ends as they are.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: it is not UTF-8; the message names the file and the byte.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+
+
+def read_csv(
+    path: str | os.PathLike, needed: Sequence[str] = ()
+) -> tuple[list[str], dict[int, list[str]]]:
+    """The header of a table and its other lines, by their numbers; all have as many values.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: it is empty, not CSV or cut, or a column that is needed is missing; the message
+        names file and line.
+    """
+    text = read_text(path)
+    if not text:
+        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
+    if not text.endswith("\n"):
+        line = text.count("\n") + 1
+        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader)
+        lines = {}
+        for fields in reader:
+            lines[reader.line_num] = fields
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
+    if missing := [name for name in needed if name not in header]:
+        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} stands there twice")
+    for number, fields in lines.items():
+        if len(fields) != len(header):
+            column = header[len(fields)] if len(fields) < len(header) else header[-1]
+            raise ValueError(
+                f"{path}, line {number}: {len(fields)} values for {len(header)} columns, "
+                f"the line is cut or torn at column {one_line(column, 40)}"
+            )
+    return header, lines
+
+
+def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
+    """The JSON object in a file, see `parse_object`.
+
+    Raises:
+      OSError: the file can't be read.
+      ValueError: it holds something else; the message names the file.
+    """
+    return parse_object(read_text(path), str(path), **kinds)
+
+
+def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
+    """A JSON object, some of its values checked as `check_types` does.
+
+    Raises:
+      ValueError: not JSON (which has no NaN), not an object, or a value is absent or of another
+        type; the message begins with `place`.
+    """
+    try:
+        values = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError(f"{place}: not JSON (too deeply nested)") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: not JSON ({one_line(error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{place}: a JSON object is needed, not {type(values).__name__}")
+    check_types(values, kinds, place)
+    return values
+
+
+def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str) -> None:
+    """Checks values of a JSON object.
+
+    Args:
+      values: the object.
+      kinds: types by name: classes, unions, `list[...]` and `tuple[..., ...]`. Whole numbers count
+        as float, and no float is infinite or NaN.
+      place: what an error's message begins with.
+
+    Raises:
+      ValueError: a value is absent or of another type.
+    """
+    for name, kind in kinds.items():
+        if name not in values:
+            raise ValueError(f"{place}: it has no {name}")
+        if not _fits(values[name], kind):
+            value = one_line(repr(values[name]), 40)
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{place}: {name} is {value}, not of type {wanted}")
+
+
+def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -> T:
+    """A dataclass or NamedTuple from what a JSON object holds, lists becoming tuples.
+
+    Raises:
+      ValueError: a value is unknown, absent, or not of the type that the field has.
+    """
+    fields = inspect.signature(make).parameters
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{place}: {one_line(unknown[0])!r} is not known")
+    kinds = {name: field.annotation for name, field in fields.items()}
+    absent = {n for n, field in fields.items() if field.default is not field.empty} - set(values)
+    check_types(values, {n: kind for n, kind in kinds.items() if n not in absent}, place)
+    return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of a type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, argument) for argument in arguments)
+    if origin in (list, tuple):
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, type(None) if kind is None else kind)

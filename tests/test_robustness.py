@@ -1,0 +1,427 @@
+"""Full disks, damaged files, two processes in a folder, networks that diverge."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic_results import synthetic_rows
+
+from experiments import init_scale, records, sweep
+from normjax import checkpoints, ensemble, plotting
+from normjax.checkpoints import group_folder, load_member, read_rows, save_members, save_rows
+from normjax.curves import read_metrics
+from normjax.ensemble import Member
+from normjax.results import read_results
+
+# Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+ROOT = Path(__file__).parent.parent
+RUN = (
+    "--dataset=digits",
+    "--train_size=90",
+    "--test_size=40",
+    "--model=linear",
+    "--corruption_levels=0,1",
+    "--members_per_group=1",
+    "--pretrain_epochs=2",
+    "--epochs=6",
+    "--batch_size=32",
+    "--learning_rate=0.2",
+    "--norms=2",
+    "--checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def run(invoke):
+    """`run(folder, *flags, main=...)`: all share compiled functions, none draws figures."""
+    ensembles = []
+
+    def make_ensemble(*args, **kwargs):
+        if not ensembles:
+            ensembles.append(ensemble.make_ensemble(*args, **kwargs))
+        return ensembles[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "make_ensemble", make_ensemble)
+        patch.setattr(plotting, "draw_figures", lambda *_: [])
+        yield lambda folder, *flags, **how: invoke(*RUN, f"--workdir={folder}", *flags, **how)
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run(folder)
+    rows = read_results(folder)
+    assert len({row.train_loss for row in rows}) == 2
+    return folder
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a run."""
+
+
+def interrupt(run, folder, group, step, *flags):
+    """Begins a run that ends after an epoch's metrics are written."""
+    append = records.append_metrics
+
+    def append_and_stop(run_dir, members, common, values):
+        append(run_dir, members, common, values)
+        if (common["group"], common["step"]) == (group, step):
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(records, "append_metrics", append_and_stop)
+        run(folder, *flags)
+
+
+def error_of(call, *args):
+    """The line that a run ends with."""
+    with pytest.raises(SystemExit) as stop:
+        call(*args)
+    assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+    return stop.value.code
+
+
+def assert_same(ours, theirs):
+    for name in ("results.csv", "summary.json", "metrics.jsonl"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+
+
+# --- a disk that is full, a folder that can't be written
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        (200, "File too large: '{}/flags.txt'"),
+        (2500, "{}/checkpoints/progress/000: a checkpoint can't be written: "),
+    ],
+)
+def test_no_more_bytes_fit_is_one_line_and_the_run_goes_on(run, whole, tmp_path, limit, message):
+    """A limit on the size of files stands for a full disk: a write fails in the middle."""
+    folder = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        said = error_of(run, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert message.format(folder) in said
+    run(folder, "--resume")
+    assert_same(folder, whole)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    """Of the device that is always full, Python's own error does not say which file it was."""
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    member = Member(0, 0, "pretrain", 0.5)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+        records.append_metrics(tmp_path, [member], {"step": 1}, {"diverged_at": np.int32([0])})
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_before_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "train_group", None)
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in error_of(run, tmp_path / "file" / "run")
+    if os.geteuid():  # root may write everywhere
+        (tmp_path / "closed").mkdir(mode=0o500)
+        assert "Permission denied" in error_of(run, tmp_path / "closed" / "run")
+
+
+# --- damaged files
+
+
+def damage(path, place, change):
+    """A file with other bytes: what stands there is replaced by `change`, by a cut, or by none."""
+    content = bytearray(path.read_bytes())
+    if change is None:
+        path.unlink()
+    elif change == b"":
+        path.write_bytes(content[: int(place * len(content))])
+    else:
+        start = int(place * len(content))
+        content[start : start + len(change)] = change
+        path.write_bytes(content)
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+DAMAGE = {
+    "which": st.floats(0, 1, exclude_max=True),
+    "place": st.floats(0, 1, exclude_max=True),
+    "change": st.none() | st.binary(max_size=40),
+}
+FUZZ = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def random_tree(seed):
+    """Three networks that don't compress: their bytes stand in a file as they are."""
+    rng = np.random.default_rng(seed)
+    return {"params": {"Dense_0": {"kernel": rng.normal(size=(3, 20, 10)).astype(np.float32)}}}
+
+
+def is_same(ours, theirs):
+    return jax.tree.structure(ours) == jax.tree.structure(theirs) and all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of epochs 1 and 2, and a finished group's networks and rows."""
+    folder = tmp_path_factory.mktemp("saved")
+    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+        for epoch in (1, 2):
+            checkpoints.save_progress(checkpointer, epoch, as_jax(random_tree(epoch)), [0, 1, 2])
+    save_members(folder, 0, "final", random_tree(3))
+    save_rows(folder, 0, synthetic_rows(levels=(0.5,), norms=("2",)))
+    run = {"model": "linear", "num_classes": 10, "groups": [[0, 1, 2]]}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def as_jax(tree):
+    return jax.tree.map(jax.numpy.asarray, tree)
+
+
+@FUZZ
+@given(**DAMAGE)
+def test_a_damaged_checkpoint_gives_way_and_never_wrong_numbers(
+    saved, tmp_path, capfd, which, place, change
+):
+    folder = fresh_copy(saved, tmp_path)
+    files = files_of(folder / "checkpoints" / "progress" / "000" / "2")
+    damage(files[int(which * len(files))], place, change)
+    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+        start = as_jax(random_tree(0))
+        state, epoch = checkpoints.restore_progress(checkpointer, start, [0, 1, 2])
+    assert epoch in (1, 2) and is_same(state, random_tree(epoch))
+    lines = [x for x in capfd.readouterr().err.splitlines() if x.startswith("checkpoint of epoch")]
+    assert len(lines) == (epoch == 1)
+
+
+@FUZZ
+@given(**DAMAGE)
+def test_damaged_networks_are_refused(saved, tmp_path, which, place, change):
+    folder = fresh_copy(saved, tmp_path)
+    files = files_of(group_folder(folder, 0))
+    path = files[int(which * len(files))]
+    damage(path, place, change)
+    try:
+        networks = [load_member(folder, member)[1] for member in range(3)]
+    except (ValueError, FileNotFoundError) as error:
+        assert "\n" not in str(error) and str(folder) in str(error)
+        return
+    kernels = np.stack([network["params"]["Dense_0"]["kernel"] for network in networks])
+    np.testing.assert_array_equal(kernels, random_tree(3)["params"]["Dense_0"]["kernel"])
+
+
+def fresh_copy(saved, tmp_path):
+    shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def test_one_flipped_bit_is_found(saved, tmp_path, capsys):
+    """Orbax alone reads these bytes as they are."""
+    folder = fresh_copy(saved, tmp_path)
+    for name in ("progress/000/2", "members/000/final"):
+        largest = max(files_of(folder / "checkpoints" / name), key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+        state, epoch = checkpoints.restore_progress(checkpointer, as_jax(random_tree(0)), [0, 1, 2])
+    assert epoch == 1 and is_same(state, random_tree(1))
+    assert capsys.readouterr().err == (
+        "checkpoint of epoch 2 can't be read: it is damaged: its SHA-256 is not that of what was "
+        "saved\n"
+    )
+    with pytest.raises(ValueError, match="damaged, its SHA-256 is not that of what was saved"):
+        load_member(folder, 0)
+
+
+def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
+    folder = tmp_path / "run"
+    interrupt(run, folder, 1, 3)  # group 0 is finished
+    path = group_folder(folder, 0) / "results.csv"
+    assert read_rows(folder, 0) == [row for row in read_results(whole) if row.member == 0]
+    done = subprocess.run(
+        ["sha256sum", "--check", "results.csv.sha256"], cwd=path.parent, capture_output=True
+    )
+    assert done.returncode == 0
+    text = path.read_text()
+    assert ",natural,final,6,2," in text
+    path.write_text(text.replace(",natural,final,6,2,", ",natural,final,5,2,"))
+    said = error_of(run, folder, "--resume")
+    assert said.startswith(f"error: {path}: damaged") and "trains its group once more" in said
+    path.unlink()
+    run(folder, "--resume")
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
+    in_order = sorted(lines, key=lambda line: (line["group"], line["step"]))
+    assert in_order == expected
+
+
+@pytest.mark.parametrize("cut", [1, 30])
+def test_metrics_that_are_cut_in_a_line_are_mended(run, whole, tmp_path, capsys, cut):
+    folder = tmp_path / "run"
+    interrupt(run, folder, 1, 3)  # the last checkpoint is that of epoch 2
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    if cut > 1:
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 11: not a line of metrics"):
+            read_metrics(folder)
+    run(folder, "--resume")
+    assert_same(folder, whole)
+    assert "were lost" not in capsys.readouterr().err
+
+
+def test_metrics_that_are_lost_are_missed(run, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    interrupt(run, folder, 1, 5)
+    path = folder / "metrics.jsonl"
+    path.write_bytes(b"\xff\n12\n" + b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
+    run(folder, "--resume")  # from epoch 4, and there are lines until epoch 2
+    assert f"{path}: 2 lines were lost, for good\n" in capsys.readouterr().err
+    expected = (whole / "metrics.jsonl").read_text().splitlines()
+    assert path.read_text().splitlines() == expected[:10] + expected[12:]
+    assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+
+
+# --- what --resume takes
+
+
+def test_without_a_run_resume_begins_and_says_so(run, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    run(folder, "--resume")
+    said = f"{folder}: nothing to resume, starting from the beginning\n"
+    assert capsys.readouterr().out.startswith(said)
+    assert_same(folder, whole)
+
+
+def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
+    folder = tmp_path / "run"
+    interrupt(run, folder, 0, 3)
+    said = error_of(run, folder, "--resume", "--epochs=7", "--norms=2,inf", "--checkpoint_every=9")
+    assert said == f"error: --resume: the run in {folder} has other --epochs, --norms"
+    load = sweep.load_data
+
+    def load_others(config):
+        dataset = load(config)
+        images = dataset.test.images.copy()
+        images[-1, 0, 0, 0] ^= 1
+        return dataset._replace(test=dataset.test._replace(images=images))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "load_data", load_others)
+        said = error_of(run, folder, "--resume")
+    assert said == f"error: --resume: the data are not those of the run in {folder}"
+    (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
+    assert error_of(run, folder, "--resume").startswith(f"error: {folder}/run.json: not JSON (")
+
+
+# --- two processes
+
+
+def test_a_second_process_is_refused(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    with records.locked(folder, is_new=True):
+        assert error_of(run, folder) == f"error: --workdir={folder} is in use by another process"
+    interrupt(run, folder, 0, 3)
+    code = f"""
+import pathlib, sys
+from experiments import records
+with records.locked(pathlib.Path({str(folder)!r}), is_new=False):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=-1, stdout=-1)
+    try:
+        assert other.stdout.readline() == b"locked\n"
+        said = error_of(run, folder, "--resume")
+        assert said == f"error: --workdir={folder} is in use by another process"
+    finally:
+        other.kill()
+        other.communicate()
+    run(folder, "--resume")  # the kernel has freed it
+    with pytest.raises(ValueError, match="was just used by another"), records.locked(folder, True):
+        pass
+
+
+# --- networks that diverge
+
+
+def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
+    """Parameters near the largest float32; the run is stopped and goes on after that."""
+    options = ("--pretrain_epochs=0", "--test_every=3", "--members_per_group=9")
+
+    def run_scales(folder, *flags):
+        run(folder, *options, *flags, main=init_scale.main)
+
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    run_scales(alone, "--init_stds=0.05,0.1,0.15,0.2")
+    stds = "--init_stds=0.05,1e38,0.1,0.15,0.2"
+    interrupt(run_scales, together, 0, 3, stds)
+    run_scales(together, stds, "--resume")
+
+    metrics = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
+    places = {(line["level"], line["step"]): line["diverged_at"] for line in metrics}
+    assert len(metrics) == 6 * 6
+    assert all(at == (1 if level == 1e38 else None) for (level, _), at in places.items())
+    assert '"diverged_at": 1,' in (together / "metrics.jsonl").read_text()
+
+    def rows_of(folder):
+        rows = [row for row in read_results(folder) if row.level != 1e38]
+        return [row._replace(member=None) for row in rows]
+
+    assert len(rows_of(alone)) == 6
+    for ours, theirs in zip(rows_of(together), rows_of(alone), strict=True):
+        assert ours[:9] == theirs[:9]
+        np.testing.assert_allclose(ours[9:], theirs[9:], rtol=1e-6)
+    summaries = [json.loads((d / "summary.json").read_text()) for d in (together, alone)]
+    ours, theirs = (summary["selections"]["final"]["2"] for summary in summaries)
+    assert ours["left_out"] == [
+        {
+            "member": "member 1 (init_scale, level 1e+38, seed 0)",
+            "reason": "diverged: a loss or a norm is not finite",
+        }
+    ]
+    assert (ours["num_members"], ours["normalized_fit"]["n"], theirs["left_out"]) == (5, 5, [])
+    assert ours["normalized_fit"]["slope"] == pytest.approx(theirs["normalized_fit"]["slope"])
+    page = (together / "report.html").read_text()
+    assert "Left out: member 1 (init_scale, level 1e+38, seed 0), diverged" in page
+
+
+def test_when_a_network_diverged_is_kept(tmp_path):
+    """The line of an epoch says null before, and the step since."""
+    members = [Member(0, 0, "pretrain", 0.5), Member(1, 0, "pretrain", 1.0)]
+    values = {"running_loss": np.float32([0.5, np.inf]), "diverged_at": np.int32([0, 7])}
+    records.append_metrics(tmp_path, members, {"group": 0, "step": 8}, values)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["diverged_at"] for line in lines] == [None, 7]
+    assert [line["running_loss"] for line in lines] == [0.5, None]
