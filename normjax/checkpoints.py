@@ -83,8 +83,8 @@ def read_rows(run_dir: str | os.PathLike, group: int) -> list[ResultRow]:
         text = (folder / DIGEST_FILE).read_text(encoding="ascii", errors="replace")
         if text != f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {RESULTS_FILE}\n":
             raise ValueError(
-                f"{path}: damaged, its SHA-256 is not that of what was saved; if it is deleted, "
-                "--resume trains its group once more"
+                f"{path}: damaged, its SHA-256 is not that of what was saved; where this group's "
+                "folder and those after it are removed, --resume trains them again"
             )
     return read_results(path)
 

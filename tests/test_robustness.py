@@ -264,6 +264,19 @@ def test_one_flipped_bit_is_found(saved, tmp_path, capsys):
         load_member(folder, 0)
 
 
+def test_networks_from_before_there_were_digests_are_loaded(saved, tmp_path):
+    folder = fresh_copy(saved, tmp_path)
+    save = checkpoints.ocp.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            checkpoints.ocp, "save", lambda *args, custom_metadata, **how: save(*args, **how)
+        )
+        save_members(folder, 0, "final", random_tree(4))
+    (group_folder(folder, 0) / "results.csv.sha256").unlink()
+    kernel = load_member(folder, 2)[1]["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, random_tree(4)["params"]["Dense_0"]["kernel"][2])
+
+
 def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
     folder = tmp_path / "run"
     interrupt(run, folder, 1, 3)  # group 0 is finished
@@ -277,8 +290,8 @@ def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
     assert ",natural,final,6,2," in text
     path.write_text(text.replace(",natural,final,6,2,", ",natural,final,5,2,"))
     said = error_of(run, folder, "--resume")
-    assert said.startswith(f"error: {path}: damaged") and "trains its group once more" in said
-    path.unlink()
+    assert said.startswith(f"error: {path}: damaged") and "--resume trains them again" in said
+    shutil.rmtree(path.parent)
     run(folder, "--resume")
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
