@@ -100,27 +100,32 @@ class Moment(NamedTuple):
 
 
 def choose_moments(kills: int, rng: random.Random) -> list[Moment]:
-    """Moments in the order in which a run comes to them."""
-    last = sum(EPOCHS)
+    """Moments in the order in which a run comes to them; at least 6."""
     tables = [
-        Moment(0, last, "members/000/final.orbax", 1, rng.choice([0, 0.005])),
-        Moment(0, last, "members/000/.results.csv", rng.randint(1, 2)),
-        Moment(1, last, "members/001/.results.csv", rng.randint(1, 2)),
-        Moment(1, last, "progress/001", 1),  # as it is removed: the group is finished
-        Moment(pattern="/.results.csv.", count=rng.randint(1, 2)),
-        Moment(pattern="/.summary.json.", count=rng.randint(1, 2)),
-        Moment(pattern="/.report.html.", count=rng.randint(1, 2)),
+        [
+            Moment(pattern="members/000/final.orbax", delay_s=rng.choice([0, 0.005])),
+            Moment(pattern="members/000/.results.csv.", count=rng.randint(1, 6)),
+        ],
+        [
+            Moment(pattern="members/001/loss=0.1.orbax", delay_s=rng.choice([0, 0.005])),
+            Moment(pattern="members/001/.results.csv.", count=5, delay_s=0.002),
+            Moment(pattern="/pieces/.results.csv.", count=rng.randint(1, 2)),
+            Moment(pattern="/pieces/.summary.json.", count=rng.randint(1, 2)),
+            Moment(pattern="/pieces/.report.html.", count=rng.randint(1, 2)),
+        ],
     ]
-    tables = sorted(rng.sample(tables, min(len(tables), kills // 3)), key=tables.index)
+    chosen = set(rng.sample([moment for group in tables for moment in group], min(7, kills // 3)))
     starts = [Moment(after_s=rng.uniform(0.1, 4)) for _ in range(kills // 6)]
-    training = []
-    count = kills - len(tables) - len(starts)
-    for i in range(count):
-        group, step = divmod(int((i + rng.random()) / count * 2 * (last - 8)), last - 8)
-        pattern = rng.choice(["metrics.jsonl", "orbax-checkpoint-tmp", f"progress/00{group}"])
-        delay_s = rng.choice([0, rng.uniform(0, 0.02)])
-        training.append(Moment(group, step + 1, pattern, rng.randint(1, 6), delay_s))
-    moments = sorted([*tables, *training], key=lambda m: (m.step == 0, m.group, m.step))
+    count = kills - len(chosen) - len(starts)
+    moments = []
+    for group, own in enumerate(tables):
+        part = count // 2 if group == 0 else count - count // 2
+        for i in range(part):
+            step = 1 + int((i + rng.random()) / part * (sum(EPOCHS) - 8))
+            pattern = rng.choice(["metrics.jsonl", "orbax-checkpoint-tmp", f"progress/00{group}"])
+            delay_s = rng.choice([0, rng.uniform(0, 0.02)])
+            moments.append(Moment(group, step, pattern, rng.randint(1, 6), delay_s))
+        moments += [moment for moment in own if moment in chosen]
     for moment in starts:
         moments.insert(rng.randrange(len(moments)), moment)
     return moments
@@ -203,7 +208,7 @@ def soak(folder: Path, moments: Sequence[Moment], has_figures: bool = True) -> s
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20, help="at least 6")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     moments = choose_moments(arguments.kills, random.Random(arguments.seed))

@@ -430,6 +430,18 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
     assert "Left out: member 1 (init_scale, level 1e+38, seed 0), diverged" in page
 
 
+def test_the_very_last_step_counts_too(invoke, tmp_path, monkeypatch):
+    """One step that is far too long: the loss was measured before it, and after the last epoch."""
+    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
+    monkeypatch.setattr(sweep, "make_ensemble", ensemble.make_ensemble)  # not `run`'s own
+    step = ("--pretrain_epochs=0", "--epochs=1", "--batch_size=90", "--learning_rate=3e38")
+    invoke(*RUN, *step, "--members_per_group=2", f"--workdir={tmp_path / 'run'}")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        assert 1 < values["running_loss"] < 5 and values["train_loss"] is None
+        assert values["diverged_at"] == values["step"] == 1
+
+
 def test_when_a_network_diverged_is_kept(tmp_path):
     """The line of an epoch says null before, and the step since."""
     members = [Member(0, 0, "pretrain", 0.5), Member(1, 0, "pretrain", 1.0)]
