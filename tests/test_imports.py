@@ -20,7 +20,7 @@ LAYERS = (
     ("experiments",),
     ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
     ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
-    ("models", "normalize", "losses", "data", "regression", "results"),
+    ("models", "normalize", "balance", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution"),
     ("types",),
 )
