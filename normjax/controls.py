@@ -22,7 +22,6 @@ from normjax.influence import (
     leave_out,
     margin_ratio,
     predict_margins,
-    raw_margins,
 )
 from normjax.regression import AnchoredFit, LineFit, fit_line, fit_through_anchor
 from normjax.resampling import (
@@ -138,7 +137,8 @@ def explain_line(
 
     Raises:
       FileNotFoundError: there is no results.csv.
-      ValueError: a file that is not one, no such selection or norm, or no network that converged.
+      ValueError: a file that is not one, no such selection or norm, no network that converged, or
+        a product norm that is not positive.
     """
     rows = read_results(results) if isinstance(results, str | os.PathLike) else results
     group = choose_rows(rows, selection, norm)
@@ -156,7 +156,9 @@ def explain_line(
     x, y = column["normalized_train_excess"], column["normalized_test_excess"]
     rho, losses = column["product_norm"], column["normalized_test_loss"]
     ln_num_classes = float(np.mean(column["normalized_train_loss"] - x))
-    train_margins, test_margins = raw_margins(x, y, rho)
+    if (rho <= 0).any():
+        raise ValueError(f"product norm {rho.min()}; every product norm must be positive")
+    train_margins, test_margins = -x * rho, -y * rho
     families = [row.family for row in points]
     levels = [f"{row.family} {row.level:g}" for row in points]
     names = [member_name(row) for row in points]

@@ -8,7 +8,6 @@ import numpy as np
 from scipy import stats
 
 from normjax.regression import check_points, fit_line
-from normjax.resampling import check_excess
 
 MIN_LEVELS_TO_LEAVE_OUT = 4  # three levels or more stay, so that the line keeps a direction
 
@@ -209,7 +208,7 @@ def margin_ratio(
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))
     with_norm = float(stats.spearmanr(ratio, rho).statistic) if has_spread else math.nan
-    partial, p_value = _partial_correlation(train, test, rho)
+    partial, p_value = _partial_correlation(train, test, rho / rho.max())
     return MarginRatio(
         float(ratio.mean()),
         float(ratio.min()),
@@ -222,22 +221,9 @@ def margin_ratio(
     )
 
 
-def raw_margins(
-    train_excess: Sequence[float], test_excess: Sequence[float], product_norms: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Raw mean centred margins of training and test set to first order, -excess * rho.
-
-    Raises:
-      ValueError: see `resampling.check_excess`.
-    """
-    check_excess(train_excess, test_excess, product_norms)
-    rho = np.asarray(product_norms, np.float64)
-    return -np.asarray(train_excess) * rho, -np.asarray(test_excess) * rho
-
-
 def _predict_left_out(columns: np.ndarray, y: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """Least-squares predictions of y, each part's by the coefficients of all others."""
-    scaled = columns / np.sqrt(np.mean(columns**2, axis=0))
+    scaled = columns / np.abs(columns).max(axis=0)
     predictions = np.empty_like(y)
     for part in set(parts.tolist()):
         out = parts == part

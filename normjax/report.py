@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from normjax.controls import explain_line
 from normjax.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
 from normjax.html_parts import bullets, collapsed, escaped, estimate, image, number, page, table
 from normjax.results import RESULTS_FILE, ResultRow, read_results, replacing
@@ -48,6 +49,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         f"<h1>{escaped(summary['experiment'])}</h1>",
         _claim(headline, summary["num_members"]),
         _headline_figure(headline_path),
+        _verdict(rows, headline),
         "<h2>Fits</h2>",
         _fits_table(summary),
         "<h2>Is the line real?</h2>",
@@ -106,6 +108,18 @@ def _claim(headline: tuple[str, str, dict[str, Any]], num_members: int) -> str:
             "the R² of the real one."
         )
     return f'<p class="claim">{text}</p>'
+
+
+def _verdict(rows: Sequence[ResultRow], headline: tuple[str, str, dict[str, Any]]) -> str:
+    """Whether the headline's line is more than its shared divisor, under the figure."""
+    try:
+        found = explain_line(rows, *headline[:2])
+    except ValueError:  # no network with finite losses; the claim says so
+        return ""
+    return (
+        '<p class="claim">Is the line more than two losses over one divisor? Verdict: '
+        f"<strong>{escaped(found.verdict)}</strong>: {escaped(found.because)}.</p>"
+    )
 
 
 def _choose_figure(
