@@ -86,7 +86,7 @@ def _draw_line(axes: Axes, found: Explanation) -> None:
     if found.anchored_fit:
         slope = found.anchored_fit.slope
         axes.plot(ends, slope * ends, ":", color=TRAIN_COLOR, lw=1.6, label="Through (ln K, ln K)")
-    axes.plot(0, 0, "+", color=LINE_COLOR, ms=9, mew=1.5)
+    axes.plot(0, 0, "+", color=LINE_COLOR, ms=9, mew=1.5, label="(ln K, ln K): no margins")
     axes.legend(loc="upper left", fontsize=8)
     text = f": R² {found.fit.r2:.5f}, slope {digits(found.fit.slope)}" if found.fit else ""
     axes.set_title(f"The line{text}")
@@ -213,7 +213,8 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
             )
             if r2 is not None
         ]
-        axes.plot(*np.transpose(known), "o-", color=color, ms=4, label=label)
+        temperatures, values = zip(*known, strict=True) if known else ((), ())
+        axes.plot(temperatures, values, "o-", color=color, ms=4, label=label)
     axes.axvline(1, color=LINE_COLOR, lw=1, ls="--")
     axes.set_xscale("log")
     axes.set_yscale("log")
