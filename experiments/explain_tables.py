@@ -162,7 +162,7 @@ def logit_controls(logits: LogitExplanation) -> Iterator[list[str]]:
             picked = [known[0], known[len(known) // 2], known[-1]]
             yield [
                 f"Temperatures over: {DIVISOR_NAMES[name].lower()}",
-                ", ".join(f"R² {r2:.4f} at {t:g}" for r2, t in picked),
+                ", ".join(f"R² {r2:.4f} at {t:.2g}" for r2, t in picked),
                 "whether the scale of the logits makes the line",
             ]
     if logits.bootstrap:

@@ -220,29 +220,32 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
     axes.set_yscale("log")
     axes.legend(loc="best", fontsize=8, **_BOX)
     axes.set_title("Logits over norm x temperature")
-    _label(axes, "Temperature, log scale; 1: normalised as in the paper", "1 - R², log scale")
+    _label(axes, "Temperature, log scale; 1: normalised, far left: as trained", "1 - R², log scale")
 
 
 def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
     """The line with another divisor of the logits; the balanced one over the paper's."""
+    is_near_chance = name in ("balanced", "one_norm")  # less ln K, digits are left to be read
+    chance, unit = (found.ln_num_classes, "- ln K (nats)") if is_near_chance else (0, "(nats)")
     axes.set_title(DIVISOR_NAMES[name])
-    _label(axes, "Training cross-entropy (nats)", "Test cross-entropy (nats)")
+    _label(axes, f"Training cross-entropy {unit}", f"Test cross-entropy {unit}")
     if logits.fits.get(name) is None:
         _say(axes, logits.reasons[f"fits.{name}"])
         return
-    fit = logits.fits[name]
-    x, y = map(np.array, logits.points[name])
-    ends = np.array([x.min(), x.max()])
-    if name == "balanced" and logits.fits["product_norm"]:
-        before = logits.fits["product_norm"]
-        old_x, old_y = map(np.array, logits.points["product_norm"])
-        axes.plot(old_x, old_y, "o", color=_QUIET, ms=6, mfc="none", label="As trained")
-        old_ends = np.array([old_x.min(), old_x.max()])
-        axes.plot(old_ends, before.predict(old_ends), color=_QUIET, lw=1)
-        axes.legend(loc="upper left", fontsize=8)
-    _draw_stars(axes, x, y, found.networks)
-    axes.plot(ends, fit.predict(ends), color=LINE_COLOR, lw=1.3, zorder=1.5)
-    axes.set_title(f"{DIVISOR_NAMES[name]}: R² {fit.r2:.5f}", fontsize=9.5)
+    names = ["product_norm", name] if name == "balanced" else [name]
+    for divisor in names:
+        fit = logits.fits[divisor]
+        x, y = map(np.array, logits.points[divisor])
+        ends = np.array([x.min(), x.max()])
+        color = LINE_COLOR if divisor == name else _QUIET
+        axes.plot(ends - chance, fit.predict(ends) - chance, color=color, lw=1.2, zorder=1.5)
+        if divisor == name:
+            _draw_stars(axes, x - chance, y - chance, found.networks)
+        else:
+            label = f"Before: R² {fit.r2:.5f}"
+            axes.plot(x - chance, y - chance, "o", color=color, ms=6, mfc="none", label=label)
+            axes.legend(loc="upper left", fontsize=8)
+    axes.set_title(f"{DIVISOR_NAMES[name]}: R² {logits.fits[name].r2:.5f}", fontsize=9.5)
     set_linear_ticks(axes.xaxis, 4)
     set_linear_ticks(axes.yaxis, 5)
 

@@ -15,8 +15,7 @@ from normjax.losses import excess_cross_entropy
 from normjax.regression import LineFit, fit_line
 from normjax.resampling import LineBootstrap, NormPermutation, bootstrap_line, permute_losses
 
-TEMPERATURES = tuple(np.logspace(-3, 1, 17).tolist())
-"""Divisors of the normalised logits; small ones take them back to the scale of the trained net."""
+NUM_TEMPERATURES = 17
 SPLITS = ("train", "test")
 DIVISORS = ("product_norm", "balanced", "last_layer", "rms", "one_norm")
 NOT_BALANCED = "networks are balanced for entrywise norms only"
@@ -105,7 +104,7 @@ class LogitExplanation(NamedTuple):
         (the logits' own root mean square on the training set), "one_norm" (the geometric mean rho
         for all networks: no divisor of its own for any).
       points: {divisor: (training losses [n], test losses [n])}, of the same.
-      temperatures: [T] further divisors.
+      temperatures: [T] further divisors; over "one_norm", the first leaves the logits as trained.
       temperature_r2, temperature_slope: {"product_norm" or "one_norm": [T]} of the lines at each.
       bootstrap: intervals over networks and test examples.
       deming: with errors in both losses, in the proportion of their sampling variances.
@@ -127,6 +126,16 @@ class LogitExplanation(NamedTuple):
     reasons: dict[str, str]
 
 
+def geometric_mean(product_norms: Sequence[float]) -> float:
+    """The norm that stands for all where networks have none of their own."""
+    return math.exp(np.mean(np.log(product_norms)))
+
+
+def temperatures_of(product_norms: Sequence[float]) -> np.ndarray:
+    """Divisors of normalised logits [T], from the scale of the networks as trained to 10."""
+    return np.geomspace(min(0.1, 1 / geometric_mean(product_norms)), 10, NUM_TEMPERATURES)
+
+
 def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> NetworkMeasures:
     """Means of a network's losses over all the divisors that `explain_logits` needs.
 
@@ -137,8 +146,8 @@ def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> N
     Raises:
       ValueError: see `excess_cross_entropy`.
     """
-    own, temperatures = network.product_norm, np.array(TEMPERATURES)
-    one_norm = math.exp(np.mean(np.log(product_norms)))
+    own, one_norm = network.product_norm, geometric_mean(product_norms)
+    temperatures = temperatures_of(product_norms)
     divisors = {
         "norms": np.asarray(product_norms, np.float64),
         "product_norm": np.array([own]),
@@ -190,6 +199,7 @@ def explain_logits(
       seed: seed of permutations and bootstrap.
     """
     ln_num_classes = math.log(num_classes)
+    temperatures = temperatures_of(product_norms).tolist()
     rho, natural = np.asarray(product_norms, np.float64), ~np.asarray(has_random_labels, bool)
     margins = np.array([[n.train_margin, n.test_margin] for n in networks]).T
     reasons: dict[str, str] = {}
@@ -216,7 +226,7 @@ def explain_logits(
         name: [
             attempt(f"temperature {temperature:g} of {name}", lambda e=excess: line(e))
             for temperature, excess in zip(
-                TEMPERATURES, np.moveaxis(excess_at(f"{name} temperatures"), -1, 0), strict=True
+                temperatures, np.moveaxis(excess_at(f"{name} temperatures"), -1, 0), strict=True
             )
         ]
         for name in ("product_norm", "one_norm")
@@ -236,7 +246,7 @@ def explain_logits(
             name: tuple(map(tuple, (ln_num_classes + excess_at(name)[..., 0]).tolist()))
             for name in names
         },
-        temperatures=TEMPERATURES,
+        temperatures=tuple(temperatures),
         temperature_r2={
             name: tuple(fit.r2 if fit else None for fit in fits) for name, fits in sweeps.items()
         },

@@ -7,7 +7,6 @@ import pytest
 import statsmodels.api as sm
 
 from normjax.logit_controls import (
-    TEMPERATURES,
     NetworkLogits,
     explain_logits,
     measure_network,
@@ -100,11 +99,13 @@ def test_lines_under_every_divisor(networks, found):
         assert found.fits[name].slope == pytest.approx(expected.params[1], rel=1e-4)
     for name, divisor in (("product_norm", None), ("one_norm", one_norm)):
         for index in (0, 8, 16):
-            t = TEMPERATURES[index]
+            t = found.temperatures[index]
             expected, _ = line(networks, lambda n, d=divisor, t=t: t * (d or n.product_norm))
             assert found.temperature_r2[name][index] == pytest.approx(expected.rsquared, abs=1e-4)
             slope = found.temperature_slope[name][index]
             assert slope == pytest.approx(expected.params[1], rel=1e-3)
+    assert found.temperatures[0] == pytest.approx(1 / one_norm)
+    assert found.temperatures[-1] == pytest.approx(10)
     assert found.reasons == {}
 
 
