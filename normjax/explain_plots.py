@@ -232,8 +232,8 @@ def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name
     if logits.fits.get(name) is None:
         _say(axes, logits.reasons[f"fits.{name}"])
         return
-    names = ["product_norm", name] if name == "balanced" else [name]
-    for divisor in names:
+    before = ["product_norm"] if name == "balanced" and logits.fits["product_norm"] else []
+    for divisor in [*before, name]:
         fit = logits.fits[divisor]
         x, y = map(np.array, logits.points[divisor])
         ends = np.array([x.min(), x.max()])
