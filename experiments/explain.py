@@ -121,17 +121,16 @@ def main(config: Config) -> None:
 
 
 def explain_run(config: Config, line: Explanation) -> LogitExplanation:
-    """The controls from the logits of a finished run's networks.
+    """The controls from the logits of a finished run's networks of true labels.
 
     Raises:
       FileNotFoundError: there is no run, or its data are not to be found.
       ValueError: see `trained.load_run`.
     """
     run = trained.load_run(config.source, config.data_dir)
-    rows = {
-        row.member: row for row in finite_rows(choose_rows(run.rows, line.selection, line.norm))
-    }
-    product_norms = [row.product_norm for row in rows.values()]
+    rows = finite_rows(choose_rows(run.rows, line.selection, line.norm))
+    rows = [row for row in rows if row.family != "random_labels"]
+    members, product_norms = [row.member for row in rows], [row.product_norm for row in rows]
     norm = parse_norm(line.norm)
     compiled = jax.jit(lambda params: param_norms(params, norm.norm, scale=norm.scale))
 
@@ -139,15 +138,14 @@ def explain_run(config: Config, line: Explanation) -> LogitExplanation:
         return [float(value) for value in compiled(params).values()]
 
     measures = []
-    networks = [n for n in trained.networks_at(run, line.selection) if n.member.index in rows]
+    networks = [n for n in trained.networks_at(run, line.selection) if n.member.index in members]
     for network in tqdm(networks, "logits", unit="network", disable=None):
         logits = logits_of(run, network, norms_of, norm.norm)
         measures.append(measure_network(logits, product_norms))
     return explain_logits(
         measures,
         product_norms,
-        [network.level for network in line.networks],
-        [network.has_random_labels for network in line.networks],
+        [network.level for network in line.networks if not network.has_random_labels],
         run.dataset.num_classes,
         seed=config.seed,
     )

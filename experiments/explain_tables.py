@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from normjax.controls import Explanation
-from normjax.explain_plots import DIVISOR_NAMES, MEASURE_NAMES
+from normjax.controls import MEASURE_NAMES, Explanation
+from normjax.explain_plots import DIVISOR_NAMES
 from normjax.logit_controls import LogitExplanation
 from normjax.regression import LineFit
 from normjax.summary import norm_name, selection_name
@@ -15,7 +15,8 @@ def to_markdown(line: Explanation, logits: LogitExplanation | None, no_logits_be
     parts = [
         f"# Is the line real? {line.verdict.capitalize()}",
         f"{line.num_networks} networks ({line.num_random_labels} of random labels, "
-        f"{line.num_diverged} more diverged); {where}. Losses in nats.",
+        f"{line.num_diverged} more diverged); {where}. Losses in nats. Networks of random labels "
+        "enter only the rows marked *.",
         line.text,
         "## Thresholds of the verdict",
         table(
@@ -40,9 +41,9 @@ def to_markdown(line: Explanation, logits: LogitExplanation | None, no_logits_be
 def line_controls(line: Explanation) -> Iterator[list[str]]:
     """(control, found, what it says) of all that results.csv gives."""
     if line.fit:
-        yield ["The line", _line(line.fit), "what the paper's figures show"]
+        yield ["The line *", _line(line.fit), "what the paper's figures show"]
     if line.raw_fit:
-        yield ["Losses as trained", _line(line.raw_fit), "without normalising"]
+        yield ["Losses as trained *", _line(line.raw_fit), "without normalising"]
     if line.fit_without_random_labels and line.num_random_labels:
         found = _line(line.fit_without_random_labels)
         yield ["Without random labels", found, "whether these few networks make the line"]
@@ -94,7 +95,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
     for name, left in line.left_out.items():
         if left:
             yield [
-                f"Leave one {name} out",
+                f"Leave one {name} out *",
                 f"RMSE {left.rmse:.3g} over {left.num_parts}, at most {left.largest:.3g} "
                 f"({left.where})",
                 "prediction error of the normalised test loss",
@@ -103,7 +104,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
     if distances:
         worst = max(distances, key=lambda network: network.cooks_distance)
         yield [
-            "Cook's distance",
+            "Cook's distance *",
             f"at most {worst.cooks_distance:.3g} ({worst.name})",
             "above 1, one network governs the line",
         ]
@@ -202,7 +203,7 @@ def _ranking(line: Explanation) -> Iterator[str]:
         ["Measure", "Kendall's tau-b", "p", "Spearman's rho", "Lead"],
         [
             [
-                MEASURE_NAMES[name],
+                MEASURE_NAMES[name].capitalize(),
                 _interval(ranking.kendall, ranking.kendall_interval, 2),
                 f"{ranking.kendall_p_value:.2g}",
                 _interval(ranking.spearman, ranking.spearman_interval, 2),

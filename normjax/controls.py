@@ -36,6 +36,13 @@ from normjax.results import ResultRow, on_own_labels, read_results, select
 from normjax.summary import finite_rows, groups, member_name, norm_name, selection_name
 from normjax.verdict import THRESHOLDS, judge
 
+MEASURE_NAMES = {
+    "normalized_train_loss": "normalised training loss",
+    "train_loss": "training loss as trained",
+    "product_norm": "product of norms",
+    "mean_train_margin": "mean training margin",
+}
+
 
 class NetworkControls(NamedTuple):
     """One network among the others; margins are raw, to first order.
@@ -70,12 +77,12 @@ class Explanation(NamedTuple):
       text: all of it in one paragraph of plain words.
       selection, norm: which networks, and how they are normalised.
       num_networks: how many there are with finite losses, each on its own labels.
-      num_random_labels: how many of these have random labels. They enter the fits, but not what
-        compares margins: theirs are near zero on the test set whatever they learned.
+      num_random_labels: how many of these have random labels. Their test margins are near zero
+        whatever they learned, and only what is marked "all networks" counts them in.
       num_diverged: how many were left out because a loss or norm is not finite.
       ln_num_classes: ln K, nats.
-      fit: normalised test on normalised training loss, as in the paper's figures 3 to 11.
-      raw_fit: the same of the losses as trained.
+      fit: normalised test on normalised training loss, all networks, as in the paper's figures.
+      raw_fit: the same of the losses as trained, all networks.
       fit_without_random_labels: the first without the networks of random labels.
       anchored_fit: the line forced through (ln K, ln K), in terms of the excess.
       divisor_fit: normalised test loss on 1 / rho alone, without any training loss.
@@ -84,10 +91,11 @@ class Explanation(NamedTuple):
       margin_shuffle: the line with training and test margins shuffled, norms kept.
       ratio: of raw test to training margin.
       prediction: raw test margins of levels left out, from the line and from the norms alone.
-      left_out: {"network", "level", "family"}: prediction errors of the normalised test loss.
+      left_out: {"network", "level", "family"}: prediction errors of the normalised test loss, all
+        networks; that of families says whether random labels lie on the line of the true ones.
       bootstrap: intervals over networks.
       error_ranking: {measure: rank correlations with the test error}.
-      networks: one entry for each.
+      networks: one entry for each of all networks.
       thresholds: what the verdict rests on, {name: (value, reason)}.
       reasons: {name of a field: why it is None}.
     """
@@ -119,6 +127,23 @@ class Explanation(NamedTuple):
     reasons: dict[str, str]
 
 
+class _Columns(NamedTuple):
+    """Networks in columns of float64 [n]; margins (training, test) are raw, to first order."""
+
+    names: list[str]
+    families: list[str]
+    levels: list[str]
+    x: np.ndarray  # normalised losses - ln K
+    y: np.ndarray
+    rho: np.ndarray
+    train: np.ndarray  # normalised losses
+    test: np.ndarray
+    raw_train: np.ndarray
+    raw_test: np.ndarray
+    error: np.ndarray
+    margins: tuple[np.ndarray, np.ndarray]
+
+
 def explain_line(
     results: Sequence[ResultRow] | str | os.PathLike,
     selection: str | None = None,
@@ -145,28 +170,11 @@ def explain_line(
     points = finite_rows(group)
     if not points:
         raise ValueError(f"none of the {len(group)} networks has finite losses and norms")
-    column = {
-        name: np.array([getattr(row, name) for row in points], np.float64)
-        for name in (
-            *("product_norm", "train_loss", "test_loss", "test_error"),
-            *("normalized_train_loss", "normalized_test_loss"),
-            *("normalized_train_excess", "normalized_test_excess"),
-        )
-    }
-    x, y = column["normalized_train_excess"], column["normalized_test_excess"]
-    rho, losses = column["product_norm"], column["normalized_test_loss"]
-    ln_num_classes = float(np.mean(column["normalized_train_loss"] - x))
-    if (rho <= 0).any():
-        raise ValueError(f"product norm {rho.min()}; every product norm must be positive")
-    train_margins, test_margins = -x * rho, -y * rho
-    families = [row.family for row in points]
-    levels = [f"{row.family} {row.level:g}" for row in points]
-    names = [member_name(row) for row in points]
-    natural = np.array([row.family != "random_labels" for row in points])
-    natural_levels = [
-        level for level, is_natural in zip(levels, natural, strict=True) if is_natural
-    ]
-
+    every = _columns(points)
+    true = _columns([row for row in points if row.family != "random_labels"])
+    if (every.rho <= 0).any():
+        raise ValueError(f"product norm {every.rho.min()}; every product norm must be positive")
+    ln_num_classes = float(np.mean(every.train - every.x))
     reasons: dict[str, str] = {}
 
     def attempt(name: str, compute: Callable[[], Any]) -> Any:
@@ -176,30 +184,18 @@ def explain_line(
             reasons[name] = str(error)
             return None
 
+    draws = {"num_draws": num_draws, "seed": seed}
     shuffle = attempt(
-        "margin_shuffle",
-        lambda: shuffle_margins(
-            *(values[natural] for values in (x, y, rho)),
-            natural_levels,
-            num_draws=num_draws,
-            seed=seed,
-        ),
+        "margin_shuffle", lambda: shuffle_margins(true.x, true.y, true.rho, true.levels, **draws)
     )
     prediction = attempt(
-        "prediction",
-        lambda: predict_margins(
-            *(values[natural] for values in (train_margins, test_margins, rho)), natural_levels
-        ),
+        "prediction", lambda: predict_margins(*true.margins, true.rho, true.levels)
     )
-    verdict = judge(int(natural.sum()), shuffle, prediction)
-    measures = {
-        "normalized_train_loss": x,
-        "train_loss": column["train_loss"],
-        "product_norm": rho,
-        "mean_train_margin": train_margins,
-    }
-    parts = {"network": names, "level": levels, "family": families}
-    distances = attempt("cooks_distance", lambda: cooks_distances(x, y))
+    verdict = judge(len(true.names), shuffle, prediction)
+    measures = dict(
+        zip(MEASURE_NAMES, (true.x, true.raw_train, true.rho, true.margins[0]), strict=True)
+    )
+    parts = {"network": every.names, "level": every.levels, "family": every.families}
     found = Explanation(
         verdict=verdict.verdict,
         because=verdict.because,
@@ -207,55 +203,39 @@ def explain_line(
         selection=points[0].selection,
         norm=points[0].norm,
         num_networks=len(points),
-        num_random_labels=int((~natural).sum()),
+        num_random_labels=len(points) - len(true.names),
         num_diverged=len(group) - len(points),
         ln_num_classes=ln_num_classes,
-        fit=attempt("fit", lambda: fit_line(column["normalized_train_loss"], losses)),
-        raw_fit=attempt("raw_fit", lambda: fit_line(column["train_loss"], column["test_loss"])),
+        fit=attempt("fit", lambda: fit_line(every.train, every.test)),
+        raw_fit=attempt("raw_fit", lambda: fit_line(every.raw_train, every.raw_test)),
         fit_without_random_labels=attempt(
-            "fit_without_random_labels",
-            lambda: fit_line(column["normalized_train_loss"][natural], losses[natural]),
+            "fit_without_random_labels", lambda: fit_line(true.train, true.test)
         ),
-        anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(x, y, 0.0)),
-        divisor_fit=attempt("divisor_fit", lambda: fit_line(1 / rho, losses)),
-        deming=attempt("deming", lambda: deming_line(column["normalized_train_loss"], losses)),
+        anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(true.x, true.y, 0.0)),
+        divisor_fit=attempt("divisor_fit", lambda: fit_line(1 / true.rho, true.test)),
+        deming=attempt("deming", lambda: deming_line(true.train, true.test)),
         norm_permutation=attempt(
-            "norm_permutation", lambda: permute_norms(x, y, rho, num_draws=num_draws, seed=seed)
+            "norm_permutation", lambda: permute_norms(true.x, true.y, true.rho, **draws)
         ),
         margin_shuffle=shuffle,
-        ratio=attempt(
-            "ratio",
-            lambda: margin_ratio(
-                *(values[natural] for values in (train_margins, test_margins, rho))
-            ),
-        ),
+        ratio=attempt("ratio", lambda: margin_ratio(*true.margins, true.rho)),
         prediction=prediction,
         left_out={
-            name: attempt(f"left_out.{name}", lambda labels=labels: leave_out(x, y, labels, names))
+            name: attempt(
+                f"left_out.{name}",
+                lambda labels=labels: leave_out(every.x, every.y, labels, every.names),
+            )
             for name, labels in parts.items()
         },
         bootstrap=attempt(
-            "bootstrap", lambda: bootstrap_line(x, y, levels, ln_num_classes, seed=seed)
+            "bootstrap",
+            lambda: bootstrap_line(true.x, true.y, true.levels, ln_num_classes, seed=seed),
         ),
         error_ranking=attempt(
-            "error_ranking",
-            lambda: rank_errors(
-                {name: values[natural] for name, values in measures.items()},
-                column["test_error"][natural],
-                natural_levels,
-                seed=seed,
-            ),
+            "error_ranking", lambda: rank_errors(measures, true.error, true.levels, seed=seed)
         ),
-        networks=tuple(
-            NetworkControls(*entry)
-            for entry in zip(
-                names,
-                levels,
-                (~natural).tolist(),
-                *(v.tolist() for v in (rho, x, y, train_margins, test_margins)),
-                [None] * len(points) if distances is None else _finite_or_none(distances),
-                strict=True,
-            )
+        networks=_networks(
+            every, attempt("cooks_distance", lambda: cooks_distances(every.x, every.y))
         ),
         thresholds=THRESHOLDS,
         reasons=reasons,
@@ -291,6 +271,12 @@ def _describe(found: Explanation) -> str:
         f"The normalised test loss of {where} is a line in the normalised training loss with R² = "
         f"{found.fit.r2:.5f} and an RMSE of {found.fit.rmse:.2g} nats."
     ]
+    if found.num_random_labels and found.fit_without_random_labels:
+        parts.append(
+            f"Without the {found.num_random_labels} networks of random labels, whom what follows "
+            f"leaves out, R² = {found.fit_without_random_labels.r2:.5f} and the RMSE "
+            f"{found.fit_without_random_labels.rmse:.2g}."
+        )
     if found.divisor_fit:
         parts.append(
             f"A line in 1 / product norm, which knows no training loss, has R² = "
@@ -317,10 +303,52 @@ def _describe(found: Explanation) -> str:
             f"{ratio.spread_if_unrelated:.1%}; its rank correlation with the product norm is "
             f"{ratio.correlation_with_norm:.2f}."
         )
+    if found.error_ranking:
+        taus = (
+            f"{MEASURE_NAMES[name]} {ranking.kendall:.2f}"
+            for name, ranking in found.error_ranking.items()
+        )
+        parts.append(f"Kendall's tau-b with the test error: {', '.join(taus)}.")
     parts.append(f"Verdict: {found.verdict}: {found.because}.")
     return " ".join(parts)
 
 
-def _finite_or_none(values: np.ndarray) -> list[float | None]:
-    """The values as a list that JSON can hold."""
-    return [float(value) if np.isfinite(value) else None for value in values]
+def _columns(points: Sequence[ResultRow]) -> _Columns:
+    """The columns of rows of one selection and norm."""
+    numbers = {
+        key: np.array([getattr(row, name) for row in points], np.float64)
+        for key, name in (
+            ("x", "normalized_train_excess"),
+            ("y", "normalized_test_excess"),
+            ("rho", "product_norm"),
+            ("train", "normalized_train_loss"),
+            ("test", "normalized_test_loss"),
+            ("raw_train", "train_loss"),
+            ("raw_test", "test_loss"),
+            ("error", "test_error"),
+        )
+    }
+    return _Columns(
+        names=[member_name(row) for row in points],
+        families=[row.family for row in points],
+        levels=[f"{row.family} {row.level:g}" for row in points],
+        margins=(-numbers["x"] * numbers["rho"], -numbers["y"] * numbers["rho"]),
+        **numbers,
+    )
+
+
+def _networks(every: _Columns, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
+    """The networks one by one; a Cook's distance that is no number is None."""
+    known = np.full(len(every.names), np.nan) if distances is None else distances
+    columns = (every.rho, every.x, every.y, *every.margins)
+    return tuple(
+        NetworkControls(name, level, family == "random_labels", *numbers, distance)
+        for name, level, family, *numbers, distance in zip(
+            every.names,
+            every.levels,
+            every.families,
+            *(values.tolist() for values in columns),
+            [float(value) if np.isfinite(value) else None for value in known],
+            strict=True,
+        )
+    )

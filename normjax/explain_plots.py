@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 
-from normjax.controls import Explanation, NetworkControls
+from normjax.controls import MEASURE_NAMES, Explanation, NetworkControls
 from normjax.logit_controls import LogitExplanation
 from normjax.plot_style import (
     LINE_COLOR,
@@ -29,12 +29,6 @@ _QUIET = "#9a9a9a"
 _BOX = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}
 _RANDOM_LABELS = "RL"
 _LEAST_UNEXPLAINED = 1e-7  # of 1 - R², where the axis ends
-MEASURE_NAMES = {
-    "normalized_train_loss": "Normalised training loss",
-    "train_loss": "Training loss as trained",
-    "product_norm": "Product of norms",
-    "mean_train_margin": "Mean training margin",
-}
 DIVISOR_NAMES = {
     "product_norm": "Product of norms",
     "balanced": "Product of norms after balancing",
@@ -83,6 +77,11 @@ def _draw_line(axes: Axes, found: Explanation) -> None:
     if found.fit:
         line = fit_line(x, y)
         axes.plot(ends, line.predict(ends), color=LINE_COLOR, lw=1.3, label="Least squares")
+    if found.num_random_labels and found.fit_without_random_labels:
+        chosen = [not network.has_random_labels for network in found.networks]
+        line = fit_line(x[chosen], y[chosen])
+        label = f"Without {_RANDOM_LABELS}: R² {line.r2:.5f}"
+        axes.plot(ends, line.predict(ends), "--", color=LINE_COLOR, lw=1.1, label=label)
     if found.anchored_fit:
         slope = found.anchored_fit.slope
         axes.plot(ends, slope * ends, ":", color=TRAIN_COLOR, lw=1.6, label="Through (ln K, ln K)")
@@ -109,9 +108,9 @@ def _draw_r2(axes: Axes, found: Explanation) -> None:
     if found.norm_permutation:
         name = "Norms shuffled,\nmargins kept"
         rows.append((name, found.norm_permutation.r2_quantiles, TRAIN_COLOR))
-    if found.fit:
-        rows.append(("The line", (found.fit.r2,), LINE_COLOR))
-        axes.axvline(_unexplained(found.fit.r2), color=LINE_COLOR, lw=1, ls="--", zorder=1)
+    if fit := found.fit_without_random_labels:
+        rows.append(("The line", (fit.r2,), LINE_COLOR))
+        axes.axvline(_unexplained(fit.r2), color=LINE_COLOR, lw=1, ls="--", zorder=1)
     for place, (_, r2, color) in enumerate(rows):
         values = [_unexplained(value) for value in r2]
         axes.plot([values[0], values[-1]], [place, place], color=color, lw=2.5, alpha=0.6)
@@ -119,13 +118,15 @@ def _draw_r2(axes: Axes, found: Explanation) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xscale("log")
-    axes.set_title("How much the divisor gives")
+    axes.set_title(
+        "How much the divisor gives" + (", without RL" if found.num_random_labels else "")
+    )
     axes.set_xlabel("1 - R², log scale; bars: 5% to 95% of shuffles")
 
 
 def _draw_ratio(axes: Axes, found: Explanation) -> None:
     """Raw test over training margin against the product norm."""
-    networks = [n for n in found.networks if n.train_margin > 0]
+    networks = [n for n in _of_true_labels(found) if n.train_margin > 0]
     rho = np.array([network.product_norm for network in networks])
     ratio = np.array([network.test_margin / network.train_margin for network in networks])
     _draw_stars(axes, rho, ratio, networks)
@@ -178,7 +179,7 @@ def _draw_ranking(axes: Axes, found: Explanation) -> None:
         color = TRAIN_COLOR if name == "normalized_train_loss" else _QUIET
         axes.plot(ranking.kendall_interval, [place, place], color=color, lw=2.5, alpha=0.6)
         axes.plot(ranking.kendall, place, "o", color=color, ms=7)
-    names = [MEASURE_NAMES[name] for name in reversed(found.error_ranking)]
+    names = [MEASURE_NAMES[name].capitalize() for name in reversed(found.error_ranking)]
     axes.set_yticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1])
@@ -240,7 +241,7 @@ def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name
         color = LINE_COLOR if divisor == name else _QUIET
         axes.plot(ends - chance, fit.predict(ends) - chance, color=color, lw=1.2, zorder=1.5)
         if divisor == name:
-            _draw_stars(axes, x - chance, y - chance, found.networks)
+            _draw_stars(axes, x - chance, y - chance, _of_true_labels(found))
         else:
             label = f"Before: R² {fit.r2:.5f}"
             axes.plot(x - chance, y - chance, "o", color=color, ms=6, mfc="none", label=label)
@@ -308,6 +309,11 @@ def _level_colors(networks: Sequence[NetworkControls]) -> dict[str, tuple]:
 def _level_name(network: NetworkControls) -> str:
     """The level as in the paper's figures."""
     return _RANDOM_LABELS if network.has_random_labels else network.level.split(" ")[-1]
+
+
+def _of_true_labels(found: Explanation) -> list[NetworkControls]:
+    """The networks whose margins can be compared."""
+    return [network for network in found.networks if not network.has_random_labels]
 
 
 def _columns(found: Explanation, *names: str) -> list[np.ndarray]:

@@ -19,7 +19,8 @@ class LeftOut(NamedTuple):
       rmse: root mean square over the networks, in nats.
       largest: the largest absolute error, in nats, and
       where: what it was that was left out there.
-      num_parts: how many networks, levels or families were left out in turn.
+      num_parts: how many networks, levels or families were left out in turn; not those without
+        which fewer than 3 networks, or none that differ, would be left.
     """
 
     rmse: float
@@ -98,19 +99,21 @@ def leave_out(
       where: n names, of which that of the worst point is returned.
 
     Raises:
-      ValueError: a single part, or fewer than 3 points (or no spread) without one of them.
+      ValueError: bad points as for `fit_line`, or no part without which a line is defined.
     """
     x, y = check_points(x, y, minimum=4)
-    parts = np.array([str(part) for part in parts])
-    if len(set(parts)) < 2:
-        raise ValueError(f"all networks belong to {parts[0]}: nothing is left when it is left out")
-    errors = np.empty_like(y)
-    for part in dict.fromkeys(parts):
-        out = parts == part
-        errors[out] = fit_line(x[~out], y[~out]).predict(x[out]) - y[out]
-    worst = int(np.abs(errors).argmax())
-    rmse = math.sqrt(np.mean(errors**2))
-    return LeftOut(rmse, float(abs(errors[worst])), where[worst], len(set(parts)))
+    labels = np.array([str(part) for part in parts])
+    errors = np.full_like(y, np.nan)
+    for part in dict.fromkeys(labels):
+        out = labels == part
+        if np.count_nonzero(~out) >= 3 and np.ptp(x[~out]) > 0:
+            errors[out] = fit_line(x[~out], y[~out]).predict(x[out]) - y[out]
+    known = ~np.isnan(errors)
+    if not known.any():
+        raise ValueError(f"without {labels[0]} there are too few networks for a line")
+    worst = int(np.nanargmax(np.abs(errors)))
+    rmse = math.sqrt(np.mean(errors[known] ** 2))
+    return LeftOut(rmse, float(abs(errors[worst])), where[worst], len(set(labels[known])))
 
 
 def cooks_distances(x: Sequence[float], y: Sequence[float]) -> np.ndarray:

@@ -98,7 +98,7 @@ class LogitExplanation(NamedTuple):
       first_order: the split of the excess into mean centred margin and second order.
       norm_permutation: R2 with the norms shuffled, the losses computed anew from every network's
         own logits at every other network's norm, nothing approximated.
-      ratio: of the exact raw margins, networks of random labels left out.
+      ratio: of the exact raw margins.
       fits: {divisor: line of test on training loss}: "product_norm" (the paper's), "balanced"
         (product norm of the balanced weights), "last_layer" (norm of the last layer only), "rms"
         (the logits' own root mean square on the training set), "one_norm" (the geometric mean rho
@@ -181,26 +181,24 @@ def explain_logits(
     networks: Sequence[NetworkMeasures],
     product_norms: Sequence[float],
     levels: Sequence[Hashable],
-    has_random_labels: Sequence[bool],
     num_classes: int,
     *,
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> LogitExplanation:
-    """All controls from the logits of n networks.
+    """All controls from the logits of n networks, of true labels for a `controls.Explanation`.
 
     Args:
       networks: n networks' measures, made with the same product norms.
       product_norms: n product norms.
       levels: n labels; networks of one label are not independent.
-      has_random_labels: n times, whether a network was trained on random labels.
       num_classes: K.
       num_draws: permutations of the norms.
       seed: seed of permutations and bootstrap.
     """
     ln_num_classes = math.log(num_classes)
     temperatures = temperatures_of(product_norms).tolist()
-    rho, natural = np.asarray(product_norms, np.float64), ~np.asarray(has_random_labels, bool)
+    rho = np.asarray(product_norms, np.float64)
     margins = np.array([[n.train_margin, n.test_margin] for n in networks]).T
     reasons: dict[str, str] = {}
 
@@ -237,7 +235,7 @@ def explain_logits(
             "norm_permutation",
             lambda: permute_losses(*excess_at("norms"), num_draws=num_draws, seed=seed),
         ),
-        ratio=attempt("ratio", lambda: margin_ratio(*margins[:, natural], rho[natural])),
+        ratio=attempt("ratio", lambda: margin_ratio(*margins, rho)),
         fits={
             name: attempt(f"fits.{name}", lambda name=name: line(excess_at(name)[..., 0]))
             for name in names

@@ -22,7 +22,7 @@ ARGUMENTS = (
     "--train_size=60",
     "--test_size=45",
     "--corruption_levels=0.5",
-    "--num_seeds=2",
+    "--num_seeds=3",
     "--pretrain_epochs=1",
     "--epochs=3",
     "--batch_size=32",
@@ -54,13 +54,17 @@ def test_a_run_is_explained_with_its_logits(run_dir):
     assert [network["has_random_labels"] for network in line["networks"]] == [
         row.family == "random_labels" for row in rows
     ]
-    # The logits of the loaded networks give the losses of the run, on each network's own labels.
+    assert (len(rows), line["num_random_labels"]) == (6, 3)
+    # The logits of the loaded networks, those of true labels, give the losses of the run.
+    rows = [row for row in rows if row.family != "random_labels"]
     losses = [[row.normalized_train_loss, row.normalized_test_loss] for row in rows]
     np.testing.assert_allclose(
         np.transpose(logits["points"]["product_norm"]), losses, rtol=0, atol=3e-8
     )
     assert np.ptp(losses, axis=0).min() > 1e-5  # well above that tolerance
-    assert logits["fits"]["product_norm"]["r2"] == pytest.approx(line["fit"]["r2"], abs=1e-4)
+    assert logits["fits"]["product_norm"]["r2"] == pytest.approx(
+        line["fit_without_random_labels"]["r2"], abs=1e-4
+    )
     assert logits["fits"]["balanced"] is not None
     # Balancing leaves the function: less norm, the same margins, so losses farther from ln K.
     excess = np.array([logits["points"][name][0] for name in ("product_norm", "balanced")])
@@ -128,9 +132,15 @@ def test_random_labels_enter_the_fit_and_not_the_verdict():
     assert (together.num_networks, together.num_random_labels) == (15, 3)
     assert together.fit.r2 < alone.fit.r2 - 0.05
     assert together.fit_without_random_labels == alone.fit
-    for name in ("verdict", "because", "margin_shuffle", "prediction", "ratio", "error_ranking"):
-        assert getattr(together, name) == getattr(alone, name)
-    assert together.left_out["family"].where.startswith("member 2")
+    for name in (
+        *("verdict", "because", "margin_shuffle", "prediction", "ratio", "error_ranking"),
+        *("norm_permutation", "divisor_fit", "anchored_fit", "deming"),
+    ):
+        assert getattr(together, name) == getattr(alone, name), name
+    assert together.bootstrap.slope_interval == alone.bootstrap.slope_interval
+    # The line of either family is far from the other.
+    assert together.left_out["family"].num_parts == 2
+    assert together.left_out["family"].rmse > 10 * alone.fit.rmse
 
 
 def test_diverged_networks_and_few_networks():

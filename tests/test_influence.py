@@ -56,8 +56,14 @@ def test_leaving_levels_out_against_a_loop():
         errors[out] = slope * x[out] + intercept - y[out]
     found = leave_out(x, y, levels, levels)
     assert found.rmse == pytest.approx(np.sqrt(np.mean(errors**2)), rel=1e-9)
-    with pytest.raises(ValueError, match="nothing is left"):
+    with pytest.raises(ValueError, match="without a there are too few"):
         leave_out(x, y, ["a"] * 12, levels)
+    families = np.repeat(["many", "few"], [10, 2])  # without the many there is no line
+    only = leave_out(x, y, families, families)
+    slope, intercept = np.polyfit(x[:10], y[:10], 1)
+    error = slope * x[10:] + intercept - y[10:]
+    assert only.rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-9)
+    assert (only.num_parts, only.where) == (1, "few")
 
 
 @pytest.mark.parametrize("variance_ratio", [0.2, 1.0, 7.0])

@@ -59,8 +59,7 @@ def found(networks):
 def explain(networks):
     norms = [network.product_norm for network in networks]
     measures = [measure_network(network, norms) for network in networks]
-    random_labels = [False] * (len(networks) - 1) + [True]
-    return explain_logits(measures, norms, range(len(networks)), random_labels, K, num_draws=500)
+    return explain_logits(measures, norms, range(len(networks)), K, num_draws=500)
 
 
 def line(networks, divisor_of):
@@ -130,7 +129,7 @@ def test_first_order_and_the_ratio_of_margins(networks, found):
         assert share.max() > 1.001  # there is a second order to be told apart
     expected = sm.OLS(-margins["test"] / rho, sm.add_constant(-margins["train"] / rho)).fit()
     assert found.first_order.fit.r2 == pytest.approx(expected.rsquared, rel=1e-8)
-    ratio = (margins["test"] / margins["train"])[:-1]  # the last has random labels
+    ratio = margins["test"] / margins["train"]
     assert (found.ratio.low, found.ratio.high) == pytest.approx((ratio.min(), ratio.max()))
 
 
