@@ -25,8 +25,10 @@ from tqdm import tqdm
 
 from experiments import explain_tables, trained
 from experiments import flags as shared_flags
+from experiments.sweep import dataset_label
 from normjax import explain_plots, plotting
 from normjax.balance import balance_params
+from normjax.checkpoints import RUN_FILE
 from normjax.controls import Explanation, choose_rows, explain_line
 from normjax.evaluate import parse_norm
 from normjax.logit_controls import (
@@ -103,21 +105,35 @@ def main(config: Config) -> None:
         reason = shared_flags.one_line(error)
         print(f"from {config.source} only, without the networks' logits: {reason}")
 
-    workdir = Path(config.workdir)
-    figures = {"explain": explain_plots.plot_line(line)}
+    try:
+        write(config, line, logits, reason)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {shared_flags.one_line(error)}")
+    print(f"{line.text}\n{Path(config.workdir) / TABLE_FILE}; figures: {config.workdir}/figures")
+
+
+def write(
+    config: Config, line: Explanation, logits: LogitExplanation | None, no_logits_because: str
+) -> None:
+    """Draws the figures and writes the tables."""
+    workdir, label = Path(config.workdir), dataset_name(Path(config.source))
+    figures = {"explain": explain_plots.plot_line(line, label)}
     if logits is not None:
-        figures["explain_logits"] = explain_plots.plot_logits(line, logits)
+        figures["explain_logits"] = explain_plots.plot_logits(line, logits, label)
     for name, figure in figures.items():
         plotting.save_figure(figure, workdir / "figures" / name)
-    found = {"line": plain(line), "logits": plain(logits), "no_logits_because": reason or None}
+    found = {
+        "line": plain(line),
+        "logits": plain(logits),
+        "no_logits_because": no_logits_because or None,
+    }
     texts = {
         JSON_FILE: json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
-        TABLE_FILE: explain_tables.to_markdown(line, logits, reason),
+        TABLE_FILE: explain_tables.to_markdown(line, logits, no_logits_because),
     }
     for name, text in texts.items():
         with replacing(workdir / name) as path:
             path.write_text(text, encoding="utf-8")
-    print(f"{line.text}\n{workdir / TABLE_FILE}; figures: {workdir / 'figures'}")
 
 
 def explain_run(config: Config, line: Explanation) -> LogitExplanation:
@@ -171,6 +187,14 @@ def logits_of(
         last_norm=norms[-1],
         balanced_product_norm=balanced_norm,
     )
+
+
+def dataset_name(source: Path) -> str:
+    """What the figures call a run's data set, "" where that is not known."""
+    path = source / RUN_FILE
+    if not path.exists():
+        return ""
+    return dataset_label(json.loads(path.read_text(encoding="utf-8")).get("dataset", ""))
 
 
 def plain(value: Any) -> Any:

@@ -45,27 +45,28 @@ def plot_line(found: Explanation, dataset_label: str = "") -> Figure:
       ValueError: no network.
     """
     with matplotlib.rc_context(STYLE):
-        figure, panels = new_figure(_title(found, dataset_label), _SIZE, 2, 3)
+        figure, panels = new_figure(_title(found, found.networks, dataset_label), _SIZE, 2, 3)
         for draw, axes in zip(
             (_draw_line, _draw_r2, _draw_ratio, _draw_prediction, _draw_ranking, _draw_influence),
             panels,
             strict=True,
         ):
             draw(axes, found)
-        _add_legend(figure, found)
+        _add_legend(figure, found.networks)
     return figure
 
 
 def plot_logits(found: Explanation, logits: LogitExplanation, dataset_label: str = "") -> Figure:
     """The line under other divisors and temperatures, and beside sampling error: six panels."""
     with matplotlib.rc_context(STYLE):
-        figure, panels = new_figure(_title(found, dataset_label), _SIZE, 2, 3)
+        networks = _of_true_labels(found)
+        figure, panels = new_figure(_title(found, networks, dataset_label), _SIZE, 2, 3)
         _draw_temperatures(panels[0], logits)
         names = [name for name in DIVISOR_NAMES if name != "product_norm"]
         for axes, name in zip(panels[1:5], names, strict=True):
             _draw_divisor(axes, found, logits, name)
         _draw_sampling(panels[5], logits)
-        _add_legend(figure, found)
+        _add_legend(figure, networks)
     return figure
 
 
@@ -283,15 +284,15 @@ def _draw_stars(
     axes.margins(0.09)
 
 
-def _add_legend(figure: Figure, found: Explanation) -> None:
+def _add_legend(figure: Figure, networks: Sequence[NetworkControls]) -> None:
     """One legend of the levels under all panels."""
+    colors = _level_colors(networks)
     handles = [
         matplotlib.lines.Line2D([], [], marker="*", ls="", color=color, ms=10, mec="white")
-        for color in _level_colors(found.networks).values()
+        for color in colors.values()
     ]
-    names = list(_level_colors(found.networks))
     figure.legend(
-        handles, names, title="Level", loc="outside lower center", ncols=min(len(names), 15)
+        handles, list(colors), title="Level", loc="outside lower center", ncols=min(len(colors), 15)
     )
 
 
@@ -338,8 +339,8 @@ def _say(axes: Axes, reason: str) -> None:
     axes.set_yticks([])
 
 
-def _title(found: Explanation, dataset_label: str) -> str:
+def _title(found: Explanation, networks: Sequence[NetworkControls], dataset_label: str) -> str:
     """Which networks, and the verdict on them."""
-    count = f"{found.num_networks} networks"
+    count = f"{len(networks)} networks"
     where = [selection_name(found.selection), norm_name(found.norm)]
     return join_title([dataset_label, count, *where, f"verdict: {found.verdict}"])
