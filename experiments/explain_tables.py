@@ -43,7 +43,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
     if line.fit:
         yield ["The line *", _line(line.fit), "what the paper's figures show"]
     if line.raw_fit:
-        yield ["Losses as trained *", _line(line.raw_fit), "without normalising"]
+        yield ["Losses as trained", _line(line.raw_fit), "without normalising"]
     if line.fit_without_random_labels and line.num_random_labels:
         found = _line(line.fit_without_random_labels)
         yield ["Without random labels", found, "whether these few networks make the line"]

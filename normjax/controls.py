@@ -82,7 +82,7 @@ class Explanation(NamedTuple):
       num_diverged: how many were left out because a loss or norm is not finite.
       ln_num_classes: ln K, nats.
       fit: normalised test on normalised training loss, all networks, as in the paper's figures.
-      raw_fit: the same of the losses as trained, all networks.
+      raw_fit: the same of the losses as trained.
       fit_without_random_labels: the first without the networks of random labels.
       anchored_fit: the line forced through (ln K, ln K), in terms of the excess.
       divisor_fit: normalised test loss on 1 / rho alone, without any training loss.
@@ -207,7 +207,7 @@ def explain_line(
         num_diverged=len(group) - len(points),
         ln_num_classes=ln_num_classes,
         fit=attempt("fit", lambda: fit_line(every.train, every.test)),
-        raw_fit=attempt("raw_fit", lambda: fit_line(every.raw_train, every.raw_test)),
+        raw_fit=attempt("raw_fit", lambda: fit_line(true.raw_train, true.raw_test)),
         fit_without_random_labels=attempt(
             "fit_without_random_labels", lambda: fit_line(true.train, true.test)
         ),
