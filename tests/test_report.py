@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from synthetic_results import synthetic_rows
 
+from normjax.controls import explain_line
 from normjax.report import write_report
 from normjax.results import write_results
 from normjax.summary import summarize, write_summary
@@ -157,3 +158,13 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     assert "Level 0.5: the normalised training loss would have chosen a better epoch" in page
     assert "mean test loss 1.234 against 1.543" in page
     assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
+
+
+def test_the_verdict_stands_beside_the_headline(make_run):
+    rows = synthetic_rows()
+    text = Page(write_report(make_run(rows)).read_text()).text
+    found = explain_line(rows)
+    assert f"Verdict: {found.verdict}: {found.because}." in text
+    assert text.index("Verdict: ") < text.index("Fits")
+    few = Page(write_report(make_run(rows[:6])).read_text()).text
+    assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few
