@@ -10,6 +10,7 @@ from PIL import Image
 from synthetic_lines import rows_of
 from synthetic_results import synthetic_rows
 
+import normjax
 from benchmarks.verdict_errors import draw_line
 from experiments import explain, random_labels
 from normjax import explain_plots
@@ -108,6 +109,7 @@ def test_a_table_alone_is_explained(tmp_path, capsys):
 
 def test_what_is_explained_by_default_and_on_demand():
     rows = synthetic_rows(selections=("loss=0.0044", "final"))
+    assert normjax.controls.explain_line is explain_line
     assert {(row.selection, row.norm) for row in choose_rows(rows)} == {("final", "2")}
     chosen = choose_rows(rows, "loss=0.0044", "1/100")
     assert {(row.selection, row.norm) for row in chosen} == {("loss=0.0044", "1/100")}
