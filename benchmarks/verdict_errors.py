@@ -4,7 +4,7 @@
 
 Each line is a set of networks: margins and norms in about the ranges of 3-layer networks on
 CIFAR-10. Rates are printed as a table; "independent" rows give the false alarms, "constant ratio"
-rows what is missed. Nothing is trained; it takes half a minute.
+rows what is missed. Nothing is trained; it takes some ten seconds.
 """
 
 import argparse
