@@ -10,6 +10,7 @@ import importlib
 _MODULE_OF = {
     "LineFit": "regression",
     "absorb_batch_norm": "normalize",
+    "balance_params": "balance",
     "check_homogeneity": "normalize",
     "classification_error": "losses",
     "corrupt_labels": "data",

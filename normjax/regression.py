@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -35,6 +36,25 @@ class LineFit:
     def predict(self, x):
         """The line's y at x, a number or an array."""
         return self.intercept + self.slope * np.asarray(x, np.float64)
+
+
+class AnchoredFit(NamedTuple):
+    """The least-squares line through the point (anchor, anchor).
+
+    Attributes:
+      slope: change of y per unit of x.
+      slope_interval: (low, high), 95% Student's t interval, n - 1 degrees of freedom.
+      r2: 1 - SSE / SST about the mean of y, so that it compares with the free line's; it can be
+        negative. NaN if all y are equal.
+      rmse: sqrt(SSE / (n - 1)), in units of y.
+      n: number of points.
+    """
+
+    slope: float
+    slope_interval: tuple[float, float]
+    r2: float
+    rmse: float
+    n: int
 
 
 def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> LineFit:
@@ -80,6 +100,32 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
             float(intercept - intercept_margin),
             float(intercept + intercept_margin),
         ),
+    )
+
+
+def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) -> AnchoredFit:
+    """The least-squares line forced through (anchor, anchor), with anchor = ln K for losses.
+
+    Networks whose margins vanish lie there, so every line of normalised losses aims at it.
+
+    Raises:
+      ValueError: fewer than 3 points, unequal lengths, values that are not finite, or all x at the
+        anchor.
+    """
+    x, y = check_points(x, y, minimum=3)
+    dx, dy = x - anchor, y - anchor
+    if not dx.any():
+        raise ValueError(f"all x are at the anchor {anchor}, no line is defined")
+    sxx = dx @ dx
+    slope = dx @ dy / sxx
+    residuals = dy - slope * dx
+    sse = residuals @ residuals
+    deviations = y - y.mean()
+    r2 = 1 - sse / (deviations @ deviations) if np.ptp(y) > 0 else math.nan
+    rmse = math.sqrt(sse / (x.size - 1))
+    margin = stats.t.ppf(0.975, x.size - 1) * rmse / math.sqrt(sxx)
+    return AnchoredFit(
+        float(slope), (float(slope - margin), float(slope + margin)), float(r2), rmse, x.size
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from normjax.controls import explain_line
 from normjax.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
 from normjax.html_parts import bullets, collapsed, escaped, estimate, image, number, page, table
 from normjax.reading import one_line, read_object, read_text
@@ -77,6 +78,7 @@ def _findings(
         f"<h1>{escaped(rows[0].experiment)}</h1>",
         _claim(headline, num_members),
         _headline_figure(headline_path),
+        _verdict(rows, headline),
         "<h2>Fits</h2>",
         _fits_table(summary),
         "<h2>Is the line real?</h2>",
@@ -129,6 +131,18 @@ def _claim(headline: tuple[str, str, dict[str, Any]], num_members: int) -> str:
             "the R² of the real one."
         )
     return f'<p class="claim">{text}</p>'
+
+
+def _verdict(rows: Sequence[ResultRow], headline: tuple[str, str, dict[str, Any]]) -> str:
+    """Whether the headline's line is more than its shared divisor, under the figure."""
+    try:
+        found = explain_line(rows, *headline[:2])
+    except ValueError:  # no network with finite losses; the claim says so
+        return ""
+    return (
+        '<p class="claim">Is the line more than two losses over one divisor? Verdict: '
+        f"<strong>{escaped(found.verdict)}</strong>: {escaped(found.because)}.</p>"
+    )
 
 
 def _choose_figure(

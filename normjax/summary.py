@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from normjax import controls, regression, results
+from normjax import regression, resampling, results
 from normjax.results import ResultRow
 
 SUMMARY_FILE = "summary.json"
@@ -30,8 +30,8 @@ def summarize(rows: Sequence[ResultRow]) -> dict[str, Any]:
         ln_num_classes: ln K;
         normalized_fit: `regression.fit_line` of normalised test loss on normalised training loss;
         raw_fit: the same of the losses of the networks as trained;
-        anchored_fit: `controls.fit_through_anchor` of the normalised losses, anchor ln K;
-        norm_permutation: `controls.permute_norms`;
+        anchored_fit: `regression.fit_through_anchor` of the normalised losses, anchor ln K;
+        norm_permutation: `resampling.permute_norms`;
         test_error_correlations: {measure: {"spearman", "kendall"}} of the test error with
           product_norm, normalized_train_loss and train_loss (tau-b for ties);
         reasons: {name: why} for each of the above that is null, for example too few points.
@@ -115,8 +115,8 @@ def _summarize_group(rows: Sequence[ResultRow], selection: str, norm: str) -> di
         ),
         "raw_fit": lambda: regression.fit_line(column["train_loss"], column["test_loss"]),
         # In terms of the excess, the point (ln K, ln K) is the origin, and no digits are lost.
-        "anchored_fit": lambda: controls.fit_through_anchor(train_excess, test_excess, 0.0),
-        "norm_permutation": lambda: controls.permute_norms(
+        "anchored_fit": lambda: regression.fit_through_anchor(train_excess, test_excess, 0.0),
+        "norm_permutation": lambda: resampling.permute_norms(
             train_excess, test_excess, column["product_norm"]
         ),
     }

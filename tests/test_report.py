@@ -11,6 +11,7 @@ from synthetic_results import CONFIG, synthetic_rows
 
 from experiments import flags, records
 from experiments.sweep import dataset_label
+from normjax.controls import explain_line
 from normjax.data import load_dataset
 from normjax.ensemble import Member
 from normjax.plotting import plot_normalized_and_raw, save_figure
@@ -223,3 +224,13 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     assert "Level 0.5: the normalised training loss would have chosen a better epoch" in page
     assert "mean test loss 1.234 against 1.543" in page
     assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
+
+
+def test_the_verdict_stands_beside_the_headline(make_run):
+    rows = synthetic_rows()
+    text = Page(write_report(make_run(rows)).read_text()).text
+    found = explain_line(rows)
+    assert f"Verdict: {found.verdict}: {found.because}." in text
+    assert text.index("Verdict: ") < text.index("Fits")
+    few = Page(write_report(make_run(rows[:6])).read_text()).text
+    assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few
