@@ -16,10 +16,12 @@ FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")
 
 # From the outermost to the innermost; a module imports from its own line or from those below it.
 PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
+PLOTS += ("ranking_plots",)
+MEASURES = ("measures", "sharpness", "ranking")
 LAYERS = (
     ("experiments",),
     ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
-    ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
+    ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin", *MEASURES),
     ("models", "normalize", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution"),
     ("types",),
