@@ -125,9 +125,9 @@ def log_l1_path_norm(network: TrainedNetwork) -> float:
 def log_max_path_norm(network: TrainedNetwork) -> float:
     """``ln max over classes sum over paths prod |w|``: the L-infinity form of the L1 path norm.
 
-    The largest logit that any input in ``[-1, 1]`` could cause if no magnitudes cancelled: the L1
-    norm over the paths into a unit, the L-infinity norm over units (Neyshabur, Tomioka and Srebro,
-    COLT 2015, section 4: the per-unit norms mu_{1,inf} after the best rescaling of the units).
+    The largest logit that an input in ``[-1, 1]`` could cause if no magnitudes cancelled. Source:
+    Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over the paths into a unit, L-infinity
+    over units, as the per-unit norms mu_{1,inf} have it after the best rescaling of the units.
     Never larger than ``log_product_max_l1``. Batch normalization: as in ``log_l1_path_norm``.
     """
     log_scale, outputs = _paths_to_outputs(network, 1)

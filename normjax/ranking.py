@@ -268,9 +268,11 @@ def _tau(sx: np.ndarray, sy: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _granulated(x, y, factors: Mapping[str, Sequence], counts: np.ndarray) -> dict[str, np.ndarray]:
     """Psi [B] of each factor, for samples with these counts."""
-    sx, sy = _signs(x), _signs(y)
     psi = {}
-    for name in factors:
+    for name, values in factors.items():
+        labels = np.asarray(values)
+        differs = labels[:, None] != labels  # two networks of one value say nothing of the factor
+        sx, sy = _signs(x) * differs, _signs(y) * differs
         others = [key for key in factors if key != name]
         taus = [
             _tau(sx[np.ix_(g, g)], sy[np.ix_(g, g)], counts[:, g])
