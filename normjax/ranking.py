@@ -72,7 +72,8 @@ def rank_measures(
     """Ranks measures, the best first, by Kendall's tau with the test error.
 
     Args:
-      measures: {name: n numbers}, the larger, the larger the error that is expected.
+      measures: {name: n numbers}, the larger, the larger the error that is expected; with a NaN
+        among them, a measure has no numbers below.
       test_error: n fractions of `num_test` test examples.
       normalized_test_loss: n losses.
       factors: {name: n values}, all that the networks differ in by intention; "seed" is mere
@@ -85,6 +86,8 @@ def rank_measures(
     """
     ranked = []
     for name, values in measures.items():
+        if np.isnan(values).any():
+            values = np.full(len(values), np.nan)
         psi = granulated_tau(values, test_error, factors)
         ranked.append(
             RankedMeasure(
@@ -218,7 +221,7 @@ def sign_errors(
                 rows = [i for i, value in zip(members, values, strict=True) if value == low]
                 columns = [i for i, value in zip(members, values, strict=True) if value == high]
                 pairs = np.ix_(rows, columns)
-                if weights[pairs].sum() > 0:
+                if weights[pairs].sum() > 0 and not np.isnan(wrong[pairs]).any():
                     loss = np.average(wrong[pairs], weights=weights[pairs])
                     found.append((float(loss), _environment(name, low, high, others, fixed)))
     if not found:

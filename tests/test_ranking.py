@@ -174,3 +174,12 @@ def test_measures_are_ranked_best_first():
     assert middle.psi_interval == ranking.bootstrap_mean_psi(noisy, error, factors, 1)
     assert math.isnan(constant.tau) and math.isnan(constant.mean_psi)
     assert constant.sign_errors.worst == 0.5
+
+
+def test_a_measure_without_a_value_for_some_network_is_not_ranked():
+    error = 0.1 + 0.05 * np.arange(12.0)
+    measures = {"holes": np.where(error > 0.6, np.nan, error), "inverse": 1 / error}
+    first, last = ranking.rank_measures(measures, error, error, grid(), num_test=5000)
+    assert first.name == "inverse" and first.tau == -1
+    numbers = [last.tau, *last.tau_interval, last.mean_psi, *last.psi_interval, *last.psi.values()]
+    assert all(map(math.isnan, numbers)) and last.sign_errors.num_environments == 0
