@@ -132,10 +132,9 @@ def main(config: Config) -> None:
         runs = load_runs(config)
         selection = config.selection or first_selection(runs[0])
         chosen = choose_networks(runs, selection)
+        columns = measure(config, runs, chosen)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {shared_flags.one_line(error)}")
-
-    columns = measure(config, runs, chosen)
     test_error = np.array([row.test_error for row in chosen.rows])
     test_loss = np.array([row.normalized_test_loss for row in chosen.rows])
     factors = factors_of(runs, chosen)

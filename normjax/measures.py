@@ -35,7 +35,7 @@ from normjax.types import ApplyFn, Array, Norm, Params
 MARGIN_QUANTILE = 0.1  # as Jiang et al. 2020 take it: the 10th percentile is robust to outliers
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
     """What a measure may look at; batch normalization is absorbed.
 
@@ -93,8 +93,7 @@ def log_product_spectral(network: TrainedNetwork) -> float:
     """``sum_k ln ||W_k||_2``, which bounds the network's Lipschitz constant.
 
     Source: Bartlett, Foster and Telgarsky, "Spectrally-normalized margin bounds for neural
-    networks" (NeurIPS 2017); Jiang et al. 2020, eq. 32. Batch normalization: absorbed, its scales
-    are in the norms.
+    networks" (NeurIPS 2017); Jiang et al. 2020, eq. 32. Batch normalization: absorbed.
     """
     return float(np.sum(np.log(network.spectral_norms)))
 
@@ -104,8 +103,7 @@ def log_product_max_l1(network: TrainedNetwork) -> float:
 
     For a convolution a unit is a filter. Source: Bartlett and Mendelson, "Rademacher and Gaussian
     Complexities" (JMLR 2002); Golowich, Rakhlin and Shamir, "Size-Independent Sample
-    Complexity of Neural Networks" (COLT 2018), theorem 2. Batch normalization: absorbed, its
-    scales are in the norms.
+    Complexity of Neural Networks" (COLT 2018), theorem 2. Batch normalization: absorbed.
     """
     return float(np.sum(np.log(_layer_norms(network.params, _max_l1))))
 
@@ -125,10 +123,11 @@ def log_l1_path_norm(network: TrainedNetwork) -> float:
 def log_max_path_norm(network: TrainedNetwork) -> float:
     """``ln max over classes sum over paths prod |w|``: the L-infinity form of the L1 path norm.
 
-    The largest logit that an input in ``[-1, 1]`` could cause if no magnitudes cancelled. Source:
-    Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over the paths into a unit, L-infinity
-    over units, as the per-unit norms mu_{1,inf} have it after the best rescaling of the units.
-    Never larger than ``log_product_max_l1``. Batch normalization: as in ``log_l1_path_norm``.
+    The largest logit that an input in ``[-1, 1]`` could cause if no magnitudes cancelled; without
+    biases in later layers it is at most ``log_product_max_l1``. Source: Neyshabur, Tomioka and
+    Srebro (COLT 2015), section 4: L1 over the paths into a unit, L-infinity over units, as the
+    per-unit norms mu_{1,inf} have it after the best rescaling of the units. Batch normalization: as
+    in ``log_l1_path_norm``.
     """
     log_scale, outputs = _paths_to_outputs(network, 1)
     return log_scale + math.log(outputs.max())
@@ -340,9 +339,15 @@ MEASURES: Mapping[str, Callable[[TrainedNetwork], float]] = MappingProxyType(
 """Measures by name: ``{name: measure(network) -> float}``, in the order of this file."""
 
 
+_compiled_norms = jax.jit(param_norms, static_argnames="norm")
+
+
 def _layer_norms(params: Params, norm: Norm, *, may_be_zero: bool = False) -> np.ndarray:
-    """The norm of each layer, float64; raises for a layer of zeros unless there may be some."""
-    norms = jax.device_get(param_norms(params, norm))
+    """The norm of each layer, float64; raises for a layer of zeros unless there may be some.
+
+    The order is the same for every norm, though not that of application.
+    """
+    norms = jax.device_get(_compiled_norms(params, norm))
     for path, value in norms.items():
         if not may_be_zero and not value > 0:
             raise ValueError(f"layer {path!r} has norm {value}: the network has no measures")

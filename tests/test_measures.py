@@ -190,7 +190,13 @@ def test_path_norms_by_walking_every_path():
     found = [MEASURES[f"log_{name}_path_norm"](network) for name in ("l1", "max", "l2")]
     paths = [into[0].sum(), into[0].max(), np.sqrt(into[1].sum())]
     np.testing.assert_allclose(found, np.log(paths), rtol=1e-6)
-    assert MEASURES["log_max_path_norm"](network) <= MEASURES["log_product_max_l1"](network)
+
+
+def test_inequalities_between_norms(expected):
+    """Those of a network with a bias in its first layer only."""
+    assert expected["log_max_path_norm"] < expected["log_product_max_l1"]
+    assert expected["log_max_path_norm"] < expected["log_l1_path_norm"]
+    assert expected["log_l2_path_norm"] < expected["log_l1_path_norm"]
 
 
 def test_path_norms_of_deep_wide_scales_do_not_overflow(network):
