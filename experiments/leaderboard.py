@@ -86,7 +86,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string("data_dir", None, "Where the data are now, if not where they were.", **own)
     flags.DEFINE_string("workdir", "runs/leaderboard", "Folder that is written to.", **own)
     flags.DEFINE_integer(
-        "sharpness_images", 500, "Training images, drawn at random, for the flatness.", **own
+        "sharpness_images", 128, "Training images, drawn at random, for the flatness.", **own
     )
     flags.DEFINE_integer("seed", 0, "Seed of these images, of the noise, of the bootstrap.", **own)
 

@@ -198,7 +198,7 @@ def sign_errors(
     value, whatever their seeds. A pair counts 0 if measure and error differ in the same direction,
     1 if in opposite ones, and 1/2 if the measure ties; the environment's is the mean weighted by
     `hoeffding_weight`. Environments of no weight are left out. Unlike there, what is ordered is the
-    test error and not the gap (training errors are zero here), and no least number of pairs is
+    test error and not the gap (training errors are near zero), and no least number of pairs is
     asked for: a few seeds are all there are, which makes the worst case coarse.
 
     Args:

@@ -81,11 +81,12 @@ def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.nd
         axes.plot(errors.mean, place, "|", color=color, ms=9, mew=2, label=_once(axes, "Mean"))
         axes.plot(errors.worst, place, "o", color=color, ms=5.5, label=_once(axes, "Worst"))
     num_environments = ranked[0].sign_errors.num_environments
+    axes.set_title(f"Worst of {num_environments} comparisons")
     if not num_environments:
+        axes.set_title("Worst comparison")
         text = "No pair of networks whose\ntest errors differ beyond\nthe noise of the test set"
         place = {"ha": "center", "va": "center", "backgroundcolor": "white"}
         axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, **place)
-    axes.set_title(f"Worst of {num_environments} comparisons")
     axes.set_xlabel("Sign error (0.5: a coin's)")
     _span(axes, 0, 1, 0.5)
 

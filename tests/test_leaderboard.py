@@ -87,8 +87,8 @@ def test_measures_are_those_of_the_runs_networks(run_dir, workdir):
     ):
         np.testing.assert_allclose(table[name], values, rtol=1e-5, err_msg=name)
     assert {*MEASURES, *SHARPNESS_MEASURES} < {*table}
-    for name in SHARPNESS_MEASURES:  # sigma lies between 1e-4 and 2
-        assert ((-2 * np.log(2) < table[name]) & (table[name] < -2 * np.log(1e-4))).all()
+    for name in SHARPNESS_MEASURES:  # sigma lies between 1e-4 and 10
+        assert ((-2 * np.log(10) < table[name]) & (table[name] < -2 * np.log(1e-4))).all()
         assert len(set(table[name])) > 1
 
 
@@ -164,6 +164,20 @@ def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     message = error_of(good, "--selection=loss=9", f"--workdir={tmp_path / 'board'}")
     assert "no networks at selection 'loss=9'; there are: final" in message
     assert not (tmp_path / "board").exists()
+
+
+def test_factors_are_what_the_networks_differ_in(run_dir):
+    run = leaderboard.load_runs(parse(f"--from={run_dir}"))[0]
+    chosen = leaderboard.choose_networks([run], "final")
+    two_seeds = ["0", "1", "0", "1"]
+    factors = leaderboard.factors_of([run], chosen)
+    assert factors == {"corruption": ["0", "0", "1", "1"], "seed": two_seeds}
+    scaled = [row._replace(family="init_scale", level=(1 + row.level) / 8) for row in chosen.rows]
+    factors = leaderboard.factors_of([run], chosen._replace(rows=scaled))
+    assert factors == {"std": ["0.125", "0.125", "0.25", "0.25"], "seed": two_seeds}
+    repeated = [row._replace(family="default_init", level=0.0) for row in chosen.rows[:2]]
+    factors = leaderboard.factors_of([run], leaderboard.Ranked([0, 0], repeated, [], []))
+    assert factors == {"seed": ["0", "1"]}
 
 
 def test_too_few_networks_are_counted(run_dir, tmp_path):
