@@ -15,23 +15,15 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 
 # From the outermost to the innermost; a module imports from its own line or from those below it.
-PLOTS = (
-    "plotting",
-    "plot_panels",
-    "plot_style",
-    "label_placement",
-    "linear_plots",
-    "curves",
-    "explain_plots",
-)
-CONTROLS = (
-    *("controls", "summary", "verdict", "logit_controls", "error_prediction"),
-    *("influence", "resampling"),
-)
+PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
+PLOTS += ("explain_plots", "ranking_plots")
+CONTROLS = ("controls", "summary", "verdict", "logit_controls", "error_prediction")
+CONTROLS += ("influence", "resampling")
+MEASURES = ("measures", "sharpness", "ranking")
 LAYERS = (
     ("experiments",),
     ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
-    ("train", "evaluate", "snapshots", "linear_margin", *CONTROLS),
+    ("train", "evaluate", "snapshots", "linear_margin", *CONTROLS, *MEASURES),
     ("models", "normalize", "balance", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution", "reading"),
     ("types",),
