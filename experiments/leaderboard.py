@@ -35,12 +35,12 @@ from normjax.checkpoints import RUN_FILE
 from normjax.data import standardize_images
 from normjax.ensemble import map_members
 from normjax.evaluate import choose_evaluation_batch_size
-from normjax.linear_margin import write_table
 from normjax.measures import MEASURES, TrainedNetwork
 from normjax.plot_style import join_title, save_figure
 from normjax.results import ResultRow
 from normjax.sharpness import SHARPNESS_MEASURES
 from normjax.summary import finite_rows, member_name, selection_name
+from normjax.tables import write_table
 
 SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
 

@@ -43,6 +43,7 @@ from normjax.checkpoints import RUN_FILE
 from normjax.reading import read_object
 from normjax.results import RESULTS_FILE, replacing
 from normjax.summary import SUMMARY_FILE, write_summary
+from normjax.tables import read_table, write_table
 
 EXPERIMENT = "linear_margin"
 ANGLES_FILE = "angles.csv"
@@ -183,9 +184,9 @@ def descend_and_measure(
         "step": np.tile(steps, len(sets.draws)),
         "angle_deg": angles.T.ravel(),
     }
-    linear_margin.write_table(run_dir / ANGLES_FILE, columns)
+    write_table(run_dir / ANGLES_FILE, columns)
     measured = measure(config, sets, weights[-1])
-    linear_margin.write_table(run_dir / RESULTS_FILE, measured)
+    write_table(run_dir / RESULTS_FILE, measured)
     write_summary(run_dir / SUMMARY_FILE, summarize(config, measured, not_separable))
     plotting.save_figure(draw_figure(run_dir), run_dir / "figures" / EXPERIMENT)
 
@@ -310,8 +311,8 @@ def draw_figure(run_dir: Path) -> Any:
       ValueError: one of them is damaged, or they don't fit together; the message names it.
     """
     summary = read_object(run_dir / SUMMARY_FILE)
-    draws = linear_margin.read_table(run_dir / RESULTS_FILE)
-    angles = linear_margin.read_table(run_dir / ANGLES_FILE)
+    draws = read_table(run_dir / RESULTS_FILE)
+    angles = read_table(run_dir / ANGLES_FILE)
     try:
         return linear_plots.plot_linear_margin(draws, angles, summary)
     except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -10,18 +10,14 @@ Everything is NumPy float64: the angle falls as 1 / log(time), so that many step
 are needed, and JAX's default is float32.
 """
 
-import csv
-import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
-from normjax.reading import one_line, read_csv
 from normjax.regression import check_points
-from normjax.results import replacing
 
 CLASS_MEAN = 2.0
 MAX_DUALITY_GAP = 0.01
@@ -244,33 +240,6 @@ def rank_correlation(x: np.ndarray, y: np.ndarray, seed: int = 0) -> RankCorrela
     tau = stats.kendalltau(x, y).statistic
     spearman = stats.spearmanr(x, y).statistic
     return RankCorrelation(float(spearman), (float(low), float(high)), float((1 + tau) / 2), x.size)
-
-
-def write_table(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:
-    """Writes columns of one length as CSV, every digit kept; replaces `path` atomically."""
-    lists = [np.asarray(column).tolist() for column in columns.values()]
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*lists, strict=True))
-
-
-def read_table(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads what `write_table` wrote: columns of int64 or float64 by name.
-
-    Raises:
-      ValueError: it is something else, or is cut; the message names file and line.
-    """
-    header, lines = read_csv(path)
-    table = {}
-    for place, name in enumerate(header):
-        texts = [fields[place] for fields in lines.values()]
-        is_whole = all(text.lstrip("-").isdecimal() for text in texts)
-        try:
-            table[name] = np.array(texts).astype(np.int64 if is_whole else np.float64)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{path}, column {name}: {one_line(error)}") from None
-    return table
 
 
 def _spearman(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:

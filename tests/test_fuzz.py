@@ -27,7 +27,7 @@ from synthetic_results import CONFIG, synthetic_rows
 
 from experiments import records, reproduce, trained
 from experiments.flags import Config, to_flagfile
-from normjax import linear_margin
+from normjax import tables
 from normjax.checkpoints import load_member
 from normjax.curves import read_metrics, stopping_epochs
 from normjax.data import load_dataset
@@ -359,8 +359,8 @@ def test_damaged_summary(reported, drawn):
 def test_damaged_table_of_the_linear_network(folder, drawn):
     columns = {"draw": np.arange(4), "norm": np.array([0.1, 2.5, np.nan, 1e-9])}
     path = folder / "linear.csv"
-    linear_margin.write_table(path, columns)
+    tables.write_table(path, columns)
     whole = path.read_bytes()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
-    read = read_or_refuse(lambda: linear_margin.read_table(path), path)
+    read = read_or_refuse(lambda: tables.read_table(path), path)
     assert read is None or all(column.dtype.kind in "if" for column in read.values())

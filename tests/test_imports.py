@@ -24,7 +24,7 @@ LAYERS = (
     ("experiments",),
     ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
     ("train", "evaluate", "snapshots", "linear_margin", *CONTROLS, *MEASURES),
-    ("models", "normalize", "balance", "losses", "data", "regression", "results"),
+    ("models", "normalize", "balance", "losses", "data", "regression", "results", "tables"),
     ("norms", "layers", "convolution", "reading"),
     ("types",),
 )

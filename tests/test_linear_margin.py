@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special, stats
 
-from normjax import linear_margin
+from normjax import linear_margin, tables
 
 
 def examples(kind, n, d, seed=0):
@@ -233,9 +233,9 @@ def test_rank_correlation():
 
 def test_tables_keep_every_digit(tmp_path):
     columns = {"draw": np.array([0, 7]), "value": np.array([0.1 + 0.2, np.nan])}
-    linear_margin.write_table(tmp_path / "new" / "t.csv", columns)
+    tables.write_table(tmp_path / "new" / "t.csv", columns)
     assert (tmp_path / "new" / "t.csv").read_text() == "draw,value\n0,0.30000000000000004\n7,nan\n"
-    back = linear_margin.read_table(tmp_path / "new" / "t.csv")
+    back = tables.read_table(tmp_path / "new" / "t.csv")
     assert back["draw"].dtype == int
     for name, column in columns.items():
         np.testing.assert_array_equal(back[name], column)
@@ -254,4 +254,4 @@ def test_tables_keep_every_digit(tmp_path):
 def test_a_damaged_table_is_named(tmp_path, content, message):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
-        linear_margin.read_table(tmp_path / "t.csv")
+        tables.read_table(tmp_path / "t.csv")
