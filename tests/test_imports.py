@@ -18,7 +18,7 @@ FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")
 PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
 LAYERS = (
     ("experiments",),
-    ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
+    ("report", "html_parts", "ensemble", "memory", "checkpoints", "bounds", "rademacher", *PLOTS),
     ("train", "evaluate", "snapshots", "controls", "summary", "linear_margin"),
     ("models", "normalize", "balance", "losses", "data", "regression", "results"),
     ("norms", "layers", "convolution"),
