@@ -242,13 +242,12 @@ def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
     of_logits = {
         "Neyshabur et al. 2015": neyshabur_bound,
         "Golowich et al. 2018": golowich_bound,
-        "Galanti et al. 2023": convolutional_bound,
+        "after Galanti et al. 2023": convolutional_bound,
     }
-    found = {
-        name: loss_complexity(bound(networks, norms), networks, norms)
-        for name, bound in of_logits.items()
-    }
-    return {**found, "Bartlett et al. 2017": bartlett_bound(networks, norms)}
+    found = {"Bartlett et al. 2017": bartlett_bound(networks, norms)}
+    for name, bound in of_logits.items():
+        found[name] = loss_complexity(bound(networks, norms), networks, norms)
+    return found
 
 
 def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:

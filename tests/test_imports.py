@@ -15,7 +15,15 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
 
 # From the outermost to the innermost; a module imports from its own line or from those below it.
-PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
+PLOTS = (
+    "plotting",
+    "plot_panels",
+    "plot_style",
+    "label_placement",
+    "linear_plots",
+    "bound_plots",
+    "curves",
+)
 LAYERS = (
     ("experiments",),
     ("report", "html_parts", "ensemble", "memory", "checkpoints", "bounds", "rademacher", *PLOTS),
