@@ -14,20 +14,20 @@ from PIL import Image
 from experiments import bounds as command
 from experiments import random_labels
 from experiments.trained import load_run
-from normjax import bound_plots
+from normjax import bound_plots, rademacher
 from normjax.results import on_own_labels, read_results, select, write_results
 
 ARGUMENTS = (
     "--dataset=digits",
     "--train_size=60",
     "--test_size=45",
-    "--corruption_levels=0,0.5",
+    "--corruption_levels=0",
     "--num_seeds=2",
-    "--pretrain_epochs=1",
+    "--pretrain_epochs=0",
     "--epochs=3",
     "--batch_size=30",
     "--learning_rate=0.05",
-    "--norms=2,1/100",
+    "--norms=2",
 )
 CLIMB = ("--num_signs=3", "--num_steps=8")
 
@@ -63,7 +63,7 @@ def own_rows(run_dir):
 
 def test_gaps_and_terms_by_another_path(run_dir, summary):
     rows = own_rows(run_dir)
-    assert [n["member"] for n in summary["networks"]] == list(range(6)) and len(rows) == 6
+    assert [n["member"] for n in summary["networks"]] == list(range(4)) and len(rows) == 4
     for row, network in zip(rows, summary["networks"], strict=True):
         gap = abs(row.normalized_test_loss - row.normalized_train_loss)
         assert network["gap"] == pytest.approx(gap, abs=1e-12) and gap > 1e-7
@@ -123,7 +123,7 @@ def test_the_figure_shows_the_terms(out_dir, summary):
     for line in axes.lines:
         for x, y in zip(*line.get_data(), strict=False):
             rows.setdefault(y, []).append(x)
-    assert sorted(rows[0])[:6] == sorted(n["gap"] for n in summary["networks"])[:6]
+    assert sorted(rows[0])[:4] == sorted(n["gap"] for n in summary["networks"])[:4]
     expected = [
         summary["confidence_term"],
         summary["labels"]["two_r"],
@@ -137,8 +137,15 @@ def test_the_figure_shows_the_terms(out_dir, summary):
     assert (out_dir / "figures" / "bounds.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_fewer_images_and_a_diverged_network(run_dir, tmp_path):
-    """The estimate from 15 of 60 images is scaled by 1 / 2; what diverged is named."""
+def test_fewer_images_and_a_diverged_network(run_dir, tmp_path, monkeypatch):
+    """An estimate from 15 of 60 images is scaled by 1 / 2; what diverged is named."""
+
+    def estimate(apply_fn, init_fn, inputs, labels, *_, num_signs, num_steps):
+        assert inputs.shape == (15, 8, 8, 1) and labels.shape == (15,)
+        values, by_step = np.array([0.3]), np.linspace(0, 0.3, num_steps + 1)
+        return rademacher.RademacherEstimate(0.3, math.nan, values, 15, by_step)
+
+    monkeypatch.setattr(rademacher, "estimate_rademacher", estimate)
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)
     rows = read_results(copy)
@@ -146,7 +153,8 @@ def test_fewer_images_and_a_diverged_network(run_dir, tmp_path):
     write_results(copy / "results.csv", [r._replace(**nan) if r.member == 1 else r for r in rows])
     command.main(parse(f"--from={copy}", "--num_examples=15", "--num_signs=1", "--num_steps=2"))
     summary = json.loads((copy / "bounds.json").read_text())
-    assert summary["diverged"] == [1] and len(summary["networks"]) == 5
+    assert summary["diverged"] == [1] and len(summary["networks"]) == 3
+    assert summary["signs"]["two_r"] == pytest.approx(0.3, rel=1e-12)  # 2 * 0.3 / 2
     assert summary["signs"]["num_examples"] == 15 and summary["signs"]["standard_error"] is None
     text = (copy / "bounds.md").read_text()
     assert "found on 15 of the images and scaled" in text

@@ -164,20 +164,27 @@ def test_the_climb_of_a_relu_network_is_a_lower_estimate():
     x = np.random.default_rng(3).standard_normal((6, 2))
     suprema = relu_suprema(x)
     init = make_init(2, 8, 1)
-    few = estimate(init, one_logit, x, num_steps=60)
     many = estimate(init, one_logit, x, num_steps=60, num_restarts=6)
-    assert (many.values >= few.values - 1e-6).all() and few.mean < 0.999 * many.mean
     assert many.values.max() < suprema.max() * (1 + 1e-6)
     assert_agrees(many, suprema, rtol=5e-3)
+    # The same draws, whatever their number and the batches, with the first start alone.
+    few = estimate(init, one_logit, x, num_signs=39, num_steps=60, batch_size=4)
+    assert (many.values[:39] >= few.values - 1e-6).all()
+    assert 0.9 * many.mean < few.mean < 0.999 * many.mean
 
 
-def test_losses_are_climbed_by_their_own_gradient():
+@pytest.fixture(scope="module")
+def loss_estimate():
+    """R_N of the losses of linear networks on one example."""
+    return estimate(make_init(4, 3), excess_loss, X[:1], num_steps=80)
+
+
+def test_losses_are_climbed_by_their_own_gradient(loss_estimate):
     """Of one example the logits can be any vector of the length of x: the sphere is searched."""
-    found = estimate(make_init(4, 3), excess_loss, X[:1], num_steps=80)
     lowest, highest = excess_extremes()
     expected = np.array([highest, -lowest])
-    assert np.abs(found.values[:, None] / expected - 1).min(axis=1).max() < 1e-4
-    assert len(set(np.round(found.values, 3))) == 2
+    assert np.abs(loss_estimate.values[:, None] / expected - 1).min(axis=1).max() < 1e-4
+    assert len(set(np.round(loss_estimate.values, 3))) == 2
 
 
 def excess_extremes():
@@ -213,18 +220,10 @@ def test_the_climb_of_the_3_layer_net_settles():
     assert found.values.max() < bounds.largest_outputs(shape, norms) / math.sqrt(5)
 
 
-def test_draws_depend_on_the_key_and_their_number_only():
-    init = make_init(4, 5, 3)
-    three = estimate(init, one_logit, num_signs=3)
-    four = estimate(init, one_logit, num_signs=4, batch_size=4)
-    np.testing.assert_allclose(four.values[:3], three.values, rtol=1e-5)
-    assert len(set(np.round(four.values, 3))) > 1
-
-
 # Random labels.
 
 
-def test_random_labels_are_below_what_signs_reach():
+def test_random_labels_are_below_what_signs_reach(loss_estimate):
     """E sup (ln K - L) <= 2 R_N, both sides by enumeration for a linear class of one example."""
     found = rademacher_by_labels([-0.02, -0.03, -0.04], 100)
     assert found.mean == pytest.approx(0.015, rel=1e-12) and found.num_examples == 100
@@ -232,9 +231,9 @@ def test_random_labels_are_below_what_signs_reach():
     assert math.isnan(rademacher_by_labels([-0.02], 100).standard_error)
     lowest, highest = excess_extremes()
     by_labels = rademacher_by_labels([lowest], 1).mean
-    signs = estimate(make_init(4, 3), excess_loss, X[:1], num_steps=80)
-    assert abs(signs.mean - (highest - lowest) / 2) < 4 * signs.standard_error
-    assert by_labels < signs.mean
+    expected = (highest - lowest) / 2
+    assert abs(loss_estimate.mean - expected) < 4 * loss_estimate.standard_error
+    assert by_labels < loss_estimate.mean
 
 
 # Mistakes.
