@@ -241,30 +241,33 @@ def describe(summary: Mapping[str, Any]) -> str:
     gaps = [network["gap"] for network in summary["networks"]]
     largest = max(gaps)
 
-    def against_gap(value: float) -> str:
-        times = f"{value / largest:,.3g} times the largest gap"
+    def times_gap(value: float) -> str:
+        return f"{value / largest:,.3g} times the largest gap"
+
+    def verdict(value: float, if_close: str) -> str:
         if value <= TIGHT * largest:
-            return f"{times}: tight"
-        if value <= summary["ln_num_classes"]:
-            return f"{times}: not tight"
-        return f"{times} and more than ln K, the loss of chance: vacuous"
+            return if_close
+        is_vacuous = value > summary["ln_num_classes"]
+        return "vacuous, more than ln K, the loss of chance" if is_vacuous else "not tight"
 
     signs, labels, upper = summary["signs"], summary["labels"], summary["upper"]
     least = min(upper, key=upper.get)
+    confidence = summary["confidence_term"]
+    num_within = sum(gap <= signs["two_r"] + confidence for gap in gaps)
     num_steps = len(signs["by_step"]) - 1
     gain = 1 - signs["by_step"][3 * num_steps // 4] / signs["by_step"][-1]
     parts = [
         f"{len(gaps)} networks, every layer normalised to Frobenius norm 1: test and training loss "
         f"differ by {np.median(gaps):.3g} nats in the median, {min(gaps):.3g} to {largest:.3g}.",
         f"The confidence term (delta = {summary['delta']:g}, N = {summary['num_examples']:,}) is "
-        f"{summary['confidence_term']:.3g} nats, {against_gap(summary['confidence_term'])}. It is "
-        "for losses in an interval of length 1, as the paper prints it; the class's losses are "
-        f"only known to lie in one of {summary['loss_range']:,.3g} nats, which makes it "
+        f"{confidence:.3g} nats, {times_gap(confidence)}: {verdict(confidence, 'tight')}. It is "
+        "for losses in an interval of length 1, as the paper prints it; the class's losses are only "
+        f"known to lie in one of {summary['loss_range']:,.3g} nats, which makes it "
         f"{summary['confidence_term_of_range']:.3g}.",
         f"2 R_N is at least {with_error(signs)} nats by {signs['num_signs']} draws of random signs "
-        f"({against_gap(signs['two_r'])}). This is a lower estimate, since a climb may end below "
-        f"the supremum (the last quarter of its steps added {100 * gain:.2g}%): the truth can only "
-        "be less tight.",
+        f"({times_gap(signs['two_r'])}: {verdict(signs['two_r'], 'tight, if that is all')}). This "
+        "is a lower estimate, since a climb may end below the supremum (the last quarter of its "
+        f"steps added {100 * gain:.2g}%): the truth can only be less tight.",
     ]
     if signs["num_examples"] < summary["num_examples"]:
         parts.append(
@@ -276,7 +279,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         parts.append(
             f"The {labels['num_networks']} networks trained on random labels come "
             f"{with_error(labels)} nats below ln K, another lower estimate of 2 R_N: "
-            f"{against_gap(labels['two_r'])}. What training reaches on random labels is "
+            f"{times_gap(labels['two_r'])}. What training reaches on random labels is "
             f"{labels['two_r'] / signs['two_r']:.2g} of what the class can do with random signs."
         )
     parts.append(
@@ -285,8 +288,9 @@ def describe(summary: Mapping[str, Any]) -> str:
         "lower estimate: so much is left unknown of R_N."
     )
     parts.append(
-        "Eq. 4's right side is one number for all these networks: it says nothing of which of them "
-        "generalises better."
+        f"Eq. 4 as printed, with the lower estimate in it, holds for {num_within} of the "
+        f"{len(gaps)} networks. Its right side is one number for all of them: it says nothing of "
+        "which of them generalises better."
     )
     return " ".join(parts)
 

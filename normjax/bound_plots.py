@@ -51,7 +51,14 @@ def plot_bounds(summary: Mapping[str, Any]) -> Figure:
         axes.set_xlabel("Nats of cross entropy")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.35, -0.14), ncols=5, fontsize=8.5)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.3, -0.13),
+            ncols=6,
+            fontsize=8.5,
+            columnspacing=1.2,
+            handletextpad=0.5,
+        )
     return figure
 
 

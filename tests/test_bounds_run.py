@@ -189,16 +189,22 @@ def test_words_follow_the_numbers():
     text = command.describe(a_summary())
     assert "is 0.02 nats, 2 times the largest gap: tight." in text
     assert "at least 0.5 ± 0.1 nats by 4 draws of random signs (50 times the largest gap: " in text
-    assert "largest gap: not tight)" in text and "no networks trained on random labels" in text
+    assert "largest gap: not tight)" in text and "holds for 2 of the 2 networks" in text
+    assert "no networks trained on random labels" in text
     assert "the last quarter of its steps added 10%" in text
     assert "is 5 nats (B; the others up to 60), 10 times the lower estimate" in text
     text = command.describe(a_summary(confidence_term=0.04))
     assert "is 0.04 nats, 4 times the largest gap: not tight." in text
     text = command.describe(a_summary(signs={**a_summary()["signs"], "two_r": 3.0}))
-    assert "300 times the largest gap and more than ln K, the loss of chance: vacuous" in text
+    assert "300 times the largest gap: vacuous, more than ln K, the loss of chance)" in text
+    small = {**a_summary()["signs"], "two_r": 0.001}
+    text = command.describe(a_summary(signs=small, confidence_term=0.005))
+    assert "0.1 times the largest gap: tight, if that is all)" in text
+    assert "holds for 1 of the 2 networks" in text
     labels = {"two_r": 0.02, "standard_error": None, "num_networks": 1}
     text = command.describe(a_summary(labels=labels))
-    assert "come 0.02 nats below ln K" in text and "is 0.04 of what the class can do" in text
+    assert "come 0.02 nats below ln K" in text and "2 times the largest gap. What" in text
+    assert "is 0.04 of what the class can do" in text
 
 
 def test_the_classes_of_the_other_networks():
