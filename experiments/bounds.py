@@ -261,8 +261,8 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"differ by {np.median(gaps):.3g} nats in the median, {min(gaps):.3g} to {largest:.3g}.",
         f"The confidence term (delta = {summary['delta']:g}, N = {summary['num_examples']:,}) is "
         f"{confidence:.3g} nats, {times_gap(confidence)}: {verdict(confidence, 'tight')}. It is "
-        "for losses in an interval of length 1, as the paper prints it; the class's losses are only "
-        f"known to lie in one of {summary['loss_range']:,.3g} nats, which makes it "
+        "for losses in an interval of length 1, as the paper prints it; the class's losses are "
+        f"only known to lie in one of {summary['loss_range']:,.3g} nats, which makes it "
         f"{summary['confidence_term_of_range']:.3g}.",
         f"2 R_N is at least {with_error(signs)} nats by {signs['num_signs']} draws of random signs "
         f"({times_gap(signs['two_r'])}: {verdict(signs['two_r'], 'tight, if that is all')}). This "
