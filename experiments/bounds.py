@@ -32,6 +32,7 @@ from experiments import records
 from experiments.sweep import dataset_label
 from experiments.trained import FinishedRun, load_run
 from normjax import bound_plots, bounds, plotting, rademacher
+from normjax.bound_plots import format_nats
 from normjax.data import standardize_images
 from normjax.layers import find_layers
 from normjax.models import make_model
@@ -242,7 +243,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     largest = max(gaps)
 
     def times_gap(value: float) -> str:
-        return f"{value / largest:,.3g} times the largest gap"
+        return f"{format_nats(value / largest)} times the largest gap"
 
     def verdict(value: float, if_close: str) -> str:
         if value <= TIGHT * largest:
@@ -262,8 +263,8 @@ def describe(summary: Mapping[str, Any]) -> str:
         f"The confidence term (delta = {summary['delta']:g}, N = {summary['num_examples']:,}) is "
         f"{confidence:.3g} nats, {times_gap(confidence)}: {verdict(confidence, 'tight')}. It is "
         "for losses in an interval of length 1, as the paper prints it; the class's losses are "
-        f"only known to lie in one of {summary['loss_range']:,.3g} nats, which makes it "
-        f"{summary['confidence_term_of_range']:.3g}.",
+        f"only known to lie in one of {format_nats(summary['loss_range'])} nats, which makes it "
+        f"{format_nats(summary['confidence_term_of_range'])}.",
         f"2 R_N is at least {with_error(signs)} nats by {signs['num_signs']} draws of random signs "
         f"({times_gap(signs['two_r'])}: {verdict(signs['two_r'], 'tight, if that is all')}). This "
         "is a lower estimate, since a climb may end below the supremum (the last quarter of its "
@@ -282,9 +283,10 @@ def describe(summary: Mapping[str, Any]) -> str:
             f"{times_gap(labels['two_r'])}. What training reaches on random labels is "
             f"{labels['two_r'] / signs['two_r']:.2g} of what the class can do with random signs."
         )
+    unknown = format_nats(upper[least] / signs["two_r"])
     parts.append(
-        f"From above, the least of the published bounds is {upper[least]:,.3g} nats ({least}; the "
-        f"others up to {max(upper.values()):,.3g}), {upper[least] / signs['two_r']:,.3g} times the "
+        f"From above, the least of the published bounds is {format_nats(upper[least])} nats "
+        f"({least}; the others up to {format_nats(max(upper.values()))}), {unknown} times the "
         "lower estimate: so much is left unknown of R_N."
     )
     parts.append(
@@ -298,19 +300,19 @@ def describe(summary: Mapping[str, Any]) -> str:
 def with_error(found: Mapping[str, Any]) -> str:
     """A lower estimate with its standard error, if it has one."""
     error = found["standard_error"]
-    return f"{found['two_r']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return format_nats(found["two_r"]) + ("" if error is None else f" ± {error:.2g}")
 
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """The text, and the terms as a table."""
     gaps = [network["gap"] for network in summary["networks"]]
     rows = [
-        ("Gap, median", f"{np.median(gaps):.4g}", "measured"),
-        ("Gap, largest", f"{max(gaps):.4g}", "measured"),
-        ("Confidence term, losses in [0, 1]", f"{summary['confidence_term']:.4g}", "exact"),
+        ("Gap, median", format_nats(float(np.median(gaps))), "measured"),
+        ("Gap, largest", format_nats(max(gaps)), "measured"),
+        ("Confidence term, losses in [0, 1]", format_nats(summary["confidence_term"]), "exact"),
         (
-            f"Confidence term, losses in [0, {summary['loss_range']:.4g}]",
-            f"{summary['confidence_term_of_range']:.4g}",
+            f"Confidence term, losses in [0, {format_nats(summary['loss_range'])}]",
+            format_nats(summary["confidence_term_of_range"]),
             "exact",
         ),
     ]
@@ -318,7 +320,8 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         rows.append(("2 R_N, random labels", with_error(summary["labels"]), "at least"))
     rows.append(("2 R_N, random signs", with_error(summary["signs"]), "at least"))
     rows += [
-        (f"2 R_N, {name}", f"{value:.4g}", "at most") for name, value in summary["upper"].items()
+        (f"2 R_N, {name}", format_nats(value), "at most")
+        for name, value in summary["upper"].items()
     ]
     table = "".join(f"| {name} | {value} | {kind} |\n" for name, value, kind in rows)
     diverged = summary["diverged"]

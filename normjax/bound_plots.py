@@ -62,6 +62,11 @@ def plot_bounds(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def format_nats(value: float) -> str:
+    """Three significant digits; whole numbers with commas from a thousand on."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _draw_gaps(axes: Axes, networks: list[dict[str, Any]]) -> None:
     """A dot for each network, those of random labels in their own colour."""
     for is_random, color, name in (
@@ -99,6 +104,11 @@ def _draw_terms(axes: Axes, summary: Mapping[str, Any]) -> list[str]:
             label=labels.pop(marker, None),
         )
         axes.annotate(
-            f"{value:.3g}", (value, i), (0, 6), textcoords="offset points", ha="center", fontsize=8
+            format_nats(value),
+            (value, i),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
         )
     return [row[0] for row in rows]

@@ -109,8 +109,8 @@ def test_text_and_table(out_dir, summary):
     gaps = [network["gap"] for network in summary["networks"]]
     for value in (np.median(gaps), min(gaps), max(gaps), summary["confidence_term"]):
         assert f"{value:.3g}" in summary["text"]
-    assert f"| 2 R_N, random signs | {summary['signs']['two_r']:.4g} ± " in text
-    assert f"| {summary['upper']['Neyshabur et al. 2015']:.4g} | at most |" in text
+    assert f"| 2 R_N, random signs | {summary['signs']['two_r']:.3g} ± " in text
+    assert f"| {summary['upper']['Neyshabur et al. 2015']:,.0f} | at most |" in text
     assert "The 2 networks trained on random labels" in text and "scaled" not in text
 
 
@@ -205,6 +205,11 @@ def test_words_follow_the_numbers():
     text = command.describe(a_summary(labels=labels))
     assert "come 0.02 nats below ln K" in text and "2 times the largest gap. What" in text
     assert "is 0.04 of what the class can do" in text
+
+
+def test_numbers_are_written_with_three_digits():
+    values = (0.0173082, 11.2480, 578.9, 13404.2)
+    assert [bound_plots.format_nats(v) for v in values] == ["0.0173", "11.2", "579", "13,404"]
 
 
 def test_the_classes_of_the_other_networks():
