@@ -16,13 +16,13 @@ FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")
 
 # From the outermost to the innermost; a module imports from its own line or from those below it.
 PLOTS = ("plotting", "plot_panels", "plot_style", "label_placement", "linear_plots", "curves")
-PLOTS += ("explain_plots", "ranking_plots")
+PLOTS += ("explain_plots", "ranking_plots", "bound_plots")
 CONTROLS = ("controls", "summary", "verdict", "logit_controls", "error_prediction")
 CONTROLS += ("influence", "resampling")
 MEASURES = ("measures", "sharpness", "ranking")
 LAYERS = (
     ("experiments",),
-    ("report", "html_parts", "ensemble", "memory", "checkpoints", *PLOTS),
+    ("report", "html_parts", "ensemble", "memory", "checkpoints", "bounds", "rademacher", *PLOTS),
     ("train", "evaluate", "snapshots", "linear_margin", *CONTROLS, *MEASURES),
     ("models", "normalize", "balance", "losses", "data", "regression", "results", "tables"),
     ("norms", "layers", "convolution", "reading"),
