@@ -295,7 +295,10 @@ def describe_stopping(runs_dir: Path) -> str:
     run_dir = runs_dir / run_of("monitor")
     if not is_finished(run_dir):
         return "The run is not finished."
-    lines = curves.describe_stopping(curves.stopping_epochs(curves.read_metrics(run_dir)))
+    try:
+        lines = curves.describe_stopping(curves.stopping_epochs(curves.read_metrics(run_dir)))
+    except (ValueError, OSError) as error:
+        return f"It can't be said: {shared_flags.one_line(error)}"
     return "\n".join(f"- {line}" for line in lines.splitlines())
 
 
