@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import sweep
+from experiments.records import LOCK_FILE
 from normjax.data import load_dataset
 
 ARGUMENTS = ("--dataset=digits", "--train_size=100", "--test_size=45", "--batch_size=32")
@@ -34,10 +35,11 @@ def error_of(invoke, tmp_path, monkeypatch):
 
 
 def snapshot(folder):
-    """Everything in a folder; None where there is none."""
+    """Everything in a folder but the lock of those who look into it; None where there is none."""
     if not folder.is_dir():
         return folder.read_bytes() if folder.exists() else None
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_FILE]
+    return {path: path.read_bytes() for path in files}
 
 
 def image_folder(root, size=(6, 6)):
