@@ -87,7 +87,7 @@ _PRETRAIN5 = {
 _INIT5 = {
     "shared": {},
     "small": {**_NET5_SMALL, "init_stds": "0.01,0.025,0.05,0.1,0.15", "epochs": "60"},
-    "smoke": {**_NET5_SMOKE, "init_stds": "0.025,0.05,0.1", "epochs": "30"},
+    "smoke": {**_NET5_SMOKE, "init_stds": "0.025,0.05,0.1", "epochs": "50"},
 }
 
 RUNS = {
