@@ -96,7 +96,7 @@ class Moment(NamedTuple):
     pattern: str = "nothing"  # in the name of the file that it then touches
     count: int = 1  # for the so-manieth time
     delay_s: float = 0.0
-    after_s: float | None = None  # instead: so long after the program's start
+    at_start: float | None = None  # instead: after so much of the time that a bare start takes
 
 
 def choose_moments(kills: int, rng: random.Random) -> list[Moment]:
@@ -115,7 +115,7 @@ def choose_moments(kills: int, rng: random.Random) -> list[Moment]:
         ],
     ]
     chosen = set(rng.sample([moment for group in tables for moment in group], min(7, kills // 3)))
-    starts = [Moment(after_s=rng.uniform(0.1, 4)) for _ in range(kills // 6)]
+    starts = [Moment(at_start=rng.uniform(0.05, 1.2)) for _ in range(kills // 6)]
     count = kills - len(chosen) - len(starts)
     moments = []
     for group, own in enumerate(tables):
@@ -131,9 +131,15 @@ def choose_moments(kills: int, rng: random.Random) -> list[Moment]:
     return moments
 
 
-def run(workdir: Path, moment: Moment, has_figures: bool, environment: dict[str, str]) -> bool:
-    """Goes on with a run; whether it was killed, as it was to be."""
-    *when, after_s = moment
+def run(
+    workdir: Path,
+    moment: Moment,
+    has_figures: bool,
+    environment: dict[str, str],
+    start_s: float = 0.0,
+) -> bool:
+    """Goes on with a run, a bare start of which takes `start_s`; whether it was killed."""
+    *when, at_start = moment
     group, step, *rest = when
     driver = [workdir, group, step, *rest, int(has_figures)]
     command = [sys.executable, "-c", DRIVER, *map(str, driver), *RUN, f"--workdir={workdir}"]
@@ -146,7 +152,7 @@ def run(workdir: Path, moment: Moment, has_figures: bool, environment: dict[str,
         text=True,
     )
     try:
-        _, said = process.communicate(timeout=after_s)
+        _, said = process.communicate(timeout=at_start and at_start * start_s)
     except subprocess.TimeoutExpired:
         process.kill()
         _, said = process.communicate()
@@ -192,8 +198,11 @@ def soak(folder: Path, moments: Sequence[Moment], has_figures: bool = True) -> s
     started = time.monotonic()
     whole, pieces = folder / "whole", folder / "pieces"
     assert not run(whole, Moment(), has_figures, environment)
+    start_s = -time.monotonic()
+    assert not run(whole, Moment(), has_figures, environment)  # finished: it only starts
+    start_s += time.monotonic()
     for moment in moments:
-        is_killed = run(pieces, moment, has_figures, environment)
+        is_killed = run(pieces, moment, has_figures, environment, start_s)
         print(f"{'killed' if is_killed else 'not killed'}: {moment}", file=sys.stderr, flush=True)
         assert is_killed, f"the run ended before {moment}"
         check_tables(pieces, whole)

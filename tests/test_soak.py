@@ -22,6 +22,6 @@ def test_moments_are_spread_over_the_run():
         assert len(moments) == 20 and moments == choose_moments(20, random.Random(seed))
         steps = [(m.group, m.step) for m in moments if m.step]
         assert steps == sorted(steps) and {group for group, _ in steps} == {0, 1}
-        assert sum(moment.after_s is not None for moment in moments) == 3
+        assert sum(moment.at_start is not None for moment in moments) == 3
         assert sum(".results.csv" in moment.pattern for moment in moments) >= 1
         assert sum("progress" in m.pattern or "orbax" in m.pattern for m in moments) >= 3
