@@ -99,10 +99,8 @@ def validate(config: Config) -> None:
     for name in ("num_signs", "num_steps", "num_examples"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name}={getattr(config, name)}: must be at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed={config.seed}: must lie in [0, 2^32)")
-    if Path(config.workdir).exists() and not Path(config.workdir).is_dir():
-        raise ValueError(f"--workdir={config.workdir} is a file; a folder is needed")
+    shared_flags.check_seed(config.seed)
+    shared_flags.check_workdir(config.workdir)
 
 
 def main(config: Config) -> None:

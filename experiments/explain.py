@@ -82,12 +82,11 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config
             raise ValueError("--from is needed: the folder of a run, or a results.csv")
         if not Path(source).exists():
             raise ValueError(f"--from={source}: there is no such file or folder")
-        if not 0 <= given["seed"] < 2**32:
-            raise ValueError(f"--seed={given['seed']}: must lie in [0, 2^32)")
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
-        if workdir is not None and Path(workdir).exists() and not Path(workdir).is_dir():
-            raise ValueError(f"--workdir={workdir} is a file; a folder is needed")
-        return Config(source=source, workdir=workdir or str(folder), **given)
+        config = Config(source=source, workdir=workdir or str(folder), **given)
+        shared_flags.check_seed(config.seed)
+        shared_flags.check_workdir(config.workdir)
+        return config
 
     return shared_flags.parse(argv, make_config, values)
 

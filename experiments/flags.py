@@ -206,7 +206,7 @@ def validate(config: Config) -> None:
         check(getattr(config, name) is None or getattr(config, name) >= 1, name, "must be >= 1")
     for name in ("pretrain_epochs", "test_every"):
         check(getattr(config, name) >= 0, name, "must not be negative")
-    check(0 <= config.seed < 2**32, "seed", "must lie in [0, 2^32)")  # JAX drops further bits
+    check_seed(config.seed)
     check(0 < config.learning_rate < math.inf, "learning_rate", "must be positive")
     check(0 <= config.momentum < 1, "momentum", "must lie in [0, 1)")
     targets = config.target_losses
@@ -220,6 +220,18 @@ def validate(config: Config) -> None:
     distributed.parse(config.distributed)
     has_batch_norm = config.model == "convnet5"
     check(has_batch_norm or not config.batch_norm, "batch_norm", "only convnet5 has it")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed of more than 32 bits, of which JAX drops the further ones."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed={seed}: must lie in [0, 2^32)")
+
+
+def check_workdir(workdir: str | os.PathLike) -> None:
+    """Raises ValueError if there is a file in the place of the folder."""
+    if os.path.exists(workdir) and not os.path.isdir(workdir):
+        raise ValueError(f"--workdir={workdir} is a file; a folder is needed")
 
 
 def _fits_flagfile(value: str) -> bool:

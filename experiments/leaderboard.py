@@ -114,15 +114,12 @@ def validate(config: Config) -> None:
         raise ValueError("--from=: the folder of a finished run is needed, or several with commas")
     if len(set(config.source)) < len(config.source):
         raise ValueError(f"--from={','.join(config.source)}: every run may stand there once")
-    workdir = Path(config.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"--workdir={config.workdir} is a file; a folder is needed")
-    if (workdir / RUN_FILE).exists():
+    shared_flags.check_workdir(config.workdir)
+    if (Path(config.workdir) / RUN_FILE).exists():
         raise ValueError(f"--workdir={config.workdir} holds a run: give another folder")
     if config.sharpness_images < 1:
         raise ValueError(f"--sharpness_images={config.sharpness_images}: must be at least 1")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed={config.seed}: must lie in [0, 2^32)")
+    shared_flags.check_seed(config.seed)
 
 
 def main(config: Config) -> None:

@@ -147,8 +147,7 @@ def validate(config: Config) -> None:
             raise ValueError(f"--{name}={getattr(config, name)}: must be at least {minimum}")
     if not 0 < config.relative_step < 2:
         raise ValueError(f"--relative_step={config.relative_step}: must lie between 0 and 2")
-    if not 0 <= config.seed < 2**32:
-        raise ValueError(f"--seed={config.seed}: must lie in [0, 2^32)")
+    shared_flags.check_seed(config.seed)
 
 
 def main(config: Config) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags import HOW_NOT_WHAT, Config, to_flagfile
+from experiments.flags import HOW_NOT_WHAT, Config, check_workdir, to_flagfile
 from normjax.checkpoints import RUN_FILE, digest
 from normjax.data import Dataset
 from normjax.ensemble import Member
@@ -35,8 +35,7 @@ def is_finished(run_dir: Path, config: Config) -> bool:
       ValueError: the folder can't be used: it holds a run and --resume is not given, or that run
         has other settings.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"--workdir={run_dir} is a file; a folder is needed")
+    check_workdir(run_dir)
     path = run_dir / RUN_FILE
     if not path.exists():
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():

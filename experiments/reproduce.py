@@ -116,8 +116,7 @@ def validate(config: Config) -> None:
         raise ValueError(f"--figures={text}: allowed are {', '.join(ALL_FIGURES)}")
     if config.source is not None and not (Path(config.source) / "runs").is_dir():
         raise ValueError(f"--from={config.source}: there is no folder runs in it")
-    if Path(config.workdir).exists() and not Path(config.workdir).is_dir():
-        raise ValueError(f"--workdir={config.workdir} is a file; a folder is needed")
+    shared_flags.check_workdir(config.workdir)
 
 
 def main(config: Config) -> None:

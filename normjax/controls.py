@@ -6,11 +6,13 @@ margins would still line up, towards (ln K, ln K), if only their product norms d
 """
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
+from normjax import regression
 from normjax.error_prediction import ErrorRanking, rank_errors
 from normjax.influence import (
     DemingFit,
@@ -177,12 +179,7 @@ def explain_line(
     ln_num_classes = float(np.mean(every.train - every.x))
     reasons: dict[str, str] = {}
 
-    def attempt(name: str, compute: Callable[[], Any]) -> Any:
-        try:
-            return compute()
-        except ValueError as error:
-            reasons[name] = str(error)
-            return None
+    attempt = partial(regression.attempt, reasons)
 
     draws = {"num_draws": num_draws, "seed": seed}
     shuffle = attempt(

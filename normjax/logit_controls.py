@@ -6,10 +6,12 @@ that (`explain_logits`).
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
+from normjax import regression
 from normjax.influence import DemingFit, MarginRatio, deming_line, margin_ratio
 from normjax.losses import excess_cross_entropy
 from normjax.regression import LineFit, fit_line
@@ -202,12 +204,7 @@ def explain_logits(
     margins = np.array([[n.train_margin, n.test_margin] for n in networks]).T
     reasons: dict[str, str] = {}
 
-    def attempt(name: str, compute: Callable[[], Any]) -> Any:
-        try:
-            return compute()
-        except ValueError as error:
-            reasons[name] = str(error)
-            return None
+    attempt = partial(regression.attempt, reasons)
 
     def excess_at(name: str) -> np.ndarray:
         """[2, n, divisors]: of training and test set."""

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,3 +144,12 @@ def check_points(*columns: Sequence[float], minimum: int) -> list[np.ndarray]:
             index = int(np.flatnonzero(~np.isfinite(array))[0])
             raise ValueError(f"point {index} is {array[index]}; all values must be finite")
     return arrays
+
+
+def attempt(reasons: dict[str, str], name: str, compute: Callable[[], T]) -> T | None:
+    """What `compute` gives; None, with the reason by name, where there are no such statistics."""
+    try:
+        return compute()
+    except ValueError as error:
+        reasons[name] = str(error)
+        return None

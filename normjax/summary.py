@@ -143,10 +143,8 @@ def _summarize_group(rows: Sequence[ResultRow], selection: str, norm: str) -> di
 
 def _attempt(name: str, compute: Callable[[], Any], reasons: dict[str, str]) -> Any:
     """The result as a dictionary with None for NaN; if there is none, None and a reason."""
-    try:
-        value = compute()
-    except ValueError as error:
-        reasons[name] = str(error)
+    value = regression.attempt(reasons, name, compute)
+    if value is None:
         return None
     fields = value if isinstance(value, dict) else _fields(value)
     return {
