@@ -2,17 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test test-slow lint
+.PHONY: quickstart test soak lint
 
 quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
 	    --flagfile=experiments/flagfiles/quickstart.flags --resume
 
 test: $(VENV)/test
-	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(VENV)/test
-	$(VENV)/bin/python -m pytest -m slow
+soak: $(VENV)/test
+	$(VENV)/bin/python -m tests.soak --kills=20
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
