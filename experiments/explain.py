@@ -38,6 +38,7 @@ from normjax.logit_controls import (
     measure_network,
 )
 from normjax.normalize import param_norms
+from normjax.reading import read_object
 from normjax.results import replacing
 from normjax.summary import finite_rows
 from normjax.types import Norm, Params
@@ -193,7 +194,7 @@ def dataset_name(source: Path) -> str:
     path = source / RUN_FILE
     if not path.exists():
         return ""
-    return dataset_label(json.loads(path.read_text(encoding="utf-8")).get("dataset", ""))
+    return dataset_label(read_object(path, dataset=str)["dataset"])
 
 
 def plain(value: Any) -> Any:

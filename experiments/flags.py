@@ -120,7 +120,8 @@ def run(experiment: Callable[[Config], None]) -> None:
 def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], Any]) -> None:
     """Runs a command's `main` on what its `parse` makes of the command line.
 
-    Ctrl-C, where nothing else is made of it, ends it with exit code 130 and without a traceback.
+    Where nothing else is made of them, Ctrl-C ends it with exit code 130 and an OSError, as of a
+    full disk, with one line and exit code 1, both without a traceback.
     """
     logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
@@ -129,6 +130,8 @@ def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], An
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def parse(

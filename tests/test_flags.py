@@ -256,3 +256,13 @@ def test_help_names_every_flag(invoke):
     text = flags.flags.FLAGS.module_help("experiments.flags")
     for field in dataclasses.fields(Config):
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+
+
+def test_a_disk_that_refuses_is_one_line(monkeypatch):
+    def main(_):
+        raise OSError(28, "No space left on device", "runs/x/results.csv")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as stop:
+        flags.run_command(main, lambda argv: argv)
+    assert stop.value.code == "error: [Errno 28] No space left on device: 'runs/x/results.csv'"
