@@ -12,7 +12,7 @@ test: $(VENV)/test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/test
-	$(VENV)/bin/python -m tests.soak --kills=20
+	$(VENV)/bin/python -m tests.helpers.soak --kills=20
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

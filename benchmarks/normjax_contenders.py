@@ -20,7 +20,7 @@ from normjax import (
     normalize_params,
     standardize_images,
 )
-from normjax.ensemble import (
+from normjax.training.ensemble import (
     Ensemble,
     Member,
     make_ensemble,
@@ -30,8 +30,8 @@ from normjax.ensemble import (
     shard_members,
     share,
 )
-from normjax.evaluate import choose_evaluation_batch_size, parse_norm
-from normjax.models import make_model
+from normjax.training.evaluate import choose_evaluation_batch_size, parse_norm
+from normjax.networks.models import make_model
 
 IMAGE_SHAPE = (32, 32, 3)
 NORMS = ("2", "1", "inf", "1/100", "3", "1.5", "4", "spectral")

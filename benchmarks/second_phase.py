@@ -13,9 +13,10 @@ from pathlib import Path
 import jax
 
 from benchmarks.synthetic import NUM_CLASSES, make_data
-from experiments import flags, sweep
+from experiments import flags
+from normjax.training import sweep
 from normjax.data import Dataset, Split
-from normjax.ensemble import Member
+from normjax.training.ensemble import Member
 
 ROUNDS = 1  # of many epochs: how many are measured depends on how the loss falls
 TRAIN_SIZE = 5_000

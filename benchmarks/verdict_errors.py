@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from normjax.influence import predict_margins
-from normjax.resampling import shuffle_margins
-from normjax.verdict import ARTEFACT, SUPPORTED, UNDECIDED, judge
+from normjax.statistics.influence import predict_margins
+from normjax.statistics.resampling import shuffle_margins
+from normjax.controls.verdict import ARTEFACT, SUPPORTED, UNDECIDED, judge
 
 KINDS = (
     "independent",

@@ -4,7 +4,7 @@
 
 For the run's networks with every layer normalised to Frobenius norm 1: the gaps between test and
 training loss, beside the confidence term, R_N estimated from below by random signs and by networks
-trained on random labels, and R_N from above by four published bounds (`normjax.bounds`; derived in
+trained on random labels, and R_N from above by four published bounds (`normjax.generalization.bounds`; derived in
 docs/bounds.md). Only networks without later biases: the class of others has no finite R_N.
 
     WORKDIR/bounds.json   everything measured
@@ -28,15 +28,18 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as shared_flags
-from experiments import records
-from experiments.sweep import dataset_label
-from experiments.trained import FinishedRun, load_run
-from normjax import bound_plots, bounds, plotting, rademacher
-from normjax.bound_plots import format_nats
+from normjax.training import record as records
+from normjax.training.sweep import dataset_label
+from normjax.training.finished_run import FinishedRun, load_run
+from normjax.plots import bounds as bound_plots
+from normjax.generalization import bounds
+from normjax.plots import paper as plotting
+from normjax.generalization import rademacher
+from normjax.plots.bounds import format_nats
 from normjax.data import standardize_images
 from normjax.layers import find_layers
-from normjax.models import make_model
-from normjax.results import ResultRow, replacing, select
+from normjax.networks.models import make_model
+from normjax.results.rows import ResultRow, replacing, select
 
 TIGHT = 3.0
 """A term that is at most so many times the largest gap is called tight."""

@@ -3,8 +3,9 @@
 python -m experiments.default_init --flagfile=experiments/flagfiles/fig06.flags
 """
 
-from experiments import flags, members
-from experiments.sweep import run_sweep
+from experiments import flags
+from normjax.training import members
+from normjax.training.sweep import run_sweep
 
 
 def main(config: flags.Config) -> None:

@@ -23,24 +23,26 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from experiments import explain_tables, trained
+from experiments import explain_tables
+from normjax.training import finished_run as trained
 from experiments import flags as shared_flags
-from experiments.sweep import dataset_label
-from normjax import explain_plots, plotting
+from normjax.training.sweep import dataset_label
+from normjax.plots import explain as explain_plots
+from normjax.plots import paper as plotting
 from normjax.balance import balance_params
-from normjax.checkpoints import RUN_FILE
-from normjax.controls import Explanation, choose_rows, explain_line
-from normjax.evaluate import parse_norm
-from normjax.logit_controls import (
+from normjax.training.checkpoints import RUN_FILE
+from normjax.controls.explain import Explanation, choose_rows, explain_line
+from normjax.training.evaluate import parse_norm
+from normjax.controls.logits import (
     LogitExplanation,
     NetworkLogits,
     explain_logits,
     measure_network,
 )
 from normjax.normalize import param_norms
-from normjax.reading import read_object
-from normjax.results import replacing
-from normjax.summary import finite_rows
+from normjax.files import read_object
+from normjax.results.rows import replacing
+from normjax.results.summary import finite_rows
 from normjax.types import Norm, Params
 
 JSON_FILE, TABLE_FILE = "explain.json", "explain.md"

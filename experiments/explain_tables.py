@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from normjax.controls import MEASURE_NAMES, Explanation
-from normjax.explain_plots import DIVISOR_NAMES
-from normjax.logit_controls import LogitExplanation
-from normjax.regression import LineFit
-from normjax.summary import norm_name, selection_name
+from normjax.controls.explain import MEASURE_NAMES, Explanation
+from normjax.plots.explain import DIVISOR_NAMES
+from normjax.controls.logits import LogitExplanation
+from normjax.statistics.regression import LineFit
+from normjax.results.summary import norm_name, selection_name
 
 
 def to_markdown(line: Explanation, logits: LogitExplanation | None, no_logits_because: str) -> str:

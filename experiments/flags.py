@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from experiments import distributed
+from normjax.training import processes as distributed
 from normjax.data.labels import METHODS
-from normjax.evaluate import parse_norm
-from normjax.models import MODEL_NAMES
+from normjax.training.evaluate import parse_norm
+from normjax.networks.models import MODEL_NAMES
 
 T = TypeVar("T")
 

@@ -8,8 +8,9 @@ All networks see the true labels from the start, but for one of each seed: the p
 
 import sys
 
-from experiments import flags, members
-from experiments.sweep import run_sweep
+from experiments import flags
+from normjax.training import members
+from normjax.training.sweep import run_sweep
 
 RANDOM_LABELS_STD = 0.05  # the paper's, for its point "RL"
 

@@ -3,9 +3,9 @@
     python -m experiments.leaderboard --from=runs/quickstart
     python -m experiments.leaderboard --from=RUN1,RUN2 --selection=final --workdir=DIR
 
-Each measure (`normjax.measures`, `normjax.sharpness`) is computed for every network at one
+Each measure (`normjax.generalization.measures`, `normjax.generalization.sharpness`) is computed for every network at one
 selection, from its weights and its training set alone, and is asked how well it ranks the networks
-by test error (`normjax.ranking`): Kendall's tau, granulated for each factor, and sign errors.
+by test error (`normjax.generalization.ranking`): Kendall's tau, granulated for each factor, and sign errors.
 Networks of random labels are left out, because their test error is on random labels: it is that of
 guessing, and ranks nothing. Several runs must be of one kind: same data, same network.
 
@@ -28,19 +28,20 @@ from tqdm import tqdm
 
 from experiments import flags as shared_flags
 from experiments import leaderboard_page
-from experiments.sweep import dataset_label
-from experiments.trained import FinishedRun, Network, load_run, logits_of, networks_at
-from normjax import ranking, ranking_plots
-from normjax.checkpoints import RUN_FILE
+from normjax.training.sweep import dataset_label
+from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
+from normjax.generalization import ranking
+from normjax.plots import leaderboard as ranking_plots
+from normjax.training.checkpoints import RUN_FILE
 from normjax.data import standardize_images
-from normjax.ensemble import map_members
-from normjax.evaluate import choose_evaluation_batch_size
-from normjax.measures import MEASURES, TrainedNetwork
-from normjax.plot_style import join_title, save_figure
-from normjax.results import ResultRow
-from normjax.sharpness import SHARPNESS_MEASURES
-from normjax.summary import finite_rows, member_name, selection_name
-from normjax.tables import write_table
+from normjax.training.ensemble import map_members
+from normjax.training.evaluate import choose_evaluation_batch_size
+from normjax.generalization.measures import MEASURES, TrainedNetwork
+from normjax.plots.style import join_title, save_figure
+from normjax.results.rows import ResultRow
+from normjax.generalization.sharpness import SHARPNESS_MEASURES
+from normjax.results.summary import finite_rows, member_name, selection_name
+from normjax.results.columns import write_table
 
 SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
 

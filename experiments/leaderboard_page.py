@@ -4,9 +4,9 @@ import math
 import os
 from collections.abc import Sequence
 
-from normjax.ranking import NUM_RESAMPLES, RankedMeasure
-from normjax.results import replacing
-from normjax.sharpness import ERROR_RISE, NUM_DRAWS
+from normjax.generalization.ranking import NUM_RESAMPLES, RankedMeasure
+from normjax.results.rows import replacing
+from normjax.generalization.sharpness import ERROR_RISE, NUM_DRAWS
 
 
 def table_of(ranked: Sequence[RankedMeasure]) -> dict[str, Sequence]:
@@ -72,7 +72,7 @@ def write_page(
     method = [
         "Every measure is oriented so that a larger value should mean a larger test error: τ = 1 "
         "ranks all networks rightly, τ = -1 all wrongly. Their definitions and sources are in the "
-        "docstrings of `normjax.measures` and `normjax.sharpness`.",
+        "docstrings of `normjax.generalization.measures` and `normjax.generalization.sharpness`.",
         "τ is Kendall's tau-b. Intervals are 95% percentile bootstrap intervals "
         f"({NUM_RESAMPLES} resamples of networks).",
         "Whatever contains the product of norms shares it with the normalised test loss; its τ in "

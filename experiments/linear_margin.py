@@ -37,13 +37,15 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import flags as shared_flags
-from experiments import records
-from normjax import linear_margin, linear_plots, plotting
-from normjax.checkpoints import RUN_FILE
-from normjax.reading import read_object
-from normjax.results import RESULTS_FILE, replacing
-from normjax.summary import SUMMARY_FILE, write_summary
-from normjax.tables import read_table, write_table
+from normjax.training import record as records
+from normjax.generalization import linear_margin
+from normjax.plots import linear_margin as linear_plots
+from normjax.plots import paper as plotting
+from normjax.training.checkpoints import RUN_FILE
+from normjax.files import read_object
+from normjax.results.rows import RESULTS_FILE, replacing
+from normjax.results.summary import SUMMARY_FILE, write_summary
+from normjax.results.columns import read_table, write_table
 
 EXPERIMENT = "linear_margin"
 ANGLES_FILE = "angles.csv"

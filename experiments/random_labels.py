@@ -6,8 +6,9 @@ The networks of random pretraining, and for each seed one that is trained and ev
 completely random labels.
 """
 
-from experiments import flags, members
-from experiments.sweep import run_sweep
+from experiments import flags
+from normjax.training import members
+from normjax.training.sweep import run_sweep
 
 
 def main(config: flags.Config) -> None:

@@ -6,8 +6,9 @@ Each network is first trained on labels a fraction of which is corrupted, then, 
 optimizer state, on the true labels. Networks of one training loss then differ in test error.
 """
 
-from experiments import flags, members
-from experiments.sweep import run_sweep
+from experiments import flags
+from normjax.training import members
+from normjax.training.sweep import run_sweep
 
 
 def main(config: flags.Config) -> None:

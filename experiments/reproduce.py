@@ -26,8 +26,9 @@ from typing import Any
 from absl import flags
 
 from experiments import flags as shared_flags
-from experiments import ledger, linear_margin
-from experiments.paper_figures import (
+from experiments import linear_margin
+from experiments.paper import ledger
+from experiments.paper.figures import (
     FIGURES,
     FLAGFILES,
     OTHER_FIGURES,
@@ -36,12 +37,13 @@ from experiments.paper_figures import (
     run_of,
     stem_of,
 )
-from experiments.sweep import dataset_label
-from normjax import curves, plotting
-from normjax.checkpoints import RUN_FILE
+from normjax.training.sweep import dataset_label
+from normjax.plots import curves
+from normjax.plots import paper as plotting
+from normjax.training.checkpoints import RUN_FILE
 from normjax.data import load_dataset
-from normjax.reading import read_object, read_text
-from normjax.results import ResultRow, read_results
+from normjax.files import read_object, read_text
+from normjax.results.rows import ResultRow, read_results
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
 NOT_ASKED = "its figure was not asked for"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import sweep
-from experiments.records import LOCK_FILE
+from normjax.training import sweep
+from normjax.training.record import LOCK_FILE
 from normjax.data import load_dataset
 
 ARGUMENTS = ("--dataset=digits", "--train_size=100", "--test_size=45", "--batch_size=32")

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import (
+from tests.helpers.networks import (
     Convnet3,
     Convnet5,
     apply_fn,

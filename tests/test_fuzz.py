@@ -10,7 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cifar_archives import (
+from tests.helpers.cifar_archives import (
     BINARY,
     PYTHON,
     draw_examples,
@@ -19,24 +19,26 @@ from cifar_archives import (
     write_files,
     write_tar,
 )
-from damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
+from tests.helpers.damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from synthetic_results import CONFIG, synthetic_rows
+from tests.helpers.synthetic_results import CONFIG, synthetic_rows
 
-from experiments import records, reproduce, trained
+from experiments import reproduce
+from normjax.training import record as records
+from normjax.training import finished_run as trained
 from experiments.flags import Config, to_flagfile
-from normjax import tables
-from normjax.checkpoints import load_member
-from normjax.curves import read_metrics, stopping_epochs
+from normjax.results.rows import columns as tables
+from normjax.training.checkpoints import load_member
+from normjax.plots.curves import read_metrics, stopping_epochs
 from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
-from normjax.ensemble import Member
-from normjax.report import write_report
-from normjax.results import COLUMNS, read_results, write_results
-from normjax.summary import summarize, write_summary
+from normjax.training.ensemble import Member
+from normjax.report.run_page import write_report
+from normjax.results.rows import COLUMNS, read_results, write_results
+from normjax.results.summary import summarize, write_summary
 
 
 def read_or_refuse(read, path):

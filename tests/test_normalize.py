@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import (
+from tests.helpers.networks import (
     NORMS,
     Convnet3,
     Convnet5,

@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import init_scale, records, sweep
-from normjax import ensemble, plotting
-from normjax.checkpoints import group_folder, read_rows
-from normjax.curves import read_metrics
-from normjax.ensemble import Member
-from normjax.results import read_results
+from experiments import init_scale
+from normjax.training import record as records
+from normjax.training import sweep
+from normjax.training import ensemble
+from normjax.plots import paper as plotting
+from normjax.training.checkpoints import group_folder, read_rows
+from normjax.plots.curves import read_metrics
+from normjax.training.ensemble import Member
+from normjax.results.rows import read_results
 
 # Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
 pytestmark = pytest.mark.filterwarnings(
@@ -233,7 +236,7 @@ def test_a_second_process_is_refused(run, tmp_path, capsys):
     interrupt(run, folder, 0, 3)
     code = f"""
 import pathlib, sys
-from experiments import records
+from normjax.training import record as records
 with records.locked(pathlib.Path({str(folder)!r}), is_new=False):
     print("locked", flush=True)
     sys.stdin.read()

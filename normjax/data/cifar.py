@@ -19,7 +19,7 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.pickles import load_plain_dict, to_matrix, to_text
-from normjax.reading import one_line
+from normjax.files import one_line
 
 # The official archives hold 8 or 9 members and 186 MB; these bounds stop a crafted one.
 MAX_MEMBERS = 64

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
-from normjax.reading import one_line
+from normjax.files import one_line
 
 SPLITS = ("train", "test")
 MAX_SIDE = 1024

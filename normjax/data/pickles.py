@@ -11,7 +11,7 @@ import pickletools
 
 import numpy as np
 
-from normjax.reading import one_line
+from normjax.files import one_line
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")

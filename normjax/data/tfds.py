@@ -12,7 +12,7 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
-from normjax.reading import one_line
+from normjax.files import one_line
 
 NETWORK_TIMEOUT = 3.0  # seconds
 

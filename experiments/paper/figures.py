@@ -1,0 +1,216 @@
+"""The paper's figures as two tables: the runs that they need, and what each of them shows.
+
+Figures that show the same networks share a run, so that these are trained once.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from normjax.plots import paper as plotting
+
+FLAGFILES = Path(__file__).parents[1] / "flagfiles"
+SCALES = ("full", "small", "smoke")
+
+
+class Run(NamedTuple):
+    """A run that one or several figures are drawn from.
+
+    Attributes:
+      experiment: the module of `experiments` that is run.
+      flagfile: stem of the flagfile with the paper's settings.
+      data: "cifar10" or "cifar100"; "" if the experiment draws its own data.
+      shared: flags beyond the flagfile, for the sake of the run's other figures.
+      small: flags that fit 2 CPU cores in about an hour for all runs together.
+      smoke: flags for the embedded digits, some minutes for all runs together.
+    """
+
+    experiment: str
+    flagfile: str
+    data: str
+    shared: Mapping[str, str]
+    small: Mapping[str, str]
+    smoke: Mapping[str, str]
+
+    def flags(self, scale: str) -> dict[str, str]:
+        """What is put behind the flagfile at a scale, the data set apart."""
+        return {**self.shared, **{"full": {}, "small": self.small, "smoke": self.smoke}[scale]}
+
+
+class PaperFigure(NamedTuple):
+    """One figure of the paper.
+
+    Attributes:
+      run: the key of its run in `RUNS`.
+      plot: draws it from the rows of its networks; its norm is that of its flagfile.
+      is_at_target: whether it shows the networks nearest the target loss; else the last epoch's.
+      families: the families of networks that it shows.
+      only_level: the only corruption level that it shows, where it does not show all.
+      has_line: whether a line is fitted to normalised test against normalised training loss.
+      printed: slope, intercept, R2, adjusted R2 and RMSE, where the paper prints them.
+      train_losses: the least and the greatest training loss of its networks, as trained, that the
+        paper gives; the same twice where it gives one that they are all nearest to.
+    """
+
+    run: str
+    plot: Callable[..., Any]
+    is_at_target: bool
+    families: tuple[str, ...]
+    only_level: float | None = None
+    has_line: bool = True
+    printed: tuple[float, ...] | None = None
+    train_losses: tuple[float, float] | None = None
+
+
+_NET5_SMALL = {
+    "train_size": "1250",
+    "num_seeds": "1",
+    "batch_size": "64",
+    "epochs": "40",
+}
+_NET5_SMOKE = {
+    "train_size": "300",
+    "num_seeds": "2",
+    "batch_size": "32",
+    "learning_rate": "0.05",
+    "epochs": "20",
+}
+_PRETRAIN5 = {
+    "shared": {},
+    "small": {
+        **_NET5_SMALL,
+        "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
+        "pretrain_epochs": "10",
+    },
+    "smoke": {**_NET5_SMOKE, "corruption_levels": "0,0.5,1", "pretrain_epochs": "5"},
+}
+_INIT5 = {
+    "shared": {},
+    "small": {**_NET5_SMALL, "init_stds": "0.01,0.025,0.05,0.1,0.15", "epochs": "60"},
+    "smoke": {**_NET5_SMOKE, "init_stds": "0.025,0.05,0.1", "epochs": "50"},
+}
+
+RUNS = {
+    "convnet3": Run(
+        "random_labels",
+        "fig10",
+        "cifar10",
+        shared={"target_losses": "0.0044", "norms": "2,1/100", "test_every": "5"},
+        small={
+            "train_size": "5000",
+            "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
+            "num_seeds": "2",
+            "pretrain_epochs": "20",
+            "epochs": "100",
+            "batch_size": "128",
+        },
+        smoke={
+            "train_size": "400",
+            "corruption_levels": "0,0.5,1",
+            "num_seeds": "2",
+            "pretrain_epochs": "30",
+            "epochs": "60",
+            "batch_size": "32",
+            "learning_rate": "0.05",
+        },
+    ),
+    "default_init": Run(
+        "default_init",
+        "fig06",
+        "cifar10",
+        shared={},
+        small={"train_size": "5000", "num_seeds": "8", "epochs": "60", "batch_size": "128"},
+        smoke={
+            "train_size": "400",
+            "num_seeds": "7",
+            "epochs": "60",
+            "batch_size": "32",
+            "learning_rate": "0.05",
+        },
+    ),
+    "convnet5_pretrain": Run("random_pretrain", "fig07", "cifar10", **_PRETRAIN5),
+    "convnet5_init": Run("init_scale", "fig08", "cifar10", **_INIT5),
+    "cifar100_pretrain": Run("random_pretrain", "fig14", "cifar100", **_PRETRAIN5),
+    "cifar100_init": Run("init_scale", "fig15", "cifar100", **_INIT5),
+    "linear": Run(
+        "linear_margin",
+        "linear_margin",
+        "",
+        shared={},
+        small={},
+        smoke={"num_draws": "20", "num_steps": "2000"},
+    ),
+}
+
+_LEVELS, _FOUR = plotting.plot_losses_against_level, plotting.plot_four_panels
+_FIT, _FIT_AND_RAW = plotting.plot_normalized_fit, plotting.plot_normalized_and_raw
+_PRETRAIN, _INIT, _RANDOM = ("pretrain",), ("init_scale",), "random_labels"
+_NEAR = {"train_losses": (0.006, 0.006)}
+_AT = {"train_losses": (0.0043, 0.0045)}
+
+FIGURES = {
+    "1": PaperFigure("convnet5_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, **_NEAR),
+    "2": PaperFigure("convnet5_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
+    "3": PaperFigure("convnet3", _FIT, True, _PRETRAIN, **_AT),
+    "4": PaperFigure(
+        "convnet3", _FIT, False, _PRETRAIN, printed=(0.8358, 0.3783, 0.9998, 0.9998, 5.6567e-5)
+    ),
+    "5": PaperFigure(
+        "convnet3",
+        _FIT_AND_RAW,
+        False,
+        _PRETRAIN,
+        printed=(0.836, 0.377, 0.9998, 0.9998, 4.7651e-5),
+        train_losses=(1.5e-4, 2.5e-3),
+    ),
+    "6": PaperFigure(
+        "default_init",
+        _FIT_AND_RAW,
+        False,
+        ("default_init",),
+        printed=(0.8117, 0.4333, 0.9660, 0.9592, 6.3624e-5),
+        train_losses=(1.29e-3, 1.38e-3),
+    ),
+    "7": PaperFigure("convnet5_pretrain", _FOUR, True, _PRETRAIN, **_NEAR),
+    "8": PaperFigure("convnet5_init", _FOUR, True, (*_INIT, _RANDOM), **_NEAR),
+    "9": PaperFigure(
+        "convnet3",
+        plotting.plot_error_against_product_norm,
+        True,
+        _PRETRAIN,
+        has_line=False,
+        **_AT,
+    ),
+    "10": PaperFigure(
+        "convnet3",
+        _FIT,
+        False,
+        (*_PRETRAIN, _RANDOM),
+        printed=(0.8789, 0.2795, 0.9721, 0.9721, 5.8304e-4),
+    ),
+    "11": PaperFigure(
+        "convnet3",
+        _FIT,
+        False,
+        (*_PRETRAIN, _RANDOM),
+        only_level=0.0,
+        printed=(0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
+    ),
+    "12": PaperFigure("cifar100_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, **_NEAR),
+    "13": PaperFigure("cifar100_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
+    "14": PaperFigure("cifar100_pretrain", _FOUR, True, _PRETRAIN, **_NEAR),
+    "15": PaperFigure("cifar100_init", _FOUR, True, (*_INIT, _RANDOM), **_NEAR),
+}
+
+# Section 3.1.1, and the recommendation to practitioners: figures of ours, with their runs.
+OTHER_FIGURES = {"linear": "linear", "monitor": "convnet3"}
+
+
+def run_of(name: str) -> str:
+    """The key in `RUNS` of the run that a figure is drawn from."""
+    return FIGURES[name].run if name in FIGURES else OTHER_FIGURES[name]
+
+
+def stem_of(name: str) -> str:
+    """A figure's file name, and that of its flagfile, without suffix: fig04, linear."""
+    return f"fig{int(name):02}" if name in FIGURES else name

@@ -1,0 +1,277 @@
+"""The empirical Rademacher complexity of classes of unit norm, the R_N of the paper's eq. 4.
+
+``R_N(G) = E_s sup_{g in G} (1/N) sum_i s_i g(x_i)`` with independent fair signs ``s_i``, without an
+absolute value (Bartlett and Mendelson 2002, up to their factor 2). It belongs to the class and to
+the inputs, and is the same for every network of the class.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.training.ensemble import map_members
+from normjax.layers import find_layers
+from normjax.losses import excess_cross_entropy
+from normjax.normalize import normalize_params
+from normjax.types import ApplyFn, Array, Params
+
+Outputs = Callable[[Array, Array], Array]
+"""What of a network enters the class: logits [n, K] and labels [n] to values [n, M]."""
+
+
+class RademacherEstimate(NamedTuple):
+    """A Monte Carlo estimate of R_N.
+
+    Attributes:
+      mean: over the draws of signs.
+      standard_error: of the mean, from the spread of the draws; NaN for a single draw.
+      values: float64 [num_signs], the supremum found for each draw.
+      num_examples: N.
+      by_step: float64 [num_steps + 1], the mean of what a climb had found before each step and in
+        the end; None where nothing is climbed.
+    """
+
+    mean: float
+    standard_error: float
+    values: np.ndarray
+    num_examples: int
+    by_step: np.ndarray | None = None
+
+
+def one_logit(logits: Array, labels: Array) -> Array:
+    """The class of real-valued networks: the first logit, [n, K] to [n, 1]."""
+    return logits[:, :1]
+
+
+def all_logits(logits: Array, labels: Array) -> Array:
+    """The class of vector-valued networks, with a sign for each example and class (Maurer 2016)."""
+    return logits
+
+
+def excess_loss(logits: Array, labels: Array) -> Array:
+    """The class of losses, to which eq. 4 applies: cross entropy less ln K, [n, K] to [n, 1].
+
+    The constant changes no R_N, but leaves less noise in its estimate.
+    """
+    return excess_cross_entropy(logits, labels)[:, None]
+
+
+def estimate_rademacher(
+    apply_fn: ApplyFn,
+    init_fn: Callable[[Array], Params],
+    inputs: Array,
+    labels: Array,
+    outputs: Outputs,
+    key: Array,
+    *,
+    num_signs: int = 8,
+    num_steps: int = 60,
+    num_restarts: int = 1,
+    batch_size: int = 16,
+) -> RademacherEstimate:
+    """Estimates R_N of the networks whose layers have Frobenius norm 1, from below.
+
+    For each draw of signs the layers climb ``F(W~) = (1/N) sum_i s_i g(x_i)``: all at once move to
+    ``W_k + dF/dW_k / ||dF/dW_k||`` and back to norm 1, which for a linear class is at the supremum
+    after a few steps. The largest F met counts. The problem is not convex: the climb can end below
+    the supremum, so what comes out is a LOWER estimate, to which restarts and steps add.
+
+    Args:
+      apply_fn: (params, inputs) -> logits [n, K], of a network that obeys eq. 2 and whose first
+        layer alone has a bias: those of later layers are no part of any norm.
+      init_fn: key -> the parameters that a climb starts from.
+      inputs: float [N, ...], as the network takes them.
+      labels: int [N]; they only matter for the class of losses.
+      outputs: `one_logit`, `all_logits`, `excess_loss` or the like.
+      key: a JAX random key; draw i depends on it and on i only.
+      num_signs: draws of signs.
+      num_steps: steps of a climb.
+      num_restarts: climbs for each draw, from different starts.
+      batch_size: examples at a time, the gradient being that of all.
+
+    Raises:
+      ValueError: numbers below 1, labels that do not fit, or a later layer with a bias.
+    """
+    numbers = {
+        "num_signs": num_signs,
+        "num_steps": num_steps,
+        "num_restarts": num_restarts,
+        "batch_size": batch_size,
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}; at least 1 is needed")
+    if len(labels) != len(inputs) or not len(inputs):
+        raise ValueError(f"{len(labels)} labels do not fit {len(inputs)} inputs")
+    check_first_bias_only(jax.eval_shape(init_fn, key))
+    climb = map_members(
+        _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size), num_shared=2
+    )
+    draws = np.repeat(np.arange(num_signs), num_restarts)
+    draws = np.append(draws, np.full(-draws.size % len(jax.local_devices()), draws[-1]))
+    keys = jax.vmap(partial(jax.random.fold_in, key))(draws)
+    init_keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(draws.size) % num_restarts)
+    signs_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
+    met = climb(signs_keys, init_keys, jnp.asarray(inputs), jnp.asarray(labels))
+    met = np.asarray(met, np.float64)[: num_signs * num_restarts]
+    best = np.maximum.accumulate(met.reshape(num_signs, num_restarts, -1).max(axis=1), axis=1)
+    return _estimate(best[:, -1], len(inputs))._replace(by_step=best.mean(axis=0))
+
+
+def rademacher_by_labels(train_excess: Sequence[float], num_examples: int) -> RademacherEstimate:
+    """R_N of the losses from below, by networks trained on random labels.
+
+    With labels drawn independently of the inputs, and every network of the class no better than
+    chance in the mean over the draws, symmetrization (with other labels, the inputs being the same)
+    gives ``E sup_f (ln K - L(f)) <= 2 R_N``: how far any one normalised network brings its training
+    loss L below ln K is a draw of what is at most ``2 R_N`` in expectation. Labels that are
+    swapped keep the class counts, and are independent but for that.
+
+    Args:
+      train_excess: ``L - ln K`` in nats of normalised networks, each trained on its own random
+        labels.
+      num_examples: N.
+
+    Raises:
+      ValueError: no networks.
+    """
+    values = -np.asarray(train_excess, np.float64) / 2
+    if not values.size:
+        raise ValueError("there are no networks trained on random labels")
+    return _estimate(values, num_examples)
+
+
+def check_first_bias_only(params: Params) -> None:
+    """Checks that a network's later layers have no bias.
+
+    Raises:
+      ValueError: one has. No norm bounds it, and R_N of the class is infinite.
+    """
+    for layer in find_layers(params)[1:]:
+        if layer.bias is not None:
+            raise ValueError(
+                f"layer {layer.path!r} has a bias, which is no part of its norm: the networks of "
+                "unit norm then have no finite Rademacher complexity"
+            )
+
+
+def linear_rademacher(
+    inputs: np.ndarray,
+    norm: float = 2,
+    radius: float = 1.0,
+    *,
+    num_signs: int = 1000,
+    seed: int = 0,
+) -> RademacherEstimate:
+    """R_N of the linear functions ``w . x`` with ``||w||_p <= W``, the supremum being exact.
+
+    By duality it is ``(W / N) E || sum_i s_i x_i ||_q`` with ``1/p + 1/q = 1``.
+
+    Args:
+      inputs: float [N, ...], flattened.
+      norm: p >= 1, infinity included.
+      radius: W.
+      num_signs: draws of signs.
+      seed: of the draws.
+
+    Raises:
+      ValueError: p < 1, a negative radius, or no draws.
+    """
+    x, dual = _linear_class(inputs, norm, radius)
+    if num_signs < 1:
+        raise ValueError(f"num_signs is {num_signs}; at least 1 is needed")
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (num_signs, len(x)))
+    values = radius / len(x) * np.linalg.norm(signs @ x, dual, axis=1)
+    return _estimate(values, len(x))
+
+
+def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> float:
+    """An upper bound of R_N of the linear functions with ``||w||_p <= W``.
+
+    For p = 2 it is the paper's ``X W / sqrt(N)`` with ``X^2`` the mean of ``||x||^2``, by Jensen's
+    inequality. Other dual pairs need more than that:
+
+    * p > 2: ``(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)``, by the same inequality;
+    * 1 < p < 2: ``W sqrt(q - 1) X / sqrt(N)`` with the q-norm in X (Kakade, Sridharan and Tewari
+      2008, theorem 1, by the strong convexity of the p-norm);
+    * p = 1: ``(W / N) sqrt(2 ln(2d)) max_j sqrt(sum_i x_ij^2)`` (Massart's finite class lemma).
+
+    Args:
+      inputs: float [N, ...], flattened to d numbers each.
+      norm: p >= 1, infinity included.
+      radius: W.
+
+    Raises:
+      ValueError: p < 1 or a negative radius.
+    """
+    x, dual = _linear_class(inputs, norm, radius)
+    columns = np.linalg.norm(x, axis=0)
+    if dual <= 2:
+        total = np.linalg.norm(columns, dual)
+    elif dual < math.inf:
+        total = math.sqrt(dual - 1) * np.linalg.norm(np.linalg.norm(x, dual, axis=1))
+    else:
+        total = math.sqrt(2 * math.log(2 * columns.size)) * columns.max()
+    return float(radius / len(x) * total)
+
+
+def _linear_class(inputs: np.ndarray, norm: float, radius: float) -> tuple[np.ndarray, float]:
+    """The flattened inputs, float64 [N, d], and the dual exponent."""
+    if not norm >= 1:
+        raise ValueError(f"norm is {norm}; p >= 1 is needed")
+    if not 0 <= radius < math.inf:
+        raise ValueError(f"radius is {radius}; it must not be negative")
+    x = np.asarray(inputs, np.float64).reshape(len(inputs), -1)
+    return x, 1.0 if norm == math.inf else math.inf if norm == 1 else norm / (norm - 1)
+
+
+def _estimate(values: np.ndarray, num_examples: int) -> RademacherEstimate:
+    """Mean and standard error of the draws."""
+    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
+    return RademacherEstimate(float(values.mean()), float(error), values, num_examples)
+
+
+def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
+    """One climb, `climb(signs_key, init_key, inputs, labels)` -> objectives [num_steps + 1]."""
+
+    def climb(signs_key, init_key, inputs, labels):
+        num_examples = len(inputs)
+        fill = -num_examples % batch_size
+
+        def batches(x):
+            padded = jnp.concatenate([x, jnp.repeat(x[-1:], fill, axis=0)])
+            return padded.reshape(-1, batch_size, *x.shape[1:])
+
+        pieces = batches(inputs), batches(labels)
+        start = normalize_params(init_fn(init_key))
+        first = jax.tree.map(lambda piece: piece[0], pieces)
+        shape = jax.eval_shape(lambda x, y: outputs(apply_fn(start, x), y), *first).shape
+        signs = jax.random.rademacher(signs_key, (num_examples, shape[1]), jnp.float32)
+        signs = jnp.pad(signs, ((0, fill), (0, 0))).reshape(-1, *shape)
+
+        def objective(params, x, y, s):
+            return jnp.sum(s * outputs(apply_fn(params, x), y)) / num_examples
+
+        def value_and_grad(params):
+            def add(total, piece):
+                terms = jax.value_and_grad(objective)(params, *piece)
+                return jax.tree.map(jnp.add, total, terms), None
+
+            zeros = jax.tree.map(jnp.zeros_like, (signs[0, 0, 0], params))
+            return jax.lax.scan(add, zeros, (*pieces, signs))[0]
+
+        def step(params, _):
+            value, grads = value_and_grad(params)
+            # A gradient of 0, as of an unused layer, stays 0.
+            moved = jax.tree.map(jnp.add, params, normalize_params(grads))
+            return normalize_params(moved), value
+
+        params, values = jax.lax.scan(step, start, None, length=num_steps)
+        return jnp.append(values, value_and_grad(params)[0])
+
+    return climb

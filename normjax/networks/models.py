@@ -1,0 +1,158 @@
+"""The paper's networks as Flax Linen modules, and their initializers.
+
+All of them are positively homogeneous in each layer's weights (eq. 2): convolutions and dense
+layers, ReLU, nothing else. Batch normalisation is the one exception; `absorb_batch_norm` folds it
+into the layers before anything is normalised.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from normjax.networks.convolution import conv2d
+from normjax.types import Array
+
+MODEL_NAMES = ("convnet3", "convnet5", "linear")
+
+
+def make_model(
+    name: str,
+    num_classes: int = 10,
+    *,
+    batch_norm: bool = False,
+    init_std: float | Array | None = None,
+) -> nn.Module:
+    """One of the paper's networks, as a Linen module on float images [N, H, W, C].
+
+    Args:
+      name: "convnet3" (the 3-layer net), "convnet5" (the 5-layer net) or "linear".
+      num_classes: K, the number of logits.
+      batch_norm: batch normalisation after every layer but the last; "convnet5" only.
+      init_std: None draws PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for every kernel
+        and bias; a number (it may be traced) draws every one of them from N(0, init_std^2).
+
+    Returns:
+      A module with `init(key, images)` and `apply(variables, images, train=False)`; the logits are
+      float [N, num_classes].
+
+    Raises:
+      ValueError: unknown name, or batch_norm for a network that has none.
+    """
+    if name not in MODEL_NAMES:
+        raise ValueError(f"unknown model {name!r}; allowed: {', '.join(MODEL_NAMES)}")
+    if name == "convnet5":
+        return ConvNet5(num_classes, init_std, batch_norm)
+    if batch_norm:
+        raise ValueError(f"model {name!r} has no batch normalisation; only convnet5 does")
+    return (ConvNet3 if name == "convnet3" else Linear)(num_classes, init_std)
+
+
+class ConvNet3(nn.Module):
+    """The 3-layer net of figures 3-6 and 9-11: two VALID convolutions of 24 filters, a dense layer.
+
+    Stride 1, no pooling; only the first layer has a bias: 154,464 parameters on 32x32x3 with 10
+    classes. Kernels are 5x5 (the paper's) on images of at least 12 pixels, 3x3 on smaller ones.
+    """
+
+    num_classes: int
+    init_std: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """Float images [N, H, W, C] to logits [N, num_classes]; `train` has no effect here."""
+        kernel_size = 5 if min(images.shape[1:3]) >= 12 else 3
+        x = nn.relu(self._conv(images, kernel_size, use_bias=True))
+        x = nn.relu(self._conv(x, kernel_size, use_bias=False))
+        return _dense(x, self.num_classes, self.init_std)
+
+    def _conv(self, x: Array, kernel_size: int, use_bias: bool) -> Array:
+        return _conv(x, 24, kernel_size, 1, "VALID", self.init_std, use_bias)
+
+
+class ConvNet5(nn.Module):
+    """A 5-layer net of convolutions only, without pooling (figures 1, 2, 7, 8, 12-15).
+
+    The paper fixes neither widths nor strides. Here: 3x3 SAME convolutions of 32, 64, 64 and 128
+    filters with strides 1, 2, 2, 2, then a VALID convolution over all that is left to num_classes
+    logits. With `batch_norm` each of the first four is followed by batch normalisation and has no
+    bias of its own; without, it has one, so that the module is the twin that `absorb_batch_norm`
+    gives parameters for.
+    """
+
+    num_classes: int
+    init_std: Any = None
+    batch_norm: bool = False
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
+        """Float images [N, H, W, C] to logits [N, num_classes].
+
+        Args:
+          images: standardised images.
+          train: batch normalisation uses (and updates) the batch's statistics.
+          mask: bool [N]; examples that do not count in those statistics are False.
+        """
+        x = images
+        for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
+            x = _conv(x, features, 3, stride, "SAME", self.init_std, use_bias=not self.batch_norm)
+            if self.batch_norm:
+                norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
+                x = norm(x, mask=None if mask is None else mask[:, None, None, None])
+            x = nn.relu(x)
+        x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", self.init_std, use_bias=False)
+        return x.reshape(x.shape[0], self.num_classes)
+
+
+class Linear(nn.Module):
+    """The linear network of section 3.1.1: one dense layer without bias on the flattened image."""
+
+    num_classes: int
+    init_std: Any = None
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """Float images [N, ...] to logits [N, num_classes]; `train` has no effect here."""
+        return _dense(images, self.num_classes, self.init_std)
+
+
+def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
+    """One `nn.Conv` whose convolution is `conv2d`."""
+    if isinstance(kernel_size, int):
+        kernel_size = (kernel_size, kernel_size)
+    init = _initializer(init_std, fan_in=math.prod(kernel_size) * x.shape[-1])
+    return nn.Conv(
+        features,
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        use_bias=use_bias,
+        kernel_init=init,
+        bias_init=init,
+        conv_general_dilated=_conv_general_dilated,
+    )(x)
+
+
+def _dense(x, features, init_std):
+    """A dense layer without bias on the flattened examples."""
+    x = x.reshape(x.shape[0], -1)
+    return nn.Dense(features, use_bias=False, kernel_init=_initializer(init_std, x.shape[-1]))(x)
+
+
+def _conv_general_dilated(lhs, rhs, window_strides, padding, **_):
+    """`conv2d` under the signature that `nn.Conv` calls; the models use no dilation or groups."""
+    return conv2d(lhs, rhs, strides=window_strides, padding=padding)
+
+
+def _initializer(init_std, fan_in):
+    """N(0, init_std^2), or PyTorch's default when init_std is None."""
+
+    def init(key, shape, dtype=jnp.float32):
+        if init_std is not None:
+            return init_std * jax.random.normal(key, shape, dtype)
+        bound = 1.0 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

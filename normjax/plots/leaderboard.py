@@ -1,0 +1,108 @@
+"""The figure of the leaderboard: how well each measure ranks the networks, the best on top."""
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from normjax.plots.style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
+from normjax.generalization.ranking import RankedMeasure
+
+_OURS = "normalized_train_loss"
+_QUIET = "#9a9a9a"
+_FACTOR_MARKERS = ("s", "^", "v", "D")
+
+
+def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
+    """Three panels with a line for each measure: tau, psi by factor, and sign errors.
+
+    Points stand at the values, bars are 95% bootstrap intervals; what has no value has no point.
+    The paper's measure has its own colour.
+
+    Args:
+      ranked: the measures, the best first.
+      title: which networks they rank.
+    """
+    places = np.arange(len(ranked))
+    with matplotlib.rc_context(STYLE):
+        size = (11.0, 0.27 * len(ranked) + 2.2)
+        figure, (left, middle, right) = new_figure(title, size, 1, 3)
+        _draw_taus(left, ranked, places)
+        _draw_psis(middle, ranked, places)
+        _draw_sign_errors(right, ranked, places)
+        left.set_yticks(places, [row.name.replace("_", " ") for row in ranked])
+        for label, row in zip(left.get_yticklabels(), ranked, strict=True):
+            label.set_color(_color(row) if row.name == _OURS else "#333333")
+        for axes in (left, middle, right):
+            axes.set_ylim(len(ranked) - 0.4, -0.6)
+            axes.grid(axis="y", visible=False)
+            if axes is not left:
+                axes.set_yticks(places, [])
+            handles, names = axes.get_legend_handles_labels()
+            axes.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, -0.6 / size[1]))
+    return figure
+
+
+def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
+    """Kendall's tau with its intervals."""
+    for place, row in zip(places, ranked, strict=True):
+        axes.plot(row.tau_interval, (place, place), color=_color(row), lw=1.4, alpha=0.6)
+        label = {TRAIN_COLOR: "A measure, 95% interval", TEST_COLOR: "This paper's"}[_color(row)]
+        axes.plot(row.tau, place, "o", color=_color(row), ms=5.5, label=_once(axes, label))
+    axes.set_title("All networks")
+    axes.set_xlabel("Kendall's τ with the test error")
+    _span(axes, -1, 1, 0)
+
+
+def _draw_psis(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
+    """The mean psi with its intervals, and a hollow marker for each factor."""
+    for place, row in zip(places, ranked, strict=True):
+        axes.plot(row.psi_interval, (place, place), color=_color(row), lw=1.4, alpha=0.6)
+        for (factor, value), marker in zip(row.psi.items(), _FACTOR_MARKERS, strict=False):
+            if np.isfinite(value):
+                label = _once(axes, f"Only the {factor} varies")
+                axes.plot(
+                    value, place, marker, color=LINE_COLOR, mfc="white", ms=4.5, lw=0, label=label
+                )
+        label = _once(axes, "Mean, 95% interval") if row.name != _OURS else None
+        axes.plot(row.mean_psi, place, "o", color=_color(row), ms=5.5, label=label)
+    axes.set_title("One factor at a time")
+    axes.set_xlabel("Granulated Kendall's Ψ")
+    _span(axes, -1, 1, 0)
+
+
+def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
+    """From the mean to the worst sign error."""
+    for place, row in zip(places, ranked, strict=True):
+        errors, color = row.sign_errors, _color(row)
+        axes.plot((errors.mean, errors.worst), (place, place), color=_QUIET, lw=1.2, zorder=1.5)
+        axes.plot(errors.mean, place, "|", color=color, ms=9, mew=2, label=_once(axes, "Mean"))
+        axes.plot(errors.worst, place, "o", color=color, ms=5.5, label=_once(axes, "Worst"))
+    num_environments = ranked[0].sign_errors.num_environments
+    axes.set_title(f"Worst of {num_environments} comparisons")
+    if not num_environments:
+        axes.set_title("Worst comparison")
+        text = "No pair of networks whose\ntest errors differ beyond\nthe noise of the test set"
+        place = {"ha": "center", "va": "center", "backgroundcolor": "white"}
+        axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, **place)
+    axes.set_xlabel("Sign error (0.5: a coin's)")
+    _span(axes, 0, 1, 0.5)
+
+
+def _span(axes: Axes, low: float, high: float, chance: float) -> None:
+    """Limits with room for the markers, and a line at what chance would give."""
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
+    axes.axvline(chance, color=LINE_COLOR, lw=0.8, ls="--", zorder=1)
+
+
+def _color(row: RankedMeasure) -> str:
+    """The paper's measure stands out."""
+    return TEST_COLOR if row.name == _OURS else TRAIN_COLOR
+
+
+def _once(axes: Axes, label: str) -> str | None:
+    """The label if the legend does not have it yet."""
+    return None if label in axes.get_legend_handles_labels()[1] else label

@@ -1,0 +1,133 @@
+"""Training a group of networks through both phases, with its metrics and its checkpoints."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from normjax.training import processes as distributed
+from normjax.training import record as records
+from normjax.training.selection import evaluation_data
+from normjax.training.interrupts import StoppedError
+from normjax.training.members import Sweep, first_labels, own_labels
+from normjax.training import checkpoints
+from normjax.training.ensemble import gather_members, make_order_key, pad_members, shard_members, share
+
+
+def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
+    """Trains a group through both phases.
+
+    Returns:
+      (state, snapshots) of this process's members, as `pad_members` deals them out.
+
+    Raises:
+      StoppedError: a signal came; the epoch was finished and a checkpoint written.
+      OutOfMemoryError: the memory of a device was too small.
+    """
+    config, ensemble, dataset = sweep.config, sweep.ensemble, sweep.dataset
+    members = sweep.groups[group]
+    numbers = [member.index for member in members]
+    padded = pad_members(members)
+    first = np.stack([first_labels(config, dataset, member) for member in padded])
+    second = np.stack([own_labels(config, dataset, member, "train") for member in padded])
+    order_key = share(make_order_key(config.seed))
+
+    def start_networks():
+        keys = jnp.stack([member.key(config.seed) for member in padded])
+        stds = [member.init_std for member in padded]
+        state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
+        test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
+        diverged_at = shard_members(np.zeros(len(padded), np.int32))  # a step; 0: it did not
+        progress = state, ensemble.init_snapshots(state), diverged_at
+        return progress, share(dataset.train.images), test
+
+    progress, images, test = distributed.attempt(start_networks)
+
+    def train_epoch(step, state, snapshots, diverged_at, labels):
+        """The first three and values by name [M'] after an epoch; `step` counts from 0."""
+        epoch = epoch_of(sweep, step)
+        if step == config.pretrain_epochs:
+            state = ensemble.reset_optimizer(state)
+        key = jax.random.fold_in(order_key, step)
+        state, metrics = ensemble.train_epoch(state, labels, images, key)
+        values = {f"running_{name}": value for name, value in metrics._asdict().items()}
+        is_finite = jnp.isfinite(metrics.loss)
+        if step >= config.pretrain_epochs:
+            now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
+            snapshots, measured = ensemble.track(snapshots, state, labels, metrics, images, *now)
+            values |= {f"train_{name}": value for name, value in measured._asdict().items()}
+            if epoch == config.epochs:  # the last step's result is in no running mean
+                is_finite &= jnp.isfinite(measured.loss)
+        if config.test_every and (step + 1) % config.test_every == 0:
+            measured = ensemble.evaluate_plainly(state.variables, *test)
+            values |= {f"test_{name}": value for name, value in measured._asdict().items()}
+        diverged_at = jnp.where(~is_finite & (diverged_at == 0), step + 1, diverged_at)
+        values["diverged_at"] = diverged_at
+        return state, snapshots, diverged_at, jax.device_get(values)
+
+    with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
+        progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
+        if distributed.is_first():
+            records.keep_metrics(run_dir, group, members, start)
+        labels = shard_members(first if start < config.pretrain_epochs else second)
+        for step in epochs_progress(sweep, group, start):
+            if step == config.pretrain_epochs:
+                labels = shard_members(second)
+            *progress, values = distributed.attempt(
+                lambda now=(step, *progress, labels): train_epoch(*now)
+            )
+            values = gather_members(values, len(members))
+            if distributed.is_first():
+                phase = "pretrain" if step < config.pretrain_epochs else "train"
+                common = {"group": group, "step": step + 1, "phase": phase}
+                common["epoch"] = epoch_of(sweep, step)
+                records.append_metrics(run_dir, members, common, values)
+            signum = distributed.worst(sweep.signal())
+            is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
+            checkpoints.save_progress(
+                checkpointer, step + 1, tuple(progress), numbers, is_phase_end or signum > 0
+            )
+            if signum:
+                raise StoppedError(signum)
+    state, snapshots, _ = progress
+    return state, snapshots
+
+
+def last_step(sweep: Sweep) -> int:
+    """The epochs of both phases together."""
+    return sweep.config.pretrain_epochs + sweep.config.epochs
+
+
+def epoch_of(sweep: Sweep, step: int) -> int:
+    """The number of an epoch within its phase, from 1; `step` counts both phases, from 0."""
+    pretrain_epochs = sweep.config.pretrain_epochs
+    return step + 1 - (pretrain_epochs if step >= pretrain_epochs else 0)
+
+
+def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
+    """The epochs of both phases that are still to be trained.
+
+    With a bar on a terminal; elsewhere, as into a log file, with a line after each; of several
+    processes, the first one reports.
+    """
+    total = last_step(sweep)
+    if not distributed.is_first():
+        yield from range(start, total)
+        return
+    name = f"group {group + 1} of {len(sweep.groups)}, {len(sweep.groups[group])} networks"
+    steps = tqdm(range(start, total), name, total, initial=start, unit="epoch", disable=None)
+    if not steps.disable:
+        yield from steps
+        return
+    started = time.monotonic()
+    for step in range(start, total):
+        yield step
+        seconds = (time.monotonic() - started) / (step + 1 - start)
+        left = tqdm.format_interval(seconds * (total - step - 1))
+        print(f"{name}: epoch {step + 1} of {total}, {left} left", file=sys.stderr, flush=True)

@@ -1,0 +1,268 @@
+"""Flags: from the command line to the configuration, and every mistake as one line."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import flags
+from experiments.flags import Config, prepare_cpu, to_flagfile, validate
+
+ROOT = Path(__file__).parents[2]
+FLAGFILES = sorted(
+    path
+    for path in (ROOT / "experiments" / "flagfiles").glob("*.flags")
+    if path.stem != "linear_margin"  # has flags of its own
+)
+
+
+@pytest.fixture
+def parse(invoke):
+    def parse(*arguments):
+        configs = []
+        invoke(*arguments, main=configs.append)
+        (config,) = configs
+        return config
+
+    return parse
+
+
+def error_of(parse, *arguments):
+    """The line that a mistaken command line ends with."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*arguments)
+    message = stop.value.code  # sys.exit(text) prints it on stderr; the exit code is 1
+    assert message.startswith("error: ") and "\n" not in message
+    return message
+
+
+def test_defaults(parse):
+    assert parse() == Config(
+        workdir="runs/random_pretrain",
+        dataset="digits",
+        data_dir=None,
+        train_size=None,
+        test_size=None,
+        model="convnet3",
+        batch_norm=False,
+        corruption_levels=(0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
+        corruption="swap",
+        init_stds=(),
+        num_seeds=1,
+        seed=0,
+        pretrain_epochs=30,
+        epochs=80,
+        batch_size=128,
+        learning_rate=0.01,
+        momentum=0.9,
+        target_losses=(),
+        norms=("2", "1/100"),
+        test_every=0,
+        members_per_group=None,
+        checkpoint_every=10,
+        resume=False,
+        distributed="none",
+    )
+
+
+def test_every_flag_arrives(parse):
+    given = {
+        "workdir": "some where",
+        "dataset": "folder:a=b",
+        "data_dir": "d",
+        "train_size": 7,
+        "test_size": 5,
+        "model": "convnet5",
+        "batch_norm": True,
+        "corruption_levels": (0.0, 1e-4, 0.125),
+        "corruption": "redraw",
+        "init_stds": (0.001, 0.5),
+        "num_seeds": 3,
+        "seed": 11,
+        "pretrain_epochs": 0,
+        "epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 0.3,
+        "momentum": 0.0,
+        "target_losses": (0.0044, 2.0),
+        "norms": ("fro", "1/100", "spectral"),
+        "test_every": 4,
+        "members_per_group": 2,
+        "checkpoint_every": 1,
+        "resume": True,
+        "distributed": "localhost:12345,2,1",
+    }
+    assert given.keys() == {field.name for field in dataclasses.fields(Config)}
+    text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in given.items()}
+    config = parse(*[f"--{name}={value}" for name, value in text.items()])
+    assert config == Config(**given)
+
+
+def test_a_configuration_survives_its_flagfile(parse, tmp_path):
+    config = parse(
+        "--corruption_levels=0.1,0.30000000000000004,1",
+        "--learning_rate=0.1234567890123456789",
+        "--target_losses=0.0044,0.00012345678901234567",
+        "--nobatch_norm",
+        "--resume",
+    )
+    path = tmp_path / "flags.txt"
+    path.write_text(to_flagfile(config))
+    assert parse(f"--flagfile={path}") == config
+
+
+def test_lists_of_a_flagfile_are_replaced_not_appended_to(parse, tmp_path):
+    path = tmp_path / "some.flags"
+    path.write_text(
+        "# a comment\n--corruption_levels=0,0.5,1\n--norms=2,inf\n--target_losses=0.1\n--epochs=9\n"
+    )
+    config = parse(
+        f"--flagfile={path}", "--corruption_levels=0.25", "--norms=1/100", "--target_losses="
+    )
+    assert config.corruption_levels == (0.25,)
+    assert config.norms == ("1/100",)
+    assert config.target_losses == ()
+    assert config.epochs == 9
+
+
+def test_values_of_an_earlier_parse_are_forgotten(parse):
+    assert parse("--epochs=5", "--norms=inf").epochs == 5
+    assert parse().epochs == 80 and parse().norms == ("2", "1/100")
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
+def test_our_flagfiles_parse(parse, path):
+    config = parse(f"--flagfile={path}")
+    assert config.workdir == f"runs/{path.stem}"
+
+
+def test_the_papers_settings(parse):
+    """Figures 3, 4, 5 and 9: section 'Training' of the paper."""
+    for stem in ("fig03", "fig04", "fig05", "fig09"):
+        config = parse(f"--flagfile={ROOT}/experiments/flagfiles/{stem}.flags")
+        assert (config.dataset, config.model, config.train_size) == ("cifar10", "convnet3", None)
+        assert (config.epochs, config.batch_size) == (300, 1024)
+        assert (config.learning_rate, config.momentum) == (0.01, 0.9)
+        assert config.corruption_levels == (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
+        assert config.target_losses == ((0.0044,) if stem in ("fig03", "fig09") else ())
+        assert config.norms == (("1/100",) if stem == "fig04" else ("2",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corruption_levels=0,1.5"], "--corruption_levels=0.0,1.5: levels must lie in [0, 1]"),
+        (["--corruption_levels=-0.1"], "levels must lie in [0, 1]"),
+        (["--corruption_levels=nan"], "levels must lie in [0, 1]"),
+        (["--corruption_levels="], "--corruption_levels=: at least one level is needed"),
+        (["--corruption_levels=,"], "at least one level is needed"),
+        (["--corruption_levels=0,0.5,0.50"], "every level may stand there once"),
+        (["--corruption_levels=low"], "--corruption_levels=low: numbers with commas are allowed"),
+        (["--num_seeds=0"], "--num_seeds=0: must be at least 1"),
+        (["--epochs=0"], "--epochs=0: must be at least 1"),
+        (["--pretrain_epochs=-1"], "--pretrain_epochs=-1: must not be negative"),
+        (["--test_every=-1"], "--test_every=-1: must not be negative"),
+        (["--init_stds=0.1,0"], "--init_stds=0.1,0.0: standard deviations must be positive"),
+        (["--init_stds=0.1,0.1"], "--init_stds=0.1,0.1: every one may stand there once"),
+        (["--batch_size=0"], "--batch_size=0: must be at least 1"),
+        (["--train_size=0"], "--train_size=0: must be >= 1"),
+        (["--test_size=-3"], "--test_size=-3: must be >= 1"),
+        (["--members_per_group=0"], "--members_per_group=0: must be >= 1"),
+        (["--checkpoint_every=0"], "--checkpoint_every=0: must be at least 1"),
+        (["--seed=-1"], "--seed=-1: must lie in [0, 2^32)"),
+        (["--seed=4294967296"], "--seed=4294967296: must lie in [0, 2^32)"),
+        (["--seed=99999999999999999999"], "must lie in [0, 2^32)"),
+        (["--learning_rate=0"], "--learning_rate=0.0: must be positive"),
+        (["--learning_rate=nan"], "must be positive"),
+        (["--learning_rate=inf"], "must be positive"),
+        (["--momentum=1"], "--momentum=1.0: must lie in [0, 1)"),
+        (["--target_losses=0.1,0"], "--target_losses=0.1,0.0: losses must be positive"),
+        (["--target_losses=-0.1"], "losses must be positive"),
+        (["--target_losses=nan"], "losses must be positive"),
+        (["--target_losses=0.1,0.1000000001"], "losses must differ in their six digits"),
+        (["--norms=2,l2"], "unknown norm 'l2'; allowed: spectral, fro, inf, any p >= 1"),
+        (["--norms=0.5"], "norm '0.5' has p < 1"),
+        (["--norms="], "--norms=: at least one norm is needed"),
+        (["--norms=2,2"], "every norm may stand there once"),
+        (["--batch_norm"], "--batch_norm=True: only convnet5 has it"),
+        (["--distributed=all"], "--distributed=all: allowed are none, auto and host:port,n,i"),
+        (["--distributed=localhost:1,2"], "allowed are none, auto and host:port,n,i"),
+        (["--distributed=localhost:1,2,2"], "with 0 <= i < n"),
+        (["--distributed=localhost:1,0,0"], "with 0 <= i < n"),
+        (["--distributed=localhost:1,2,-1"], "with 0 <= i < n"),
+        (["--distributed=:1,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost:0,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed=localhost:65536,2,0"], "as in localhost:12345,2,0"),
+        (["--distributed="], "--distributed=: allowed are none"),
+        (["--model=resnet"], "convnet3|convnet5|linear"),
+        (["--corruption=shuffle"], "swap|redraw"),
+        (["--epochs=ten"], "--epochs=ten"),
+        (["--train_size=1.5"], "--train_size=1.5"),
+        (["--no_such_flag=1"], "Unknown command line flag 'no_such_flag'"),
+        (["--epoch=3"], "Unknown command line flag 'epoch'. Did you mean: epochs"),
+        (["run", "--epochs=3"], "unexpected argument 'run'; options are --name=value"),
+        (["--epochs", "3", "out"], "unexpected argument 'out'"),
+        (["--flagfile=no/such/file.flags"], "no/such/file.flags"),
+    ],
+)
+def test_mistakes_are_one_line(parse, arguments, message):
+    assert message in error_of(parse, *arguments)
+
+
+def test_validate_raises_what_the_command_line_says(parse):
+    config = parse()
+    validate(config)
+    with pytest.raises(ValueError, match=r"^--num_seeds=0: must be at least 1$"):
+        validate(dataclasses.replace(config, num_seeds=0))
+
+
+def test_a_configuration_is_frozen(parse):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse().epochs = 3
+
+
+def test_prepare_cpu_makes_a_device_for_each_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5}, raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    prepare_cpu()
+    assert os.environ["XLA_FLAGS"].split() == [
+        "--xla_dump_to=x",
+        "--xla_force_host_platform_device_count=3",
+        "--xla_cpu_multi_thread_eigen=false",
+    ]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=7")
+    prepare_cpu()
+    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=7"
+
+
+def test_a_mistake_as_the_shell_sees_it(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.random_pretrain", "--num_seeds=0", "--workdir=out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "error: --num_seeds=0: must be at least 1\n"
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_flag(invoke):
+    text = flags.flags.FLAGS.module_help("experiments.flags")
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+
+
+def test_a_disk_that_refuses_is_one_line(monkeypatch):
+    def main(_):
+        raise OSError(28, "No space left on device", "runs/x/results.csv")
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as stop:
+        flags.run_command(main, lambda argv: argv)
+    assert stop.value.code == "error: [Errno 28] No space left on device: 'runs/x/results.csv'"

@@ -1,0 +1,196 @@
+"""`conv2d` against the sum over the kernel's taps, in numpy float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import export
+
+from normjax.networks.convolution import conv2d
+
+# The norm of the error over the norm of the result. The transforms of Toom-Cook lose a little more
+# than a sum of products in float32 does.
+RELATIVE_ERROR = {"toom_cook": 5e-6, "patches": 1e-6}
+
+# kernel, strides, padding, image, channels in and out, images, algorithm
+CASES = [
+    ((5, 5), (1, 1), "VALID", (28, 28), 24, 24, 4, "toom_cook"),  # the paper's second layer
+    ((5, 5), (1, 1), "VALID", (32, 32), 3, 24, 2, "patches"),  # and its first
+    ((3, 3), (1, 1), "SAME", (11, 14), 9, 8, 12, "toom_cook"),  # last tiles reach over the edge
+    ((4, 5), (1, 1), "SAME", (13, 9), 8, 10, 8, "toom_cook"),
+    ((2, 7), (1, 1), "VALID", (17, 18), 8, 8, 8, "toom_cook"),  # tiles overlap more than once
+    ((5, 3), (1, 1), "VALID", (5, 3), 8, 8, 70, "patches"),  # the image is as large as the kernel
+    ((3, 3), (2, 2), "SAME", (9, 8), 4, 5, 3, "patches"),
+    ((5, 4), (2, 1), "VALID", (12, 7), 2, 3, 2, "patches"),
+    ((1, 1), (1, 1), "VALID", (4, 3), 8, 8, 16, "patches"),
+    ((3, 2), (3, 2), "SAME", (2, 3), 1, 2, 1, "patches"),  # smaller than the kernel
+]
+
+
+def random_arrays(seed, *shapes):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def relative_error(actual, expected):
+    assert actual.shape == expected.shape
+    return np.linalg.norm(np.float64(actual) - expected) / np.linalg.norm(expected)
+
+
+def values_and_gradients_float64(x, kernel, dy_seed, strides, padding):
+    """Output, its cotangent dy, and the gradients of sum(dy * y), summed over the kernel's taps.
+
+    "SAME" puts the odd zero at the end, as TensorFlow and XLA do.
+    """
+    x, kernel = np.float64(x), np.float64(kernel)
+    pads = [(0, 0)] * 4
+    if padding == "SAME":
+        for axis, stride in enumerate(strides):
+            size, window = x.shape[axis + 1], kernel.shape[axis]
+            total = max((-(-size // stride) - 1) * stride + window - size, 0)
+            pads[axis + 1] = (total // 2, total - total // 2)
+    padded = np.pad(x, pads)
+    h, w = ((padded.shape[k + 1] - kernel.shape[k]) // strides[k] + 1 for k in range(2))
+
+    def taps():
+        for i, j in np.ndindex(kernel.shape[:2]):
+            rows = slice(i, i + strides[0] * (h - 1) + 1, strides[0])
+            cols = slice(j, j + strides[1] * (w - 1) + 1, strides[1])
+            yield (i, j), (slice(None), rows, cols)
+
+    y = sum(padded[seen] @ kernel[tap] for tap, seen in taps())
+    (dy,) = random_arrays(dy_seed, y.shape)
+    dpadded, dkernel = np.zeros_like(padded), np.zeros_like(kernel)
+    for tap, seen in taps():
+        dpadded[seen] += np.float64(dy) @ kernel[tap].T
+        dkernel[tap] = np.einsum("nhwi,nhwo->io", padded[seen], np.float64(dy))
+    inside = tuple(slice(low, low + size) for (low, _), size in zip(pads, x.shape, strict=True))
+    return y, dy, dpadded[inside], dkernel
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "padding", "image", "cin", "cout", "images", "algorithm"), CASES
+)
+def test_values_and_gradients(kernel_size, strides, padding, image, cin, cout, images, algorithm):
+    x, kernel = random_arrays(0, (images, *image, cin), (*kernel_size, cin, cout))
+    expected_y, dy, *expected_gradients = values_and_gradients_float64(
+        x, kernel, 1, strides, padding
+    )
+    conv = functools.partial(conv2d, strides=strides, padding=padding)
+
+    @jax.jit
+    def values_and_gradients(x, kernel, dy):
+        y, vjp = jax.vjp(conv, x, kernel)
+        return y, *vjp(dy)
+
+    bound = RELATIVE_ERROR[algorithm]
+    actual = values_and_gradients(x, kernel, dy)
+    for result, expected in zip(actual, (expected_y, *expected_gradients), strict=True):
+        assert result.dtype == jnp.float32
+        assert relative_error(result, expected) < bound
+    is_toom_cook = "_toom_cook" in str(jax.make_jaxpr(conv)(x, kernel))
+    assert is_toom_cook == (algorithm == "toom_cook")
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    kernel_size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.sampled_from(["VALID", "SAME"]),
+    extra=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    channels=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    images=st.sampled_from([1, 16]),
+)
+def test_values_of_any_shape(kernel_size, strides, padding, extra, channels, images):
+    image = tuple(np.add(kernel_size, extra))
+    x, kernel = random_arrays(2, (images, *image, channels[0]), (*kernel_size, *channels))
+    expected, *_ = values_and_gradients_float64(x, kernel, 3, strides, padding)
+    actual = conv2d(x, kernel, strides=strides, padding=padding)
+    assert relative_error(actual, expected) < 5e-6
+
+
+def sum_of_squares(kernel, x):
+    return jnp.sum(conv2d(x, kernel) ** 2)
+
+
+@pytest.mark.parametrize("cin", [3, 8], ids=["patches", "toom_cook"])
+def test_vmap_and_scan(cin):
+    """Members with shared and with own images, and microbatches, are what each gives alone."""
+    x, kernel = random_arrays(3, (2, 16, 12, 12, cin), (2, 5, 5, cin, 8))
+    grads = jax.jit(jax.grad(sum_of_squares, argnums=(0, 1)))
+    alone = [grads(kernel[i], x[j]) for i, j in ((0, 0), (1, 1), (1, 0))]
+
+    own = jax.jit(jax.vmap(grads))(kernel, x)
+    shared = jax.jit(jax.vmap(grads, in_axes=(0, None)))(kernel, x[0])
+    _, scanned = jax.lax.scan(lambda carry, each: (carry, grads(*each)), None, (kernel, x))
+
+    for leaf in range(2):
+        # Sums of squares in other orders: float32, relative to the largest entry.
+        close = functools.partial(
+            np.testing.assert_allclose, rtol=0, atol=1e-5 * np.abs(alone[0][leaf]).max()
+        )
+        close(own[leaf][0], alone[0][leaf])
+        close(own[leaf][1], alone[1][leaf])
+        close(shared[leaf][0], alone[0][leaf])
+        close(shared[leaf][1], alone[2][leaf])
+        close(scanned[leaf][0], alone[0][leaf])
+        close(scanned[leaf][1], alone[1][leaf])
+
+
+@pytest.mark.parametrize("cin", [3, 8], ids=["patches", "toom_cook"])
+def test_float64(cin):
+    """Nothing on the way is rounded to float32."""
+    x, kernel = random_arrays(4, (16, 12, 12, cin), (5, 5, cin, 8))
+    expected_y, dy, *expected_gradients = values_and_gradients_float64(
+        x, kernel, 5, (1, 1), "VALID"
+    )
+    with jax.enable_x64(True):
+        y, vjp = jax.vjp(conv2d, *(jnp.asarray(a, jnp.float64) for a in (x, kernel)))
+        actual = y, *vjp(jnp.asarray(dy, jnp.float64))
+        for result, expected in zip(actual, (expected_y, *expected_gradients), strict=True):
+            assert relative_error(result, expected) < 2e-14
+
+
+def test_bfloat16_has_the_error_of_its_own_rounding():
+    x, kernel = random_arrays(6, (16, 12, 12, 8), (5, 5, 8, 8))
+    expected, *_ = values_and_gradients_float64(x, kernel, 7, (1, 1), "VALID")
+    y = conv2d(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    assert relative_error(np.float32(y), expected) < 2**-7
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_to_an_ordinary_convolution_elsewhere(platform):
+    x, kernel = (jax.ShapeDtypeStruct(s, "float32") for s in ((16, 12, 12, 8), (5, 5, 8, 8)))
+    gradients = jax.jit(jax.grad(sum_of_squares, argnums=(0, 1)))
+    module = export.export(gradients, platforms=[platform])(kernel, x).mlir_module()
+    assert module.count("stablehlo.convolution") == 3
+    assert "dot_general" not in module
+
+
+X = jnp.zeros((2, 6, 6, 3))
+KERNEL = jnp.zeros((5, 5, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "options", "message"),
+    [
+        (X[0], KERNEL, {}, r"takes x \[N, H, W, Cin\].*\(6, 6, 3\)"),
+        (X[..., :2], KERNEL, {}, r"not \(2, 6, 6, 2\) and \(5, 5, 3, 4\)"),
+        (X[:, :4], KERNEL, {}, r"image of \(4, 6\) is smaller than the kernel, \(5, 5\)"),
+        (X[:0], KERNEL, {}, "no empty arrays"),
+        (X, KERNEL[..., :0], {}, "no empty arrays"),
+        (X.astype(jnp.int32), KERNEL.astype(jnp.int32), {}, "floating dtype, not int32 and int32"),
+        (X, KERNEL.astype(jnp.bfloat16), {}, "one floating dtype, not float32 and bfloat16"),
+        (X, KERNEL, {"padding": "FULL"}, "'VALID' or 'SAME', not 'FULL'"),
+        (X, KERNEL, {"strides": (0, 1)}, r"at least 1, not \(0, 1\)"),
+        (X, KERNEL, {"strides": (1,)}, r"two strides"),
+    ],
+)
+def test_bad_input(x, kernel, options, message):
+    with pytest.raises(ValueError, match=message):
+        conv2d(x, kernel, **options)

@@ -1,0 +1,169 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from tests.helpers.networks import Convnet5, apply_fn, images, mlp_params, trained_like_convnet5
+
+from normjax.normalize import (
+    absorb_batch_norm,
+)
+
+
+def test_absorbed_network_is_the_same_function():
+    variables, x, f = trained_like_convnet5()
+    model = Convnet5(batch_norm=False)
+    with jax.default_matmul_precision("highest"):
+        twin = apply_fn(model)(absorb_batch_norm(variables), x)
+    np.testing.assert_allclose(twin, f, rtol=0, atol=2e-6 * np.abs(f).max())
+    twin_params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    assert jax.tree.structure(absorb_batch_norm(variables)) == jax.tree.structure(twin_params)
+
+
+def bn_variables(layers, batch_norms, seed=0):
+    """Random variables of dense layers and batch norms, each given as ``{path: features}``."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def put(tree, path, leaves):
+        *parents, name = path.split("/")
+        for parent in parents:
+            tree = tree.setdefault(parent, {})
+        tree[name] = leaves
+
+    variables = {"params": {}, "batch_stats": {}}
+    for path, features in layers.items():
+        put(variables["params"], path, {"kernel": normal(3, features), "bias": normal(features)})
+    for path, n in batch_norms.items():
+        put(variables["params"], path, {"scale": normal(n), "bias": normal(n)})
+        put(variables["batch_stats"], path, {"mean": normal(n), "var": np.exp(normal(n))})
+    return variables
+
+
+def absorbed_float64(layer, affine, stats, epsilon=1e-5):
+    """The formula, in float64."""
+    wide = {k: np.asarray(v, np.float64) for k, v in {**stats, **layer}.items()}
+    factor = np.asarray(affine.get("scale", 1.0), np.float64) / np.sqrt(wide["var"] + epsilon)
+    bias = (wide.get("bias", 0.0) - wide["mean"]) * factor + affine.get("bias", 0.0)
+    return {"kernel": wide["kernel"] * factor, "bias": bias}
+
+
+def assert_absorbed(got, variables, layer, batch_norm, **kwargs):
+    params = variables["params"]
+    expected = absorbed_float64(
+        params[layer], params.get(batch_norm, {}), variables["batch_stats"][batch_norm], **kwargs
+    )
+    assert got[layer].keys() == {"kernel", "bias"}
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(got[layer][name], leaf, rtol=1e-5, atol=1e-6)
+
+
+def test_absorbing_follows_the_formula_in_natural_order():
+    n = 11
+    variables = bn_variables(
+        {**{f"Dense_{i}": 4 for i in range(n)}, "Dense_11": 2},
+        {f"BatchNorm_{i}": 4 for i in range(n)},
+    )
+    params = absorb_batch_norm(variables, epsilon=1e-2)
+    assert set(params) == {f"Dense_{i}" for i in range(12)}
+    for i in range(n):
+        assert_absorbed(params, variables, f"Dense_{i}", f"BatchNorm_{i}", epsilon=1e-2)
+    assert params["Dense_11"]["kernel"] is variables["params"]["Dense_11"]["kernel"]
+
+
+@pytest.mark.parametrize("missing", [["scale"], ["bias"], ["scale", "bias"]])
+def test_scale_or_bias_may_be_absent(missing):
+    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4})
+    del variables["params"]["Dense_0"]["bias"]
+    for name in missing:
+        del variables["params"]["BatchNorm_0"][name]
+    if len(missing) == 2:
+        del variables["params"]["BatchNorm_0"]
+    assert_absorbed(absorb_batch_norm(variables), variables, "Dense_0", "BatchNorm_0")
+
+
+def test_batch_norms_pair_within_their_module():
+    variables = bn_variables(
+        {"Dense_0": 4, "block/Dense_0": 4, "block/Dense_1": 2}, {"block/BatchNorm_0": 4}
+    )
+    params = absorb_batch_norm(variables)
+    block = {name: collection["block"] for name, collection in variables.items()}
+    assert_absorbed(params["block"], block, "Dense_0", "BatchNorm_0")
+    assert params["Dense_0"] == variables["params"]["Dense_0"]
+
+
+def test_pairs_decide_where_the_names_do_not():
+    variables = bn_variables({"Dense_0": 4, "Dense_1": 4}, {"BatchNorm_0": 4})
+    with pytest.raises(ValueError, match=r"\['BatchNorm_0'\].*\['Dense_0', 'Dense_1'\].*use pairs"):
+        absorb_batch_norm(variables)
+    params = absorb_batch_norm(variables, pairs={"BatchNorm_0": "Dense_1"})
+    assert_absorbed(params, variables, "Dense_1", "BatchNorm_0")
+    assert params["Dense_0"] == variables["params"]["Dense_0"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ({"BatchNorm_9": "Dense_0"}, "pairs names 'BatchNorm_9'"),
+        ({"BatchNorm_0": "Dense_9"}, "pairs names 'Dense_9'"),
+        ({"BatchNorm_0": "Dense_2"}, "'BatchNorm_0' has 4 features .* 'Dense_2' with 2"),
+        ({"BatchNorm_0": "Dense_0", "BatchNorm_1": "Dense_0"}, "one layer two batch norm"),
+    ],
+)
+def test_pairs_are_checked(pairs, message):
+    variables = bn_variables(
+        {"Dense_0": 4, "Dense_1": 4, "Dense_2": 2}, {"BatchNorm_0": 4, "BatchNorm_1": 4}
+    )
+    with pytest.raises(ValueError, match=message):
+        absorb_batch_norm(variables, pairs=pairs)
+
+
+def test_variables_that_are_not_of_batch_norm_are_refused():
+    with pytest.raises(ValueError, match="must hold 'params'"):
+        absorb_batch_norm({"batch_stats": {}})
+    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 5})
+    with pytest.raises(ValueError, match=r"\[\] have 5 features"):
+        absorb_batch_norm(variables)
+    variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4})
+    variables["batch_stats"]["BatchNorm_0"]["count"] = np.ones(4)
+    with pytest.raises(ValueError, match="'BatchNorm_0' is no batch normalization"):
+        absorb_batch_norm(variables)
+
+
+def test_without_batch_statistics_the_parameters_come_back():
+    params = mlp_params([4, 3])
+    assert absorb_batch_norm({"params": params}) is params
+    assert absorb_batch_norm({"params": params, "batch_stats": {}}) is params
+
+
+def test_absorbing_maps_over_stacked_members():
+    members = [bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4}, seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    params = jax.jit(jax.vmap(absorb_batch_norm))(stacked)
+    for i, member in enumerate(members):
+        one = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        assert_absorbed(one, member, "Dense_0", "BatchNorm_0")
+
+
+def test_nnx_batch_norm_is_absorbed():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.conv1 = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+            self.norm1 = nnx.BatchNorm(4, use_running_average=True, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm1(self.conv1(x))
+
+    x = images((2, 5, 5, 3))
+    net = Net(nnx.Rngs(0))
+    net.norm1.mean[...], net.norm1.var[...] = jnp.arange(4.0), jnp.arange(1.0, 5.0)
+    _, params, stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    absorbed = absorb_batch_norm(
+        {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+    )
+    with jax.default_matmul_precision("highest"):
+        twin = nn.Conv(4, (3, 3)).apply({"params": absorbed["conv1"]}, x)
+        np.testing.assert_allclose(twin, net(x), rtol=1e-5, atol=1e-5)

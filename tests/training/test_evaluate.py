@@ -1,0 +1,186 @@
+"""Evaluation over a data set under many norms, against numpy float64 and a second forward pass."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.helpers import reference
+
+from normjax.data import load_dataset, standardize_images
+from normjax.training.evaluate import NamedNorm, dataset_means, make_evaluate, monitor, parse_norm
+from normjax.losses import cross_entropy, excess_cross_entropy
+from normjax.networks.models import make_model
+from normjax.normalize import normalize_params, product_norm
+
+MODEL = make_model("convnet3")
+NORMS = ("2", "1/100", "1", "inf", "3.5", "spectral")
+NUM_EXAMPLES, BATCH_SIZE = 37, 16
+
+
+def apply_fn(params, x):
+    return MODEL.apply({"params": params}, x)
+
+
+@functools.cache
+def setting():
+    """(params, images, labels, the evaluation): 37 digits, a network that is no longer at init."""
+    train = load_dataset("digits", train_size=NUM_EXAMPLES).train
+    params = jax.jit(MODEL.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
+    params["Dense_0"]["kernel"] = 6 * params["Dense_0"]["kernel"]
+    norms = [parse_norm(name) for name in NORMS]
+    evaluate = jax.jit(make_evaluate(apply_fn, norms, BATCH_SIZE))
+    return params, train.images, train.labels, evaluate(params, *train)
+
+
+def means(sums):
+    return dataset_means(sums, NUM_EXAMPLES)
+
+
+def test_losses_and_errors_as_trained_are_numpys():
+    params, images, labels, evaluation = setting()
+    assert evaluation.loss.shape == evaluation.error.shape == (3,)  # 16 + 16 + 5 examples
+    logits = reference.convnet3_logits(params, images)
+    expected = reference.cross_entropy(logits, labels).mean()
+    np.testing.assert_allclose(means(evaluation.loss), expected, rtol=1e-6, atol=0)
+    error = reference.error(logits, labels).mean()
+    np.testing.assert_allclose(means(evaluation.error), error, rtol=1e-7, atol=0)
+    assert 0 < error < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "scale"), [("2", 2, 1), ("1/100", 1, 100), ("1", 1, 1), ("inf", np.inf, 1)]
+)
+def test_normalized_losses_are_numpys(name, p, scale):
+    params, images, labels, evaluation = setting()
+    k = NORMS.index(name)
+    product = reference.product_norm(params, p, scale)
+    np.testing.assert_allclose(evaluation.product_norms[k], product, rtol=1e-5, atol=0)
+    logits = reference.convnet3_logits(params, images) / product
+    # A mean of signed terms: the tolerance is that of the terms.
+    expected = reference.excess(logits, labels)
+    actual = means(evaluation.normalized_excess)[k]
+    tolerance = 1e-5 * np.abs(expected).mean()
+    np.testing.assert_allclose(actual, expected.mean(), rtol=0, atol=tolerance)
+    assert abs(expected.mean()) > 1000 * tolerance
+    error = reference.error(logits, labels).mean()
+    np.testing.assert_allclose(means(evaluation.normalized_error)[k], error, rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_one_forward_pass_is_as_good_as_that_of_the_normalized_network(name):
+    params, images, labels, evaluation = setting()
+    k, (_, norm, scale) = NORMS.index(name), parse_norm(name)
+    normalized = normalize_params(params, norm, scale=scale)
+    with jax.default_matmul_precision("highest"):
+        logits = apply_fn(normalized, standardize_images(images))
+    excess = np.asarray(excess_cross_entropy(logits, labels), np.float64)
+    actual = means(evaluation.normalized_excess)[k]
+    tolerance = 1e-5 * np.abs(excess).mean()
+    np.testing.assert_allclose(actual, excess.mean(), rtol=0, atol=tolerance)
+    loss = np.asarray(cross_entropy(logits, labels), np.float64).mean()
+    np.testing.assert_allclose(np.log(10) + actual, loss, rtol=1e-6, atol=0)
+    expected = product_norm(params, norm, scale=scale)
+    np.testing.assert_allclose(evaluation.product_norms[k], expected, rtol=1e-6, atol=0)
+
+
+def test_l1_normalized_logits_are_tiny_and_their_losses_are_still_told_apart():
+    """The paper divides L1 norms by 100 because such losses drown; the excess does not."""
+    *_, evaluation = setting()
+    excess = means(evaluation.normalized_excess)[NORMS.index("1")]
+    assert 0 < abs(excess) < 1e-6
+    assert np.float32(np.log(10)) + np.float32(excess) == pytest.approx(np.log(10), abs=3e-7)
+
+
+@pytest.mark.parametrize("batch_size", [1, 37, 50])
+def test_the_batch_size_does_not_matter(batch_size):
+    params, images, labels, expected = setting()
+    norms = [parse_norm(name) for name in NORMS[:2]]
+    evaluation = jax.jit(make_evaluate(apply_fn, norms, batch_size))(params, images, labels)
+    assert evaluation.loss.shape == (-(-NUM_EXAMPLES // batch_size),)
+    np.testing.assert_allclose(means(evaluation.loss), means(expected.loss), rtol=1e-6)
+    np.testing.assert_array_equal(means(evaluation.error), means(expected.error))
+    np.testing.assert_allclose(
+        means(evaluation.normalized_excess), means(expected.normalized_excess)[:2], rtol=1e-4
+    )
+
+
+def test_means_are_taken_in_float64():
+    sums = np.full((2, 10_000), 0.1, np.float32)
+    mean = dataset_means(sums, 20_000)
+    assert mean.dtype == np.float64
+    np.testing.assert_allclose(mean, np.full(2, np.float64(np.float32(0.1)) / 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "scale"),
+    [
+        ("2", 2.0, 1.0),
+        ("fro", "fro", 1.0),
+        ("1", 1.0, 1.0),
+        ("1/100", 1.0, 100.0),
+        ("inf", np.inf, 1.0),
+        ("spectral", "spectral", 1.0),
+        ("spectral/2.5", "spectral", 2.5),
+        ("3.5", 3.5, 1.0),
+    ],
+)
+def test_norms_are_read_by_name(text, norm, scale):
+    assert parse_norm(text) == NamedNorm(text, norm, scale)
+    assert parse_norm(f" {text} ").name == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("l2", "unknown norm 'l2'"),
+        ("", "unknown norm ''"),
+        ("2/x", "unknown norm '2/x'"),
+        ("2/", "unknown norm '2/'"),
+        ("0.5", "norm '0.5' has p < 1"),
+        ("-inf", "norm '-inf' has p < 1"),
+        ("nan", "norm 'nan' has p < 1"),
+        ("1/0", "norm '1/0' has a scale that is not a positive number"),
+        ("1/-100", "norm '1/-100' has a scale"),
+        ("1/nan", "norm '1/nan' has a scale"),
+        ("1/inf", "norm '1/inf' has a scale"),
+    ],
+)
+def test_bad_norms_say_what_is_allowed(text, message):
+    with pytest.raises(ValueError) as caught:
+        parse_norm(text)
+    assert str(caught.value).startswith(message)
+    assert "allowed: spectral, fro, inf, any p >= 1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("norm", "scale"), [(2, 1.0), (1, 100.0)])
+def test_monitor_is_the_loss_of_the_normalised_network(norm, scale):
+    """Under jit and vmap, against float64 through normalised parameters and a forward pass."""
+    model = make_model("convnet3")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
+    labels = rng.integers(0, 10, 30).astype(np.int32)
+    init = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 8, 8, 1)))["params"])
+    stacked = init(jax.random.split(jax.random.key(0), 2))
+
+    @jax.jit
+    @jax.vmap
+    def monitored(params):
+        logits = model.apply({"params": params}, standardize_images(images))
+        return monitor(params, logits, labels, norm, scale=scale)
+
+    found = monitored(stacked)
+    for member in range(2):
+        params = jax.tree.map(lambda x, member=member: np.asarray(x[member]), stacked)
+        product = reference.product_norm(params, norm, scale)
+        np.testing.assert_allclose(found.product_norm[member], product, rtol=1e-6)
+        normalized = normalize_params(params, norm, scale=scale)
+        logits = reference.convnet3_logits(normalized, images)
+        excess = reference.excess(logits, labels).mean()
+        np.testing.assert_allclose(found.normalized_excess[member], excess, rtol=1e-4, atol=0)
+        np.testing.assert_allclose(
+            found.normalized_loss[member], np.log(10) + excess, rtol=3e-7, atol=0
+        )
+        assert abs(excess) > 1e-7

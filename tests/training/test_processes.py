@@ -1,0 +1,248 @@
+"""Devices and processes: a run is the same on any number of them, and goes on on any other."""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from normjax.training import processes as distributed
+from normjax.training.checkpoints import load_member
+from normjax.results.rows import read_results
+
+ROOT = Path(__file__).parents[2]
+
+# Five networks: padded on every layout that is tried. A target, tests in between.
+RUN = [
+    "--dataset=digits",
+    "--train_size=90",
+    "--test_size=40",
+    "--model=linear",
+    "--corruption_levels=0,0.25,0.5,0.75,1",
+    "--pretrain_epochs=3",
+    "--epochs=5",
+    "--batch_size=32",
+    "--learning_rate=0.15",
+    "--target_losses=0.3",
+    "--norms=2",
+    "--test_every=2",
+    "--checkpoint_every=100",
+]
+
+# An experiment without figures, which at a step does as it is told: a signal's number, or 0: raise.
+DRIVER = """
+import os, sys
+step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+from experiments import flags, random_pretrain
+from normjax.training import ensemble
+from normjax.plots import paper as plotting
+from normjax.report.run_page import run_page as report
+from normjax.training import group as training
+
+plotting.draw_figures = lambda *_: []
+report.write_report = lambda run_dir: (run_dir / "report.html").write_text("")
+epoch_of = training.epoch_of
+
+def act(sweep, now):
+    if now + 1 == step and not number:
+        raise RuntimeError("a bug")
+    if now + 1 == step and not sweep.signal():
+        os.kill(os.getpid(), number)
+    return epoch_of(sweep, now)
+
+training.epoch_of = act
+flags.define_flags("random_pretrain")
+flags.run(random_pretrain.main)
+"""
+NOTHING = (0, 1)
+LIMIT_S = 100
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, process):
+        self.stdout, self.stderr = process.communicate(timeout=LIMIT_S)
+        self.code = process.returncode
+        self.args = process.args
+
+
+@contextlib.contextmanager
+def launched(commands, num_devices):
+    """These processes, each with so many CPU devices; none outlives the block."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"
+        " --xla_cpu_multi_thread_eigen=false",
+    }
+    options = {"env": environment, "text": True, "stdout": -1, "stderr": -1, "cwd": ROOT}
+    processes = [subprocess.Popen(command, **options) for command in commands]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def run(arguments, num_devices, num_processes=1, acts=(NOTHING, NOTHING)):
+    """Runs an experiment to its end: how each process ended."""
+    commands = []
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for i, act in zip(range(num_processes), acts, strict=False):
+        place = [f"--distributed=localhost:{port},{num_processes},{i}"] if num_processes > 1 else []
+        commands.append([sys.executable, "-c", DRIVER, *map(str, act), *RUN, *arguments, *place])
+    with launched(commands, num_devices) as processes:
+        return [Ended(process) for process in processes]
+
+
+def assert_all_well(ended):
+    assert [process.code for process in ended] == [0] * len(ended), ended[-1].stderr
+
+
+def assert_same_run(ours, theirs):
+    """Two runs' tables, metrics and networks, member by member."""
+    for a, b in zip(read_results(ours), read_results(theirs), strict=True):
+        assert a[:8] == b[:8]  # who, and at which epoch
+        np.testing.assert_allclose(a[9:], b[9:], rtol=1e-5, atol=1e-6)
+    mine, others = metrics_of(ours), metrics_of(theirs)
+    assert mine.keys() == others.keys() and len(mine) == 5 * 8
+    for key, values in mine.items():
+        np.testing.assert_allclose(values, others[key], rtol=1e-5, atol=1e-6)
+    for member in range(5):
+        mine, other = (load_member(d, member)[1]["params"] for d in (ours, theirs))
+        np.testing.assert_allclose(
+            mine["Dense_0"]["kernel"], other["Dense_0"]["kernel"], rtol=1e-5, atol=1e-6
+        )
+
+
+def metrics_of(run_dir):
+    """{(member, step): its values}; every line once."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    names = ("running_loss", "running_error", "train_loss", "test_loss", "test_error")
+    found = {
+        (line["member"], line["step"]): [np.nan if line.get(n) is None else line[n] for n in names]
+        for line in lines
+    }
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run on one device."""
+    run_dir = tmp_path_factory.mktemp("one") / "device"
+    assert_all_well(run([f"--workdir={run_dir}"], 1))
+    rows = read_results(run_dir)
+    final = {row.member: row.train_loss for row in rows if row.selection == "final"}
+    assert sorted(final) == sorted(range(5)) and len(set(final.values())) == 5
+    assert 1 <= len(rows) - 5 < 5  # some reach the target
+    return run_dir
+
+
+def test_two_processes_of_four_devices_are_one_device(whole, tmp_path):
+    """In groups of three and two: each is padded, and the second process has copies alone."""
+    ended = run([f"--workdir={tmp_path / 'run'}", "--members_per_group=3"], 4, 2)
+    assert_all_well(ended)
+    assert_same_run(tmp_path / "run", whole)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["groups"] == [[0, 1, 2], [3, 4]] and len(record["devices"]) == 8
+    assert f"{len(read_results(whole))} rows" in ended[0].stdout and "rows" not in ended[1].stdout
+    assert "epoch" in ended[0].stderr and "epoch" not in ended[1].stderr
+    assert "distributed" not in (tmp_path / "run" / "flags.txt").read_text()
+
+
+def test_a_stopped_run_goes_on_on_another_layout(whole, tmp_path):
+    """8 devices, SIGINT while pretraining; 2 processes, SIGTERM to one of them; 1 device."""
+    arguments = [f"--workdir={tmp_path / 'run'}"]
+    (stopped,) = run(arguments, 8, acts=[(2, signal.SIGINT)])
+    assert stopped.code == 130
+    assert checkpoints_of(tmp_path / "run") == [2]
+    assert "SIGINT: stopping after this epoch" in stopped.stderr
+    said, command = stopped.stderr.rsplit("; go on with: ", 1)
+    assert said.endswith(f"{tmp_path / 'run'}: stopped by SIGINT")
+    assert shlex.split(command) == [*stopped.args, "--resume"]
+
+    ended = run([*arguments, "--resume"], 4, 2, acts=[NOTHING, (6, signal.SIGTERM)])
+    assert [process.code for process in ended] == [143, 143]
+    assert checkpoints_of(tmp_path / "run") == [3, 6]  # 3: the end of the first phase
+    assert "go on with" in ended[0].stderr and "go on with" not in ended[1].stderr
+
+    (resumed,) = run([*arguments, "--resume"], 1)
+    assert_all_well([resumed])
+    assert "epoch 7 of 8" in resumed.stderr and "epoch 6 of 8" not in resumed.stderr
+    assert_same_run(tmp_path / "run", whole)
+
+
+def checkpoints_of(run_dir):
+    """The epochs whose checkpoints the first group has."""
+    folder = run_dir / "checkpoints" / "progress" / "000"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def test_processes_that_cannot_start_end_together(tmp_path):
+    """The second one lacks its data; the first says that it is another's fault."""
+    arguments = [f"--workdir={tmp_path / 'run'}"]
+    commands = []
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for i, data in enumerate(["--dataset=digits", "--dataset=folder:no/such/folder"]):
+        place = f"--distributed=localhost:{port},2,{i}"
+        commands.append([sys.executable, "-c", DRIVER, "0", "1", *RUN, *arguments, data, place])
+    with launched(commands, 1) as processes:
+        first, second = [Ended(process) for process in processes]
+    assert (first.code, second.code) == (1, 1)
+    assert "error: another process can not go on, and says why" in first.stderr
+    assert "error: " in second.stderr and "no/such/folder" in second.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_process_does_not_wait_for_one_that_failed(tmp_path):
+    started = time.monotonic()
+    ended = run([f"--workdir={tmp_path / 'run'}"], 1, 2, acts=[NOTHING, (4, 0)])
+    assert "RuntimeError: a bug" in ended[1].stderr and ended[1].code == 1
+    assert ended[0].code not in (0, None)
+    assert time.monotonic() - started < 60
+    assert not (tmp_path / "run" / "results.csv").exists()
+
+
+def test_outside_a_cluster_auto_is_an_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, "0", "1", "--distributed=auto", "--workdir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 1 and list(tmp_path.iterdir()) == []
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: --distributed=auto: JAX finds no cluster"
+    )
+
+
+def test_a_coordinator_that_does_not_answer_is_an_error(monkeypatch):
+    monkeypatch.setattr(distributed, "START_TIMEOUT_S", 0)
+    with socket.socket() as free:  # bound, but nobody listens
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+        with pytest.raises(ValueError, match=f"process 0 does not answer at localhost:{port}"):
+            distributed.connect(f"localhost:{port},2,1")
+
+
+def test_what_the_flag_says():
+    assert distributed.parse("none") is distributed.parse("auto") is None
+    assert distributed.parse("a.b:80,4,3") == ("a.b:80", 4, 3)
+    assert distributed.parse("[::1]:80,1,0") == ("[::1]:80", 1, 0)
