@@ -55,7 +55,7 @@ def train3() -> Iterator[Row]:
 
 
 def train5() -> Iterator[Row]:
-    """A training step of the 5-layer net with batch normalisation."""
+    """A training step of the 5-layer net with batch normalization."""
     return _train("train5", "convnet5")
 
 
@@ -106,7 +106,7 @@ def evaluate() -> Iterator[Row]:
 
 
 def normalize() -> Iterator[Row]:
-    """Normalising the 3-layer net's parameters."""
+    """Normalizing the 3-layer net's parameters."""
     for members, repeats in ((1, 50), (64, 2)):
         modules = {"normjax": NORMJAX} | ({"PyTorch loop": TORCH} if has_torch() else {})
         cases = [

@@ -25,7 +25,7 @@ class PlainConvNet3(nn.Module):
 
 
 class PlainConvNet5(nn.Module):
-    """normjax's convnet5 with batch normalisation, always in training."""
+    """normjax's convnet5 with batch normalization, always in training."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

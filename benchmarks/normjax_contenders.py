@@ -1,4 +1,4 @@
-"""normjax as the experiments use it: training, evaluation and normalisation, ready to be timed."""
+"""normjax as the experiments use it: training, evaluation and normalization, ready to be timed."""
 
 import math
 import time
@@ -12,7 +12,6 @@ import optax
 
 from benchmarks.synthetic import NUM_CLASSES, make_data
 from benchmarks.timing import Prepared
-from experiments.flags import prepare_cpu
 from normjax import (
     classification_error,
     cross_entropy,
@@ -20,6 +19,8 @@ from normjax import (
     normalize_params,
     standardize_images,
 )
+from normjax.networks.models import make_model
+from normjax.norms import parse_norm
 from normjax.training.ensemble import (
     Ensemble,
     Member,
@@ -30,8 +31,8 @@ from normjax.training.ensemble import (
     shard_members,
     share,
 )
-from normjax.training.evaluate import choose_evaluation_batch_size, parse_norm
-from normjax.networks.models import make_model
+from normjax.training.evaluate import choose_evaluation_batch_size
+from normjax.training.processes import prepare_cpu
 
 IMAGE_SHAPE = (32, 32, 3)
 NORMS = ("2", "1", "inf", "1/100", "3", "1.5", "4", "spectral")
@@ -47,7 +48,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(model: str, members: int, batch_size: int, num_images: int) -> Networks:
-    """Fresh networks as an experiment makes them; convnet5 has batch normalisation.
+    """Fresh networks as an experiment makes them; convnet5 has batch normalization.
 
     The devices must divide their number, so there may be more of them than `members`.
     """

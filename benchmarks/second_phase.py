@@ -14,17 +14,19 @@ import jax
 
 from benchmarks.synthetic import NUM_CLASSES, make_data
 from experiments import flags
-from normjax.training import sweep
+from normjax import sweep
 from normjax.data import Dataset, Split
+from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
+from normjax.training.processes import prepare_cpu
 
 ROUNDS = 1  # of many epochs: how many are measured depends on how the loss falls
 TRAIN_SIZE = 5_000
 
 
-def main(config: flags.Config) -> None:
+def main(config: SweepConfig) -> None:
     """Runs the second phase `ROUNDS` times, after a short one that compiles."""
-    flags.prepare_cpu()
+    prepare_cpu()
     split = Split(*make_data(config.train_size or TRAIN_SIZE, (32, 32, 3)))
     dataset = Dataset(split, split, tuple(map(str, range(NUM_CLASSES))), "synthetic")
     members = [Member(i, i, "default_init", 0.0) for i in range(config.num_seeds)]

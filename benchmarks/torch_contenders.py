@@ -65,7 +65,7 @@ def prepare_train(model: str, members: int, batch_size: int, steps: int, way: st
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """Normalises the 3-layer net's parameters, one network after another, on the CPU or GPU."""
+    """Normalizes the 3-layer net's parameters, one network after another, on the CPU or GPU."""
     nets = [ConvNet3().to(choose_device()) for _ in range(members)]
 
     def call():

@@ -29,7 +29,7 @@ class ConvNet3(nn.Module):
 
 
 class ConvNet5(nn.Module):
-    """normjax's convnet5 with batch normalisation."""
+    """normjax's convnet5 with batch normalization."""
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:
         """For square images of `size` pixels, a multiple of 8."""

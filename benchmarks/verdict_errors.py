@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from normjax.controls.verdict import ARTEFACT, SUPPORTED, UNDECIDED, judge
 from normjax.statistics.influence import predict_margins
 from normjax.statistics.resampling import shuffle_margins
-from normjax.controls.verdict import ARTEFACT, SUPPORTED, UNDECIDED, judge
 
 KINDS = (
     "independent",
@@ -33,7 +33,7 @@ def draw_line(
     """Training margins, test margins, norms and levels of num_levels x num_seeds networks.
 
     Args:
-      kind: one of `KINDS`. "independent": every number on its own, the pure artefact; "by level":
+      kind: one of `KINDS`. "independent": every number on its own, the pure artifact; "by level":
         so by level, with networks of a level alike; "both follow the norm": margins are powers of
         the norm, each with a noise of its own; "constant ratio": test margin = 0.6 training margin.
       rng: where they are drawn from.
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=200, help="synthetic lines for each rate")
     num_lines = parser.parse_args(argv).lines
-    print("| margins | networks | artefact | supported | undecided |\n|---|---|---|---|---|")
+    print("| margins | networks | artifact | supported | undecided |\n|---|---|---|---|---|")
     for kind in KINDS:
         for num_levels, num_seeds in SIZES:
             rates = verdict_rates(kind, num_lines, num_levels, num_seeds)

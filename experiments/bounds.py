@@ -2,10 +2,10 @@
 
     python -m experiments.bounds --from=DIR
 
-For the run's networks with every layer normalised to Frobenius norm 1: the gaps between test and
+For the run's networks with every layer normalized to Frobenius norm 1: the gaps between test and
 training loss, beside the confidence term, R_N estimated from below by random signs and by networks
-trained on random labels, and R_N from above by four published bounds (`normjax.generalization.bounds`; derived in
-docs/bounds.md). Only networks without later biases: the class of others has no finite R_N.
+trained on random labels, and R_N from above by four published bounds (derived in docs/bounds.md).
+ Only networks without later biases: the class of others has no finite R_N.
 
     WORKDIR/bounds.json   everything measured
     WORKDIR/bounds.md     the same in words and as a table
@@ -28,18 +28,18 @@ import numpy as np
 from absl import flags
 
 from experiments import flags as shared_flags
-from normjax.training import record as records
-from normjax.training.sweep import dataset_label
-from normjax.training.finished_run import FinishedRun, load_run
-from normjax.plots import bounds as bound_plots
-from normjax.generalization import bounds
-from normjax.plots import paper as plotting
-from normjax.generalization import rademacher
-from normjax.plots.bounds import format_nats
-from normjax.data import standardize_images
+from normjax.data import dataset_label, standardize_images
+from normjax.files import one_line, replacing, write_json
+from normjax.generalization import bounds, rademacher
 from normjax.layers import find_layers
 from normjax.networks.models import make_model
-from normjax.results.rows import ResultRow, replacing, select
+from normjax.plots import bounds as bound_plots
+from normjax.plots import paper as plotting
+from normjax.plots.bounds import format_nats
+from normjax.results.rows import ResultRow, select
+from normjax.training.config import check_seed, check_workdir
+from normjax.training.finished_run import FinishedRun, load_run
+from normjax.training.processes import prepare_cpu
 
 TIGHT = 3.0
 """A term that is at most so many times the largest gap is called tight."""
@@ -102,22 +102,22 @@ def validate(config: Config) -> None:
     for name in ("num_signs", "num_steps", "num_examples"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name}={getattr(config, name)}: must be at least 1")
-    shared_flags.check_seed(config.seed)
-    shared_flags.check_workdir(config.workdir)
+    check_seed(config.seed)
+    check_workdir(config.workdir)
 
 
 def main(config: Config) -> None:
     """Measures, and writes the table, the text and the figure."""
-    shared_flags.prepare_cpu()
+    prepare_cpu()
     try:
         run = load_run(config.source, config.data_dir)
         rows = frobenius_rows(run, config.selection)
         networks = class_of(run)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
     summary = measure(config, run, rows, networks)
     workdir = Path(config.workdir)
-    records.write_json(workdir / "bounds.json", summary)
+    write_json(workdir / "bounds.json", summary)
     with replacing(workdir / "bounds.md") as path:
         path.write_text(to_markdown(summary), encoding="utf-8")
     plotting.save_figure(bound_plots.plot_bounds(summary), workdir / "figures" / "bounds")
@@ -146,7 +146,7 @@ def gap_of(row: ResultRow) -> float:
 
 
 def class_of(run: FinishedRun) -> bounds.NetworkClass:
-    """The class of the run's networks once they are normalised.
+    """The class of the run's networks once they are normalized.
 
     Raises:
       ValueError: later layers have biases.
@@ -259,7 +259,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     num_steps = len(signs["by_step"]) - 1
     gain = 1 - signs["by_step"][3 * num_steps // 4] / signs["by_step"][-1]
     parts = [
-        f"{len(gaps)} networks, every layer normalised to Frobenius norm 1: test and training loss "
+        f"{len(gaps)} networks, every layer normalized to Frobenius norm 1: test and training loss "
         f"differ by {np.median(gaps):.3g} nats in the median, {min(gaps):.3g} to {largest:.3g}.",
         f"The confidence term (delta = {summary['delta']:g}, N = {summary['num_examples']:,}) is "
         f"{confidence:.3g} nats, {times_gap(confidence)}: {verdict(confidence, 'tight')}. It is "
@@ -293,7 +293,7 @@ def describe(summary: Mapping[str, Any]) -> str:
     parts.append(
         f"Eq. 4 as printed, with the lower estimate in it, holds for {num_within} of the "
         f"{len(gaps)} networks. Its right side is one number for all of them: it says nothing of "
-        "which of them generalises better."
+        "which of them generalizes better."
     )
     return " ".join(parts)
 

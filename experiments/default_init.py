@@ -4,11 +4,12 @@ python -m experiments.default_init --flagfile=experiments/flagfiles/fig06.flags
 """
 
 from experiments import flags
+from normjax.sweep import run_sweep
 from normjax.training import members
-from normjax.training.sweep import run_sweep
+from normjax.training.config import SweepConfig
 
 
-def main(config: flags.Config) -> None:
+def main(config: SweepConfig) -> None:
     """Runs the experiment."""
     run_sweep("default_init", config, members.repeated(config))
 

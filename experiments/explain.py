@@ -24,25 +24,25 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import explain_tables
-from normjax.training import finished_run as trained
 from experiments import flags as shared_flags
-from normjax.training.sweep import dataset_label
-from normjax.plots import explain as explain_plots
-from normjax.plots import paper as plotting
 from normjax.balance import balance_params
-from normjax.training.checkpoints import RUN_FILE
 from normjax.controls.explain import Explanation, choose_rows, explain_line
-from normjax.training.evaluate import parse_norm
 from normjax.controls.logits import (
     LogitExplanation,
     NetworkLogits,
     explain_logits,
     measure_network,
 )
+from normjax.data import dataset_label
+from normjax.files import one_line, read_object, replacing
 from normjax.normalize import param_norms
-from normjax.files import read_object
-from normjax.results.rows import replacing
+from normjax.norms import parse_norm
+from normjax.plots import explain as explain_plots
+from normjax.plots import paper as plotting
 from normjax.results.summary import finite_rows
+from normjax.training import finished_run as trained
+from normjax.training.checkpoints import RUN_FILE
+from normjax.training.config import check_seed, check_workdir
 from normjax.types import Norm, Params
 
 JSON_FILE, TABLE_FILE = "explain.json", "explain.md"
@@ -87,8 +87,8 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config
             raise ValueError(f"--from={source}: there is no such file or folder")
         folder = Path(source) if Path(source).is_dir() else Path(source).parent
         config = Config(source=source, workdir=workdir or str(folder), **given)
-        shared_flags.check_seed(config.seed)
-        shared_flags.check_workdir(config.workdir)
+        check_seed(config.seed)
+        check_workdir(config.workdir)
         return config
 
     return shared_flags.parse(argv, make_config, values)
@@ -99,18 +99,18 @@ def main(config: Config) -> None:
     try:
         line = explain_line(config.source, config.selection, config.norm, seed=config.seed)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
     logits, reason = None, ""
     try:
         logits = explain_run(config, line)
     except (ValueError, OSError) as error:
-        reason = shared_flags.one_line(error)
+        reason = one_line(error)
         print(f"from {config.source} only, without the networks' logits: {reason}")
 
     try:
         write(config, line, logits, reason)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
     print(f"{line.text}\n{Path(config.workdir) / TABLE_FILE}; figures: {config.workdir}/figures")
 
 

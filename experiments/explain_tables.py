@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from normjax.controls.explain import MEASURE_NAMES, Explanation
-from normjax.plots.explain import DIVISOR_NAMES
 from normjax.controls.logits import LogitExplanation
-from normjax.statistics.regression import LineFit
+from normjax.plots.explain import DIVISOR_NAMES
 from normjax.results.summary import norm_name, selection_name
+from normjax.statistics.regression import LineFit
 
 
 def to_markdown(line: Explanation, logits: LogitExplanation | None, no_logits_because: str) -> str:
@@ -43,7 +43,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
     if line.fit:
         yield ["The line *", _line(line.fit), "what the paper's figures show"]
     if line.raw_fit:
-        yield ["Losses as trained", _line(line.raw_fit), "without normalising"]
+        yield ["Losses as trained", _line(line.raw_fit), "without normalizing"]
     if line.fit_without_random_labels and line.num_random_labels:
         found = _line(line.fit_without_random_labels)
         yield ["Without random labels", found, "whether these few networks make the line"]
@@ -66,7 +66,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
             f"line leaves {shuffle.unexplained:.3g} of the raw test margins' variance, shuffles "
             f"{_interval(shuffle.unexplained_quantiles[1], shuffle.unexplained_quantiles[::2])}; "
             f"p = {shuffle.p_value:.2g}",
-            "the artefact itself: unrelated margins, shared norms. Decides",
+            "the artifact itself: unrelated margins, shared norms. Decides",
         ]
     if permutation := line.norm_permutation:
         yield [
@@ -98,7 +98,7 @@ def line_controls(line: Explanation) -> Iterator[list[str]]:
                 f"Leave one {name} out *",
                 f"RMSE {left.rmse:.3g} over {left.num_parts}, at most {left.largest:.3g} "
                 f"({left.where})",
-                "prediction error of the normalised test loss",
+                "prediction error of the normalized test loss",
             ]
     distances = [n for n in line.networks if n.cooks_distance is not None]
     if distances:
@@ -196,7 +196,7 @@ def _ranking(line: Explanation) -> Iterator[str]:
         yield f"None: {line.reasons['error_ranking']}."
         return
     yield (
-        "Networks with true labels; 95% bootstrap intervals. Lead: |tau| of the normalised "
+        "Networks with true labels; 95% bootstrap intervals. Lead: |tau| of the normalized "
         "training loss less that of the measure."
     )
     yield table(

@@ -9,17 +9,18 @@ All networks see the true labels from the start, but for one of each seed: the p
 import sys
 
 from experiments import flags
+from normjax.sweep import run_sweep
 from normjax.training import members
-from normjax.training.sweep import run_sweep
+from normjax.training.config import SweepConfig
 
 RANDOM_LABELS_STD = 0.05  # the paper's, for its point "RL"
 
 
-def main(config: flags.Config) -> None:
+def main(config: SweepConfig) -> None:
     """Runs the experiment."""
     if not config.init_stds:
         sys.exit("error: --init_stds=: at least one standard deviation is needed")
-    random = members.randomly_labelled(config, RANDOM_LABELS_STD)
+    random = members.randomly_labeled(config, RANDOM_LABELS_STD)
     run_sweep("init_scale", config, [*members.scaled(config), *random])
 
 

@@ -3,9 +3,9 @@
     python -m experiments.leaderboard --from=runs/quickstart
     python -m experiments.leaderboard --from=RUN1,RUN2 --selection=final --workdir=DIR
 
-Each measure (`normjax.generalization.measures`, `normjax.generalization.sharpness`) is computed for every network at one
+Each measure of `normjax.generalization` is computed for every network at one
 selection, from its weights and its training set alone, and is asked how well it ranks the networks
-by test error (`normjax.generalization.ranking`): Kendall's tau, granulated for each factor, and sign errors.
+by test error: Kendall's tau, granulated for each factor, and sign errors.
 Networks of random labels are left out, because their test error is on random labels: it is that of
 guessing, and ranks nothing. Several runs must be of one kind: same data, same network.
 
@@ -28,20 +28,22 @@ from tqdm import tqdm
 
 from experiments import flags as shared_flags
 from experiments import leaderboard_page
-from normjax.training.sweep import dataset_label
-from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
+from normjax.data import dataset_label, standardize_images
+from normjax.files import one_line
 from normjax.generalization import ranking
+from normjax.generalization.measures import MEASURES, TrainedNetwork
+from normjax.generalization.sharpness import SHARPNESS_MEASURES
 from normjax.plots import leaderboard as ranking_plots
+from normjax.plots.style import join_title, save_figure
+from normjax.results.columns import write_table
+from normjax.results.rows import ResultRow
+from normjax.results.summary import finite_rows, member_name, selection_name
 from normjax.training.checkpoints import RUN_FILE
-from normjax.data import standardize_images
+from normjax.training.config import check_seed, check_workdir
 from normjax.training.ensemble import map_members
 from normjax.training.evaluate import choose_evaluation_batch_size
-from normjax.generalization.measures import MEASURES, TrainedNetwork
-from normjax.plots.style import join_title, save_figure
-from normjax.results.rows import ResultRow
-from normjax.generalization.sharpness import SHARPNESS_MEASURES
-from normjax.results.summary import finite_rows, member_name, selection_name
-from normjax.results.columns import write_table
+from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
+from normjax.training.processes import prepare_cpu
 
 SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
 
@@ -115,24 +117,24 @@ def validate(config: Config) -> None:
         raise ValueError("--from=: the folder of a finished run is needed, or several with commas")
     if len(set(config.source)) < len(config.source):
         raise ValueError(f"--from={','.join(config.source)}: every run may stand there once")
-    shared_flags.check_workdir(config.workdir)
+    check_workdir(config.workdir)
     if (Path(config.workdir) / RUN_FILE).exists():
         raise ValueError(f"--workdir={config.workdir} holds a run: give another folder")
     if config.sharpness_images < 1:
         raise ValueError(f"--sharpness_images={config.sharpness_images}: must be at least 1")
-    shared_flags.check_seed(config.seed)
+    check_seed(config.seed)
 
 
 def main(config: Config) -> None:
     """Computes, ranks, writes and draws."""
-    shared_flags.prepare_cpu()
+    prepare_cpu()
     try:
         runs = load_runs(config)
         selection = config.selection or first_selection(runs[0])
         chosen = choose_networks(runs, selection)
         columns = measure(config, runs, chosen)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
     test_error = np.array([row.test_error for row in chosen.rows])
     test_loss = np.array([row.normalized_test_loss for row in chosen.rows])
     factors = factors_of(runs, chosen)
@@ -312,7 +314,7 @@ def title_of(runs: Sequence[FinishedRun], chosen: Ranked, selection: str) -> str
     return join_title(
         [
             dataset_label(config.dataset),
-            config.model + (" with batch normalisation" if config.batch_norm else ""),
+            config.model + (" with batch normalization" if config.batch_norm else ""),
             f"{len(chosen.rows)} networks",
             selection_name(selection),
         ]

@@ -4,8 +4,8 @@ import math
 import os
 from collections.abc import Sequence
 
+from normjax.files import replacing
 from normjax.generalization.ranking import NUM_RESAMPLES, RankedMeasure
-from normjax.results.rows import replacing
 from normjax.generalization.sharpness import ERROR_RISE, NUM_DRAWS
 
 
@@ -34,7 +34,7 @@ def table_of(ranked: Sequence[RankedMeasure]) -> dict[str, Sequence]:
 def table_lines(ranked: Sequence[RankedMeasure]) -> list[str]:
     """The table of the page, in Markdown."""
     factors = list(ranked[0].psi)
-    header = ["measure", "τ", "95% interval", "τ, normalised test loss", "Ψ", "95% interval"]
+    header = ["measure", "τ", "95% interval", "τ, normalized test loss", "Ψ", "95% interval"]
     header += [*[f"ψ {name}" for name in factors], "worst sign error", "mean sign error"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in ranked:
@@ -75,7 +75,7 @@ def write_page(
         "docstrings of `normjax.generalization.measures` and `normjax.generalization.sharpness`.",
         "τ is Kendall's tau-b. Intervals are 95% percentile bootstrap intervals "
         f"({NUM_RESAMPLES} resamples of networks).",
-        "Whatever contains the product of norms shares it with the normalised test loss; its τ in "
+        "Whatever contains the product of norms shares it with the normalized test loss; its τ in "
         "that column is high by construction.",
         f"ψ is the mean τ-b over groups of networks in which only one factor varies, Ψ the mean of "
         f"ψ (Jiang et al. 2020). The networks differ in: {factors}.",

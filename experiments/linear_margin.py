@@ -1,4 +1,4 @@
-"""The linear network (section 3.1.1): does the larger margin, the smaller norm, generalise better?
+"""The linear network (section 3.1.1): does the larger margin, the smaller norm, generalize better?
 
     python -m experiments.linear_margin --flagfile=experiments/flagfiles/linear_margin.flags
 
@@ -37,15 +37,16 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments import flags as shared_flags
-from normjax.training import record as records
+from normjax.files import one_line, read_object, replacing, write_json
 from normjax.generalization import linear_margin
 from normjax.plots import linear_margin as linear_plots
 from normjax.plots import paper as plotting
-from normjax.training.checkpoints import RUN_FILE
-from normjax.files import read_object
-from normjax.results.rows import RESULTS_FILE, replacing
-from normjax.results.summary import SUMMARY_FILE, write_summary
 from normjax.results.columns import read_table, write_table
+from normjax.results.rows import RESULTS_FILE
+from normjax.results.summary import SUMMARY_FILE, write_summary
+from normjax.training import record as records
+from normjax.training.checkpoints import RUN_FILE
+from normjax.training.config import check_seed, to_flagfile
 
 EXPERIMENT = "linear_margin"
 ANGLES_FILE = "angles.csv"
@@ -53,7 +54,7 @@ PACKAGES = ("normjax", "numpy", "scipy", "scikit-learn")
 
 
 class Distribution(NamedTuple):
-    """A distribution of labelled examples: its name in figures, a sampler, the exact error."""
+    """A distribution of labeled examples: its name in figures, a sampler, the exact error."""
 
     title: str
     draw: Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
@@ -149,7 +150,7 @@ def validate(config: Config) -> None:
             raise ValueError(f"--{name}={getattr(config, name)}: must be at least {minimum}")
     if not 0 < config.relative_step < 2:
         raise ValueError(f"--relative_step={config.relative_step}: must lie between 0 and 2")
-    shared_flags.check_seed(config.seed)
+    check_seed(config.seed)
 
 
 def main(config: Config) -> None:
@@ -166,7 +167,7 @@ def main(config: Config) -> None:
             stack.enter_context(records.locked(run_dir, is_new))
             start_run(run_dir, config)
         except (ValueError, OSError) as error:
-            sys.exit(f"error: {shared_flags.one_line(error)}")
+            sys.exit(f"error: {one_line(error)}")
         descend_and_measure(run_dir, config, sets, not_separable)
         records.finish_run(run_dir, time.monotonic() - started)
     print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
@@ -317,14 +318,14 @@ def draw_figure(run_dir: Path) -> Any:
     try:
         return linear_plots.plot_linear_margin(draws, angles, summary)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f"{type(error).__name__}: {shared_flags.one_line(error)}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{run_dir}: its tables don't fit together ({reason})") from None
 
 
 def start_run(run_dir: Path, config: Config) -> None:
     """Writes flags.txt and run.json before the descent."""
     with replacing(run_dir / "flags.txt") as path:
-        path.write_text(shared_flags.to_flagfile(config), encoding="utf-8")
+        path.write_text(to_flagfile(config), encoding="utf-8")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     run = {
         "experiment": EXPERIMENT,
@@ -335,7 +336,7 @@ def start_run(run_dir: Path, config: Config) -> None:
         "git_commit": records.git_commit(),
         "config": dataclasses.asdict(config),
     }
-    records.write_json(run_dir / RUN_FILE, run)
+    write_json(run_dir / RUN_FILE, run)
 
 
 def _is_marked_finished(run_dir: Path) -> bool:

@@ -7,13 +7,14 @@ completely random labels.
 """
 
 from experiments import flags
+from normjax.sweep import run_sweep
 from normjax.training import members
-from normjax.training.sweep import run_sweep
+from normjax.training.config import SweepConfig
 
 
-def main(config: flags.Config) -> None:
+def main(config: SweepConfig) -> None:
     """Runs the experiment."""
-    random = members.randomly_labelled(config)
+    random = members.randomly_labeled(config)
     run_sweep("random_labels", config, [*members.pretrained(config), *random])
 
 

@@ -7,11 +7,12 @@ optimizer state, on the true labels. Networks of one training loss then differ i
 """
 
 from experiments import flags
+from normjax.sweep import run_sweep
 from normjax.training import members
-from normjax.training.sweep import run_sweep
+from normjax.training.config import SweepConfig
 
 
-def main(config: flags.Config) -> None:
+def main(config: SweepConfig) -> None:
     """Runs the experiment."""
     run_sweep("random_pretrain", config, members.pretrained(config))
 

@@ -37,13 +37,13 @@ from experiments.paper.figures import (
     run_of,
     stem_of,
 )
-from normjax.training.sweep import dataset_label
+from normjax.data import dataset_label, load_dataset
+from normjax.files import one_line, read_object, read_text
 from normjax.plots import curves
 from normjax.plots import paper as plotting
-from normjax.training.checkpoints import RUN_FILE
-from normjax.data import load_dataset
-from normjax.files import read_object, read_text
 from normjax.results.rows import ResultRow, read_results
+from normjax.training.checkpoints import RUN_FILE
+from normjax.training.config import check_workdir
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
 NOT_ASKED = "its figure was not asked for"
@@ -118,7 +118,7 @@ def validate(config: Config) -> None:
         raise ValueError(f"--figures={text}: allowed are {', '.join(ALL_FIGURES)}")
     if config.source is not None and not (Path(config.source) / "runs").is_dir():
         raise ValueError(f"--from={config.source}: there is no folder runs in it")
-    shared_flags.check_workdir(config.workdir)
+    check_workdir(config.workdir)
 
 
 def main(config: Config) -> None:
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
     try:
         reproduce(config)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {shared_flags.one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
 
 
 def reproduce(config: Config) -> None:
@@ -185,7 +185,7 @@ def why_impossible(run: str, config: Config, run_dir: Path) -> str:
     try:
         load_dataset(name, data_dir=config.data_dir)
     except (ValueError, OSError) as error:
-        return shared_flags.one_line(error)
+        return one_line(error)
     return ""
 
 
@@ -242,7 +242,7 @@ def draw(name: str, run_dir: Path, folder: Path) -> str:
     try:
         plotting.save_figure(draw_figure(name, run_dir), folder / stem_of(name))
     except (ValueError, OSError) as error:
-        return shared_flags.one_line(error)
+        return one_line(error)
     return ""
 
 
@@ -288,18 +288,18 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
         settings = ledger.settings_that_differ(FIGURES[name], paper, ours)
         return ledger.measured_rows(name, networks_of(name, run_dir), settings)
     except (ValueError, OSError) as error:
-        return ledger.missing_rows(name, shared_flags.one_line(error))
+        return ledger.missing_rows(name, one_line(error))
 
 
 def describe_stopping(runs_dir: Path) -> str:
-    """Whether the normalised loss chooses better epochs to stop at than the raw one, in words."""
+    """Whether the normalized loss chooses better epochs to stop at than the raw one, in words."""
     run_dir = runs_dir / run_of("monitor")
     if not is_finished(run_dir):
         return "The run is not finished."
     try:
         lines = curves.describe_stopping(curves.stopping_epochs(curves.read_metrics(run_dir)))
     except (ValueError, OSError) as error:
-        return f"It can't be said: {shared_flags.one_line(error)}"
+        return f"It can't be said: {one_line(error)}"
     return "\n".join(f"- {line}" for line in lines.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Normalised losses of deep networks predict their test performance.
+"""Normalized losses of deep networks predict their test performance.
 
 The library of "Classical generalization bounds are surprisingly tight for Deep Networks" (Liao et
 al., 2018): pure functions on trees of parameters. Names are loaded when they are first used, so
@@ -8,29 +8,32 @@ that `import normjax` costs little more than `import jax`.
 import importlib
 
 _MODULE_OF = {
-    "LineFit": "regression",
-    "absorb_batch_norm": "normalize",
+    "LineFit": "statistics.regression",
+    "SweepConfig": "training.config",
+    "absorb_batch_norm": "batch_norm",
     "balance_params": "balance",
     "check_homogeneity": "normalize",
     "classification_error": "losses",
     "corrupt_labels": "data",
     "cross_entropy": "losses",
     "excess_cross_entropy": "losses",
-    "fit_line": "regression",
+    "explain_line": "controls.explain",
+    "fit_line": "statistics.regression",
     "load_dataset": "data",
-    "load_member": "checkpoints",
-    "make_model": "models",
+    "load_member": "training.checkpoints",
+    "make_model": "networks.models",
     "margins": "losses",
-    "monitor": "evaluate",
+    "monitor": "losses",
     "normalize_params": "normalize",
     "param_norms": "normalize",
     "product_norm": "normalize",
-    "read_results": "results",
+    "read_results": "results.rows",
     "spectral_norm": "norms",
     "standardize_images": "data",
 }
 
-__all__ = sorted(_MODULE_OF)
+__version__ = "0.1.0"
+__all__ = sorted([*_MODULE_OF, "__version__"])
 
 
 def __getattr__(name: str) -> object:

@@ -68,7 +68,7 @@ def balance_params(
 
     Args:
         params: nested mapping of ``kernel`` and ``bias`` leaves of one network whose layers form a
-            chain with ReLU between them, batch normalisation absorbed; concrete arrays (not under
+            chain with ReLU between them, batch normalization absorbed; concrete arrays (not under
             ``jit`` or ``vmap``), numpy's or JAX's. The computation is float64.
         norm: 2 or ``"fro"``, 1, or any finite p >= 1.
         layers: paths in order of application, where the natural order of the paths is not it.

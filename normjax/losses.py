@@ -1,13 +1,15 @@
 """Losses and errors of classification, one value per example, in natural units."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from normjax.types import Array, at_least_float32
+from normjax.normalize import product_norm
+from normjax.types import Array, Norm, Params, at_least_float32
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
@@ -87,6 +89,47 @@ def margins(logits: Array, labels: Array) -> Array:
     logits, labels = _checked(logits, labels)
     others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
     return _label_logits(logits, labels)[..., 0] - jnp.max(others, axis=-1)
+
+
+class Monitored(NamedTuple):
+    """What the paper recommends to watch during training, means over a batch."""
+
+    normalized_loss: Array  # cross entropy of the normalized network, nats
+    normalized_excess: Array  # the same less ln K, with all its digits
+    product_norm: Array
+
+
+def monitor(
+    params: Params,
+    logits: Array,
+    labels: Array,
+    norm: Norm = 2,
+    *,
+    scale: float = 1.0,
+    layers: Sequence[str] | None = None,
+) -> Monitored:
+    """The normalized training loss of a batch, from logits that a training step has anyway.
+
+    The paper's closing recommendation is to monitor it. It costs a pass over the parameters and
+    none over the data, works under `jit`, `vmap` and `shard_map`, and has no side effects. The
+    average over an epoch's batches is the loss of the epoch.
+
+    Args:
+      params: the parameters that gave the logits; those of a network with batch normalization
+        through `absorb_batch_norm`.
+      logits: float [..., K], of a network that obeys eq. 2.
+      labels: int [...].
+      norm, scale, layers: see `normalize_params`.
+
+    Returns:
+      Scalars, float32 (float64 for float64 logits).
+
+    Raises:
+      ValueError: see `product_norm` and `excess_cross_entropy`.
+    """
+    product = product_norm(params, norm, scale=scale, layers=layers)
+    excess = jnp.mean(excess_cross_entropy(jnp.asarray(logits) / product, labels))
+    return Monitored(excess + math.log(jnp.shape(logits)[-1]), excess, product)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,14 @@ import numpy as np
 from jax import lax
 
 from normjax.types import Array, Norm, NormFn, at_least_float32
+
+
+class NamedNorm(NamedTuple):
+    """A norm as it is asked for on a command line and named in results.csv."""
+
+    name: str
+    norm: Any  # what `make_norm` takes
+    scale: float = 1.0
 
 
 def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
@@ -42,6 +50,27 @@ def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
         return value / scale
 
     return norm_fn
+
+
+def parse_norm(text: str) -> NamedNorm:
+    """Reads a norm's name: "2", "fro", "1", "inf", "spectral", "3.5", or "1/100" (L1, scale 100).
+
+    Raises:
+      ValueError: a norm that is not one of these, p < 1, or a scale that is not positive.
+    """
+    name = text.strip()
+    order, slash, divisor = name.partition("/")
+    allowed = "allowed: spectral, fro, inf, any p >= 1, each with an optional /SCALE (1/100)"
+    try:
+        scale = float(divisor) if slash else 1.0
+        norm = order if order in ("spectral", "fro") else float(order)
+    except ValueError:
+        raise ValueError(f"unknown norm {text!r}; {allowed}") from None
+    if not 0 < scale < math.inf:
+        raise ValueError(f"norm {text!r} has a scale that is not a positive number; {allowed}")
+    if not isinstance(norm, str) and not norm >= 1:
+        raise ValueError(f"norm {text!r} has p < 1, which is no norm; {allowed}")
+    return NamedNorm(name, norm, scale)
 
 
 def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:

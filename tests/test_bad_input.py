@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normjax.training import sweep
-from normjax.training.record import LOCK_FILE
+from normjax import sweep
 from normjax.data import load_dataset
+from normjax.training.record import LOCK_FILE
 
 ARGUMENTS = ("--dataset=digits", "--train_size=100", "--test_size=45", "--batch_size=32")
 

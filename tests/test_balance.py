@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+
+from normjax import balance, balance_params, product_norm
+from normjax.batch_norm import absorb_batch_norm
 from tests.helpers.networks import (
     Convnet3,
     Convnet5,
@@ -18,10 +22,6 @@ from tests.helpers.networks import (
     random_variables,
     trained_like_convnet5,
 )
-from scipy.optimize import minimize
-
-from normjax import balance, balance_params, product_norm
-from normjax.normalize import absorb_batch_norm
 
 NORMS = (1, 2, 3)
 

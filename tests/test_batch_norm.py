@@ -4,11 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.helpers.networks import Convnet5, apply_fn, images, mlp_params, trained_like_convnet5
 
-from normjax.normalize import (
-    absorb_batch_norm,
-)
+from normjax.batch_norm import absorb_batch_norm
+from tests.helpers.networks import Convnet5, apply_fn, images, mlp_params, trained_like_convnet5
 
 
 def test_absorbed_network_is_the_same_function():

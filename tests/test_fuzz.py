@@ -10,6 +10,24 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from experiments import reproduce
+from normjax.data import load_dataset
+from normjax.data.cifar import LAYOUTS, load_cifar
+from normjax.data.pickles import load_plain_dict, to_matrix
+from normjax.plots.curves import read_metrics, stopping_epochs
+from normjax.report.run_page import write_report
+from normjax.results.rows import COLUMNS, read_results, write_results
+from normjax.results.rows import columns as tables
+from normjax.results.summary import summarize, write_summary
+from normjax.training import finished_run as trained
+from normjax.training import record as records
+from normjax.training.checkpoints import load_member
+from normjax.training.config import SweepConfig, to_flagfile
+from normjax.training.ensemble import Member
 from tests.helpers.cifar_archives import (
     BINARY,
     PYTHON,
@@ -20,25 +38,7 @@ from tests.helpers.cifar_archives import (
     write_tar,
 )
 from tests.helpers.damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
-from hypothesis import example, given
-from hypothesis import strategies as st
-from PIL import Image
 from tests.helpers.synthetic_results import CONFIG, synthetic_rows
-
-from experiments import reproduce
-from normjax.training import record as records
-from normjax.training import finished_run as trained
-from experiments.flags import Config, to_flagfile
-from normjax.results.rows import columns as tables
-from normjax.training.checkpoints import load_member
-from normjax.plots.curves import read_metrics, stopping_epochs
-from normjax.data import load_dataset
-from normjax.data.cifar import LAYOUTS, load_cifar
-from normjax.data.pickles import load_plain_dict, to_matrix
-from normjax.training.ensemble import Member
-from normjax.report.run_page import write_report
-from normjax.results.rows import COLUMNS, read_results, write_results
-from normjax.results.summary import summarize, write_summary
 
 
 def read_or_refuse(read, path):
@@ -319,7 +319,7 @@ def test_damaged_run_record(folder, drawn):
         again = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()}
         assert again.items() >= json.loads(content)["config"].items()
         assert [member.index for member in members.values()] == list(members)
-    read_or_refuse(lambda: records.is_finished(run_dir, Config(**CONFIG)), run_dir)
+    read_or_refuse(lambda: records.is_finished(run_dir, SweepConfig(**CONFIG)), run_dir)
     read_or_refuse(lambda: reproduce.describe_runs(folder / "runs"), path)
     read_or_refuse(lambda: load_member(run_dir, 1), run_dir)
 
@@ -328,7 +328,7 @@ def test_damaged_run_record(folder, drawn):
 @given(st.data())
 def test_damaged_flags(folder, drawn):
     path = folder / "flags.txt"
-    whole = to_flagfile(Config(**CONFIG)).encode()
+    whole = to_flagfile(SweepConfig(**CONFIG)).encode()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
     read = read_or_refuse(lambda: reproduce.read_flags(path, "dataset"), path)
     assert read is None or {"dataset"} <= set(read)

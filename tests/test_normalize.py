@@ -8,6 +8,10 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from normjax.batch_norm import absorb_batch_norm
+from normjax.losses import excess_cross_entropy
+from normjax.normalize import check_homogeneity, normalize_params, param_norms, product_norm
 from tests.helpers.networks import (
     NORMS,
     Convnet3,
@@ -22,15 +26,6 @@ from tests.helpers.networks import (
     random_like,
     random_variables,
     trained_like_convnet5,
-)
-
-from normjax.losses import excess_cross_entropy
-from normjax.normalize import (
-    absorb_batch_norm,
-    check_homogeneity,
-    normalize_params,
-    param_norms,
-    product_norm,
 )
 
 # Eq. 2, on networks of every kind.

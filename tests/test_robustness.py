@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from experiments import init_scale
-from normjax.training import record as records
-from normjax.training import sweep
-from normjax.training import ensemble
+from normjax import sweep
 from normjax.plots import paper as plotting
-from normjax.training.checkpoints import group_folder, read_rows
 from normjax.plots.curves import read_metrics
-from normjax.training.ensemble import Member
 from normjax.results.rows import read_results
+from normjax.training import ensemble
+from normjax.training import record as records
+from normjax.training.checkpoints import group_folder, read_rows
+from normjax.training.ensemble import Member
 
 # Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
 pytestmark = pytest.mark.filterwarnings(

@@ -46,7 +46,7 @@ class PaperFigure(NamedTuple):
       is_at_target: whether it shows the networks nearest the target loss; else the last epoch's.
       families: the families of networks that it shows.
       only_level: the only corruption level that it shows, where it does not show all.
-      has_line: whether a line is fitted to normalised test against normalised training loss.
+      has_line: whether a line is fitted to normalized test against normalized training loss.
       printed: slope, intercept, R2, adjusted R2 and RMSE, where the paper prints them.
       train_losses: the least and the greatest training loss of its networks, as trained, that the
         paper gives; the same twice where it gives one that they are all nearest to.

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.paper.figures import FIGURES, PaperFigure
-from normjax.statistics.regression import fit_line
-from normjax.results.rows import ResultRow, on_own_labels, replacing
+from normjax.files import replacing
+from normjax.results.rows import ResultRow, on_own_labels
 from normjax.results.summary import finite_rows, selection_name
+from normjax.statistics.regression import fit_line
 
 LINE = {
     "slope": "slope",
@@ -40,7 +41,7 @@ _MIN_RESAMPLED = 4  # three networks have one R2, whatever is drawn from them
 _MIN_POINTS = 3  # of a line
 NOT_RUN, NOT_PRINTED = "not run", "not printed"
 METHOD = (
-    "Lines are fitted by least squares to the normalised test losses on the normalised training "
+    "Lines are fitted by least squares to the normalized test losses on the normalized training "
     "losses (nats). 95% intervals: of slope and intercept Student's t; of R2, adjusted R2 and RMSE "
     f"percentiles of a bootstrap over networks ({NUM_RESAMPLES} resamples, fixed seed, less those "
     f"with fewer than {_MIN_POINTS} different networks), which needs {_MIN_RESAMPLED} networks. "

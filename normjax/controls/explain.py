@@ -1,8 +1,8 @@
 """Is the line real? What of its fit is made by construction, and what is not.
 
-To first order ln K - CE = mean(f_y - mean_k f_k): the normalised losses are mean centred margins on
-the training and on the test set, both divided by the same product of norms. Networks with unrelated
-margins would still line up, towards (ln K, ln K), if only their product norms differ enough.
+To first order ln K - CE = mean(f_y - mean_k f_k): the normalized losses are mean centered margins
+on the training and on the test set, both divided by the same product of norms. Networks with
+unrelated margins would still line up with (ln K, ln K), if only their product norms differ enough.
 """
 
 import os
@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from normjax.controls.verdict import THRESHOLDS, judge
+from normjax.results.rows import ResultRow, on_own_labels, read_results, select
+from normjax.results.summary import finite_rows, groups, member_name, norm_name, selection_name
 from normjax.statistics import regression
 from normjax.statistics.error_prediction import ErrorRanking, rank_errors
 from normjax.statistics.influence import (
@@ -34,12 +37,9 @@ from normjax.statistics.resampling import (
     permute_norms,
     shuffle_margins,
 )
-from normjax.results.rows import ResultRow, on_own_labels, read_results, select
-from normjax.results.summary import finite_rows, groups, member_name, norm_name, selection_name
-from normjax.controls.verdict import THRESHOLDS, judge
 
 MEASURE_NAMES = {
-    "normalized_train_loss": "normalised training loss",
+    "normalized_train_loss": "normalized training loss",
     "train_loss": "training loss as trained",
     "product_norm": "product of norms",
     "mean_train_margin": "mean training margin",
@@ -54,9 +54,9 @@ class NetworkControls(NamedTuple):
       level: its family and level, the networks of which are not independent.
       has_random_labels: it was trained, and is evaluated, on random labels.
       product_norm: rho.
-      train_excess, test_excess: normalised loss - ln K, nats.
+      train_excess, test_excess: normalized loss - ln K, nats.
       train_margin, test_margin: -excess * rho.
-      cooks_distance: in the line of normalised losses; None if that is not defined.
+      cooks_distance: in the line of normalized losses; None if that is not defined.
     """
 
     name: str
@@ -71,29 +71,29 @@ class NetworkControls(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a line of normalised losses is made of. None stands where `reasons` says why.
+    """What a line of normalized losses is made of. None stands where `reasons` says why.
 
     Attributes:
-      verdict: "artefact of the shared divisor", "supported" or "undecided" (`verdict.judge`).
+      verdict: "artifact of the shared divisor", "supported" or "undecided" (`verdict.judge`).
       because: the numbers that decided it.
       text: all of it in one paragraph of plain words.
-      selection, norm: which networks, and how they are normalised.
+      selection, norm: which networks, and how they are normalized.
       num_networks: how many there are with finite losses, each on its own labels.
       num_random_labels: how many of these have random labels. Their test margins are near zero
         whatever they learned, and only what is marked "all networks" counts them in.
       num_diverged: how many were left out because a loss or norm is not finite.
       ln_num_classes: ln K, nats.
-      fit: normalised test on normalised training loss, all networks, as in the paper's figures.
+      fit: normalized test on normalized training loss, all networks, as in the paper's figures.
       raw_fit: the same of the losses as trained.
       fit_without_random_labels: the first without the networks of random labels.
       anchored_fit: the line forced through (ln K, ln K), in terms of the excess.
-      divisor_fit: normalised test loss on 1 / rho alone, without any training loss.
+      divisor_fit: normalized test loss on 1 / rho alone, without any training loss.
       deming: the line with errors in both variables of equal variance.
       norm_permutation: R2 with the product norms shuffled, each network's margins kept.
       margin_shuffle: the line with training and test margins shuffled, norms kept.
       ratio: of raw test to training margin.
       prediction: raw test margins of levels left out, from the line and from the norms alone.
-      left_out: {"network", "level", "family"}: prediction errors of the normalised test loss, all
+      left_out: {"network", "level", "family"}: prediction errors of the normalized test loss, all
         networks; that of families says whether random labels lie on the line of the true ones.
       bootstrap: intervals over networks.
       error_ranking: {measure: rank correlations with the test error}.
@@ -135,10 +135,10 @@ class _Columns(NamedTuple):
     names: list[str]
     families: list[str]
     levels: list[str]
-    x: np.ndarray  # normalised losses - ln K
+    x: np.ndarray  # normalized losses - ln K
     y: np.ndarray
     rho: np.ndarray
-    train: np.ndarray  # normalised losses
+    train: np.ndarray  # normalized losses
     test: np.ndarray
     raw_train: np.ndarray
     raw_test: np.ndarray
@@ -154,7 +154,7 @@ def explain_line(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> Explanation:
-    """What the line of normalised losses is made of: all controls that need results.csv only.
+    """What the line of normalized losses is made of: all controls that need results.csv only.
 
     Args:
       results: rows, a results.csv, or the folder of a run.
@@ -265,7 +265,7 @@ def _describe(found: Explanation) -> str:
     if found.fit is None:
         return f"No line through {where}: {found.reasons['fit']}. Verdict: {found.verdict}."
     parts = [
-        f"The normalised test loss of {where} is a line in the normalised training loss with R² = "
+        f"The normalized test loss of {where} is a line in the normalized training loss with R² = "
         f"{found.fit.r2:.5f} and an RMSE of {found.fit.rmse:.2g} nats."
     ]
     if found.num_random_labels and found.fit_without_random_labels:

@@ -11,11 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from normjax.losses import excess_cross_entropy
 from normjax.statistics import regression
 from normjax.statistics.influence import DemingFit, MarginRatio, deming_line, margin_ratio
-from normjax.losses import excess_cross_entropy
 from normjax.statistics.regression import LineFit, fit_line
-from normjax.statistics.resampling import LineBootstrap, NormPermutation, bootstrap_line, permute_losses
+from normjax.statistics.resampling import (
+    LineBootstrap,
+    NormPermutation,
+    bootstrap_line,
+    permute_losses,
+)
 
 NUM_TEMPERATURES = 17
 SPLITS = ("train", "test")
@@ -47,7 +52,7 @@ class NetworkMeasures(NamedTuple):
     """What is kept of a network's logits, in nats.
 
     Attributes:
-      train_margin, test_margin: mean over the examples of f_y - mean_k f_k, not normalised.
+      train_margin, test_margin: mean over the examples of f_y - mean_k f_k, not normalized.
       train, test: {divisor's name: float64 [1 or more]}, mean loss - ln K of the logits over it.
       test_examples: float32 [N], the same for each test example at the network's own rho.
       train_variance: sampling variance of the mean at rho, over the training examples.
@@ -66,7 +71,7 @@ class Sampling(NamedTuple):
 
     Attributes:
       rmse: of the line.
-      of_a_loss: standard error of one normalised test loss: root mean over the networks of the
+      of_a_loss: standard error of one normalized test loss: root mean over the networks of the
         variance over test examples / N.
       of_a_residual: what such errors leave as the line's RMSE. All networks meet the same test
         images, so most of the error is common to all and moves the line, not its residuals. With C
@@ -81,7 +86,7 @@ class Sampling(NamedTuple):
 
 
 class FirstOrder(NamedTuple):
-    """How much of ln K - loss is mean centred margin / rho; the rest is second order in the logits.
+    """How much of ln K - loss is mean centered margin / rho; the rest is of second order.
 
     Attributes:
       train, test: smallest and largest share over the networks; 1 is all. None if a loss is ln K.
@@ -97,7 +102,7 @@ class LogitExplanation(NamedTuple):
     """Controls from logits. None stands where `reasons` says why.
 
     Attributes:
-      first_order: the split of the excess into mean centred margin and second order.
+      first_order: the split of the excess into mean centered margin and second order.
       norm_permutation: R2 with the norms shuffled, the losses computed anew from every network's
         own logits at every other network's norm, nothing approximated.
       ratio: of the exact raw margins.
@@ -134,7 +139,7 @@ def geometric_mean(product_norms: Sequence[float]) -> float:
 
 
 def temperatures_of(product_norms: Sequence[float]) -> np.ndarray:
-    """Divisors of normalised logits [T], from the scale of the networks as trained to 10."""
+    """Divisors of normalized logits [T], from the scale of the networks as trained to 10."""
     return np.geomspace(min(0.1, 1 / geometric_mean(product_norms)), 10, NUM_TEMPERATURES)
 
 
@@ -154,7 +159,7 @@ def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> N
         "norms": np.asarray(product_norms, np.float64),
         "product_norm": np.array([own]),
         "last_layer": np.array([network.last_norm]),
-        "rms": np.array([math.sqrt(np.mean(_centred(network.train_logits) ** 2))]),
+        "rms": np.array([math.sqrt(np.mean(_centered(network.train_logits) ** 2))]),
         "one_norm": np.array([one_norm]),
         "product_norm temperatures": own * temperatures,
         "one_norm temperatures": one_norm * temperatures,
@@ -301,14 +306,14 @@ def _sampling_variances(examples: np.ndarray) -> np.ndarray:
     return np.var(examples, axis=1, ddof=1, dtype=np.float64) / examples.shape[1]
 
 
-def _centred(logits: np.ndarray) -> np.ndarray:
+def _centered(logits: np.ndarray) -> np.ndarray:
     """f_k - mean_k f_k, float64."""
     return logits - logits.mean(axis=-1, keepdims=True, dtype=np.float64)
 
 
 def _mean_margin(logits: np.ndarray, labels: np.ndarray) -> float:
     """The mean over examples of f_y - mean_k f_k."""
-    return float(np.mean(_centred(logits)[np.arange(len(labels)), labels]))
+    return float(np.mean(_centered(logits)[np.arange(len(labels)), labels]))
 
 
 def _mean_excess(logits: np.ndarray, labels: np.ndarray, divisors: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""What the controls come to: artefact of the shared divisor, supported, or undecided; and why."""
+"""What the controls come to: artifact of the shared divisor, supported, or undecided; and why."""
 
 from typing import NamedTuple
 
 from normjax.statistics.influence import MarginPrediction
 from normjax.statistics.resampling import MarginShuffle
 
-ARTEFACT = "artefact of the shared divisor"
+ARTEFACT = "artifact of the shared divisor"
 SUPPORTED = "supported"
 UNDECIDED = "undecided"
 
@@ -46,7 +46,7 @@ def judge(
     """Decides between the three verdicts by `THRESHOLDS`.
 
     Supported: the real margins do better than margins shuffled among the networks, and the training
-    loss predicts networks left out better than their norms alone do. Artefact: neither. Undecided:
+    loss predicts networks left out better than their norms alone do. Artifact: neither. Undecided:
     one without the other, or too few networks. R2 has no say: a shared divisor gives any R2 up to
     1, if only the norms differ enough.
 

@@ -1,7 +1,14 @@
 """Image classification data: one source per file, one way in, `load_dataset`."""
 
-from normjax.data.dataset import Dataset, Split, standardize_images
+from normjax.data.dataset import Dataset, Split, dataset_label, standardize_images
 from normjax.data.labels import corrupt_labels
 from normjax.data.load import load_dataset
 
-__all__ = ["Dataset", "Split", "corrupt_labels", "load_dataset", "standardize_images"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "corrupt_labels",
+    "dataset_label",
+    "load_dataset",
+    "standardize_images",
+]

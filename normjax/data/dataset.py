@@ -1,5 +1,6 @@
 """What a data set is here, the fixed subset of one, and the scaling of its images."""
 
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -82,3 +83,8 @@ def standardize_images(images: ArrayT) -> ArrayT:
         float32 [...], of the same kind of array.
     """
     return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+
+
+def dataset_label(name: str) -> str:
+    """What the figures call the data set: its name, a folder's own name for a folder."""
+    return Path(name.removeprefix("folder:")).name if name.startswith("folder:") else name

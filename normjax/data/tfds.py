@@ -37,7 +37,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
 
     Raises:
         ValueError: the data is in another file format, lacks a train or test split, is not
-            labelled 8-bit images of one shape, is said to have too large ones, or is damaged.
+            labeled 8-bit images of one shape, is said to have too large ones, or is damaged.
     """
     # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
     dataset_name = re.match(r"\w*", name).group()

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from normjax.layers import find_layers
 from normjax.generalization.rademacher import check_first_bias_only
+from normjax.layers import find_layers
 from normjax.types import Params
 
 LOSS_LIPSCHITZ = math.sqrt(2)
@@ -111,7 +111,7 @@ def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0)
 
 
 def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> NetworkClass:
-    """The class that a network belongs to once it is normalised.
+    """The class that a network belongs to once it is normalized.
 
     Args:
         params: of the network; only shapes are read.

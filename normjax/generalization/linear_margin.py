@@ -30,7 +30,7 @@ class NotSeparableError(ValueError):
 
 
 class HardMargin(NamedTuple):
-    """The solution of: minimise ||w||^2 subject to y_i <w, x_i> >= 1.
+    """The solution of: minimize ||w||^2 subject to y_i <w, x_i> >= 1.
 
     Attributes:
       weights: w [d] float64, scaled so that the smallest margin is exactly 1.

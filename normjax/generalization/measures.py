@@ -123,7 +123,7 @@ def log_l1_path_norm(network: TrainedNetwork) -> float:
 def log_max_path_norm(network: TrainedNetwork) -> float:
     """``ln max over classes sum over paths prod |w|``: the L-infinity form of the L1 path norm.
 
-    The largest logit that an input in ``[-1, 1]`` could cause if no magnitudes cancelled; without
+    The largest logit that an input in ``[-1, 1]`` could cause if no magnitudes canceled; without
     biases in later layers it is at most ``log_product_max_l1``. Source: Neyshabur, Tomioka and
     Srebro (COLT 2015), section 4: L1 over the paths into a unit, L-infinity over units, as the
     per-unit norms mu_{1,inf} have it after the best rescaling of the units. Batch normalization: as

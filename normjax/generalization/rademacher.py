@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.training.ensemble import map_members
 from normjax.layers import find_layers
 from normjax.losses import excess_cross_entropy
 from normjax.normalize import normalize_params
+from normjax.training.ensemble import map_members
 from normjax.types import ApplyFn, Array, Params
 
 Outputs = Callable[[Array, Array], Array]
@@ -128,12 +128,12 @@ def rademacher_by_labels(train_excess: Sequence[float], num_examples: int) -> Ra
 
     With labels drawn independently of the inputs, and every network of the class no better than
     chance in the mean over the draws, symmetrization (with other labels, the inputs being the same)
-    gives ``E sup_f (ln K - L(f)) <= 2 R_N``: how far any one normalised network brings its training
+    gives ``E sup_f (ln K - L(f)) <= 2 R_N``: how far any one normalized network brings its training
     loss L below ln K is a draw of what is at most ``2 R_N`` in expectation. Labels that are
     swapped keep the class counts, and are independent but for that.
 
     Args:
-      train_excess: ``L - ln K`` in nats of normalised networks, each trained on its own random
+      train_excess: ``L - ln K`` in nats of normalized networks, each trained on its own random
         labels.
       num_examples: N.
 

@@ -42,7 +42,7 @@ class RankedMeasure(NamedTuple):
       name: of the measure.
       tau: Kendall's tau-b with the test error.
       tau_interval: 95% bootstrap interval.
-      tau_normalized_test_loss: Kendall's tau-b with the normalised test loss. Whatever contains the
+      tau_normalized_test_loss: Kendall's tau-b with the normalized test loss. Whatever contains the
         product of norms shares it with this loss, so that a high value is no achievement there.
       psi: granulated tau for each factor.
       mean_psi: the mean over the factors that have one.

@@ -1,8 +1,8 @@
 """The paper's networks as Flax Linen modules, and their initializers.
 
 All of them are positively homogeneous in each layer's weights (eq. 2): convolutions and dense
-layers, ReLU, nothing else. Batch normalisation is the one exception; `absorb_batch_norm` folds it
-into the layers before anything is normalised.
+layers, ReLU, nothing else. Batch normalization is the one exception; `absorb_batch_norm` folds it
+into the layers before anything is normalized.
 """
 
 import math
@@ -30,7 +30,7 @@ def make_model(
     Args:
       name: "convnet3" (the 3-layer net), "convnet5" (the 5-layer net) or "linear".
       num_classes: K, the number of logits.
-      batch_norm: batch normalisation after every layer but the last; "convnet5" only.
+      batch_norm: batch normalization after every layer but the last; "convnet5" only.
       init_std: None draws PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for every kernel
         and bias; a number (it may be traced) draws every one of them from N(0, init_std^2).
 
@@ -46,7 +46,7 @@ def make_model(
     if name == "convnet5":
         return ConvNet5(num_classes, init_std, batch_norm)
     if batch_norm:
-        raise ValueError(f"model {name!r} has no batch normalisation; only convnet5 does")
+        raise ValueError(f"model {name!r} has no batch normalization; only convnet5 does")
     return (ConvNet3 if name == "convnet3" else Linear)(num_classes, init_std)
 
 
@@ -77,7 +77,7 @@ class ConvNet5(nn.Module):
 
     The paper fixes neither widths nor strides. Here: 3x3 SAME convolutions of 32, 64, 64 and 128
     filters with strides 1, 2, 2, 2, then a VALID convolution over all that is left to num_classes
-    logits. With `batch_norm` each of the first four is followed by batch normalisation and has no
+    logits. With `batch_norm` each of the first four is followed by batch normalization and has no
     bias of its own; without, it has one, so that the module is the twin that `absorb_batch_norm`
     gives parameters for.
     """
@@ -91,8 +91,8 @@ class ConvNet5(nn.Module):
         """Float images [N, H, W, C] to logits [N, num_classes].
 
         Args:
-          images: standardised images.
-          train: batch normalisation uses (and updates) the batch's statistics.
+          images: standardized images.
+          train: batch normalization uses (and updates) the batch's statistics.
           mask: bool [N]; examples that do not count in those statistics are False.
         """
         x = images

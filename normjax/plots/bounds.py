@@ -68,7 +68,7 @@ def format_nats(value: float) -> str:
 
 
 def _draw_gaps(axes: Axes, networks: list[dict[str, Any]]) -> None:
-    """A dot for each network, those of random labels in their own colour."""
+    """A dot for each network, those of random labels in their own color."""
     for is_random, color, name in (
         (False, TRAIN_COLOR, "True labels"),
         (True, TEST_COLOR, "Random labels"),

@@ -1,6 +1,6 @@
 """Losses during training, and the epoch that each of them would have stopped at.
 
-The paper's closing recommendation is to monitor the training loss of the normalised network. These
+The paper's closing recommendation is to monitor the training loss of the normalized network. These
 functions show, from a run's metrics.jsonl alone, what that would have been good for.
 
 """
@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from normjax.files import check_types, parse_object, read_text
 from normjax.plots.style import (
     LINE_COLOR,
     STYLE,
@@ -25,7 +26,6 @@ from normjax.plots.style import (
     new_figure,
     set_linear_ticks,
 )
-from normjax.files import check_types, parse_object, read_text
 
 METRICS_FILE = "metrics.jsonl"
 _NEEDED = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
@@ -43,7 +43,7 @@ class Stop(NamedTuple):
     level: float
     best_epoch: int  # of the least test loss
     raw_epoch: int  # of the least training loss, as trained
-    normalized_epoch: int  # of the least training loss of the normalised network
+    normalized_epoch: int  # of the least training loss of the normalized network
     test_loss_at_best: float  # nats, as are the next two
     test_loss_at_raw: float
     test_loss_at_normalized: float
@@ -120,7 +120,7 @@ def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
 
 
 def describe_stopping(stops: Sequence[Stop]) -> str:
-    """A line per level: would the normalised loss have chosen better epochs than the raw one?
+    """A line per level: would the normalized loss have chosen better epochs than the raw one?
 
     Better is a lower test loss, in the mean over the level's networks.
     """
@@ -133,7 +133,7 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
         raw_error, normalized_error = (100 * error.mean() for error in errors)
         verb = "would have chosen" if normalized.mean() < raw.mean() else "would not have chosen"
         lines.append(
-            f"Level {level:g}: the normalised training loss {verb} a better epoch to stop at than "
+            f"Level {level:g}: the normalized training loss {verb} a better epoch to stop at than "
             f"the training loss as trained: mean test loss {digits(normalized.mean())} against "
             f"{digits(raw.mean())}, lower in {np.sum(normalized < raw)} and higher in "
             f"{np.sum(normalized > raw)} of {len(own)} networks; {digits(best.mean())} at the best "
@@ -143,7 +143,7 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -> Figure:
-    """Training and test loss, and below them the normalised training loss less ln K, by epoch.
+    """Training and test loss, and below them the normalized training loss less ln K, by epoch.
 
     Three columns: the lowest, the middle and the highest level, the network of the first seed.
     Dots mark the epochs of `stopping_epochs`. A line between the phases marks where the second
@@ -173,7 +173,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
                 _mark_phases(panel, lines)
             below.set_xlabel("Epoch (of both phases)")
         axes[0].set_ylabel("Cross-entropy (nats), log scale")
-        axes[len(shown)].set_ylabel("Normalised training\ncross-entropy - ln K (nats)")
+        axes[len(shown)].set_ylabel("Normalized training\ncross-entropy - ln K (nats)")
         handles = {h.get_label(): h for panel in axes for h in panel.get_legend_handles_labels()[0]}
         figure.legend(handles.values(), handles, loc="outside lower center", ncols=5)
     return figure
@@ -202,7 +202,7 @@ def _draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | No
 def _draw_normalized_loss(
     axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | None
 ) -> None:
-    """The training loss of the normalised network less ln K at every epoch."""
+    """The training loss of the normalized network less ln K at every epoch."""
     excess = _column(lines, "running_normalized_excess")
     axes.plot(_column(lines, "step"), excess, color=TRAIN_COLOR, lw=1.5)
     set_linear_ticks(axes.yaxis, 5)

@@ -21,8 +21,8 @@ from normjax.plots.style import (
     new_figure,
     set_linear_ticks,
 )
-from normjax.statistics.regression import fit_line
 from normjax.results.summary import norm_name, selection_name
+from normjax.statistics.regression import fit_line
 
 _SIZE = (13.2, 8.2)  # inches
 _QUIET = "#9a9a9a"
@@ -71,7 +71,7 @@ def plot_logits(found: Explanation, logits: LogitExplanation, dataset_label: str
 
 
 def _draw_line(axes: Axes, found: Explanation) -> None:
-    """Normalised test against training loss, less ln K, with the free and the anchored line."""
+    """Normalized test against training loss, less ln K, with the free and the anchored line."""
     x, y = _columns(found, "train_excess", "test_excess")
     _draw_stars(axes, x, y, found.networks)
     ends = np.array([x.min(), max(x.max(), 0)])
@@ -90,7 +90,7 @@ def _draw_line(axes: Axes, found: Explanation) -> None:
     axes.legend(loc="upper left", fontsize=8)
     text = f": R² {found.fit.r2:.5f}, slope {digits(found.fit.slope)}" if found.fit else ""
     axes.set_title(f"The line{text}")
-    _label(axes, "Normalised training cross-entropy - ln K (nats)", "Normalised test - ln K (nats)")
+    _label(axes, "Normalized training cross-entropy - ln K (nats)", "Normalized test - ln K (nats)")
     set_linear_ticks(axes.xaxis, 4)
     set_linear_ticks(axes.yaxis, 5)
 
@@ -196,7 +196,7 @@ def _draw_influence(axes: Axes, found: Explanation) -> None:
     axes.vlines(x, 0, distances, color=_QUIET, lw=1)
     _draw_stars(axes, x, distances, networks)
     axes.set_title("Influence of each network on the line")
-    _label(axes, "Normalised training cross-entropy - ln K (nats)", "Cook's distance")
+    _label(axes, "Normalized training cross-entropy - ln K (nats)", "Cook's distance")
     set_linear_ticks(axes.xaxis, 4)
     if distances.size and distances.max() > 0.7:
         axes.axhline(1, color=LINE_COLOR, lw=1, ls="--")
@@ -222,7 +222,7 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
     axes.set_yscale("log")
     axes.legend(loc="best", fontsize=8, **_BOX)
     axes.set_title("Logits over norm x temperature")
-    _label(axes, "Temperature, log scale; 1: normalised, far left: as trained", "1 - R², log scale")
+    _label(axes, "Temperature, log scale; 1: normalized, far left: as trained", "1 - R², log scale")
 
 
 def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
@@ -276,7 +276,7 @@ def _draw_sampling(axes: Axes, logits: LogitExplanation) -> None:
 def _draw_stars(
     axes: Axes, x: np.ndarray, y: np.ndarray, networks: Sequence[NetworkControls]
 ) -> None:
-    """The networks, coloured by level."""
+    """The networks, colored by level."""
     colors = _level_colors(networks)
     for name, color in colors.items():
         chosen = np.array([_level_name(network) == name for network in networks])
@@ -297,7 +297,7 @@ def _add_legend(figure: Figure, networks: Sequence[NetworkControls]) -> None:
 
 
 def _level_colors(networks: Sequence[NetworkControls]) -> dict[str, tuple]:
-    """A colour for each level in order of appearance, random labels last and apart."""
+    """A color for each level in order of appearance, random labels last and apart."""
     names = dict.fromkeys(_level_name(network) for network in networks)
     levels = [name for name in names if name != _RANDOM_LABELS]
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.87, len(levels)))

@@ -6,7 +6,7 @@ import numpy as np
 
 _ANGLES = np.pi / 4 + np.arange(16) * (2 * np.pi / 16)  # from the upper right, anticlockwise
 _GAPS = (4.0, 9.0, 15.0, 22.0)
-_CLEARANCE = 4.0  # what a marker takes up around its centre
+_CLEARANCE = 4.0  # what a marker takes up around its center
 
 
 def cluster_representatives(
@@ -40,7 +40,7 @@ def place_labels(
     font_size: float,
     line: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, float]]:
-    """Offsets of the labels' centres from their points, chosen one after the other.
+    """Offsets of the labels' centers from their points, chosen one after the other.
 
     A label keeps, in this order of weight, inside the bounds, off the labels before it, off the
     markers, nearer to its own kind than to others, off the line, and close to its point.
@@ -48,7 +48,7 @@ def place_labels(
     Args:
       points: float [n, 2], all markers' positions on the page, in points of 1/72 inch.
       texts: n labels.
-      chosen: indices of the points that are labelled.
+      chosen: indices of the points that are labeled.
       bounds: float [2, 2], lower left and upper right corner of the page.
       font_size: in points.
       line: float [m, 2], positions along a line that labels should not cover.
@@ -64,19 +64,19 @@ def place_labels(
         half = font_size * np.array([0.32 * len(texts[index]), 0.45])
 
         def cost(gap: float, offset: np.ndarray, index: int = index, half: np.ndarray = half):
-            centre = points[index] + offset
-            is_out = (centre - half < bounds[0]).any() or (centre + half > bounds[1]).any()
-            num_labels = sum((np.abs(other - centre) < size + half).all() for other, size in placed)
+            center = points[index] + offset
+            is_out = (center - half < bounds[0]).any() or (center + half > bounds[1]).any()
+            num_labels = sum((np.abs(other - center) < size + half).all() for other, size in placed)
             halfway = points[index] + offset / 2
             is_crossing = any((np.abs(other - halfway) < size).all() for other, size in placed)
-            nearest = np.linalg.norm(points - centre, axis=1).argmin()
+            nearest = np.linalg.norm(points - center, axis=1).argmin()
             return (
                 5 * is_out
                 + 3 * num_labels
-                + 1 * _num_covered(points, centre, half)
+                + 1 * _num_covered(points, center, half)
                 + 1 * is_crossing
                 + 0.6 * (texts[nearest] != texts[index])
-                + 0.15 * _num_covered(line, centre, half)
+                + 0.15 * _num_covered(line, center, half)
                 + 0.02 * gap
             )
 
@@ -91,6 +91,6 @@ def place_labels(
     return places
 
 
-def _num_covered(points: np.ndarray, centre: np.ndarray, half: np.ndarray) -> int:
-    """How many markers a label of that centre and half size covers or touches."""
-    return int((np.abs(points - centre) < half + _CLEARANCE).all(axis=1).sum())
+def _num_covered(points: np.ndarray, center: np.ndarray, half: np.ndarray) -> int:
+    """How many markers a label of that center and half size covers or touches."""
+    return int((np.abs(points - center) < half + _CLEARANCE).all(axis=1).sum())

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from normjax.plots.style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
 from normjax.generalization.ranking import RankedMeasure
+from normjax.plots.style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
 
 _OURS = "normalized_train_loss"
 _QUIET = "#9a9a9a"
@@ -19,7 +19,7 @@ def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
     """Three panels with a line for each measure: tau, psi by factor, and sign errors.
 
     Points stand at the values, bars are 95% bootstrap intervals; what has no value has no point.
-    The paper's measure has its own colour.
+    The paper's measure has its own color.
 
     Args:
       ranked: the measures, the best first.

@@ -72,7 +72,7 @@ def _draw_angles(
 
 
 def _draw_errors(axes: Axes, draws: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> None:
-    """A dot for each training set, the two of the other panel in its colours."""
+    """A dot for each training set, the two of the other panel in its colors."""
     norms, errors = draws["norm_at_unit_margin"], 100 * draws["test_error"]
     axes.plot(norms, errors, "o", color=_QUIET, ms=4.5, alpha=0.7, mew=0, label="A training set")
     for color, draw in zip(_COLORS, summary["two_draws"], strict=True):

@@ -18,9 +18,9 @@ from normjax.plots.style import (
     plain,
     set_linear_ticks,
 )
-from normjax.statistics.regression import LineFit, fit_line
 from normjax.results.rows import ResultRow
 from normjax.results.summary import norm_name
+from normjax.statistics.regression import LineFit, fit_line
 
 _LABEL_SIZE = 8.5
 _LOG_SPAN = 100  # product norms with a larger ratio have a logarithmic axis
@@ -31,10 +31,10 @@ _AXIS_LABELS = {
     "train_loss": "Training cross-entropy (nats)",
     "test_loss": "Test cross-entropy (nats)",
     "test_error": "Test error (%)",
-    "normalized_train_loss": "Normalised training cross-entropy (nats)",
-    "normalized_test_loss": "Normalised test cross-entropy (nats)",
-    "normalized_train_excess": "Normalised training cross-entropy - ln K (nats)",
-    "normalized_test_excess": "Normalised test cross-entropy - ln K (nats)",
+    "normalized_train_loss": "Normalized training cross-entropy (nats)",
+    "normalized_test_loss": "Normalized test cross-entropy (nats)",
+    "normalized_train_excess": "Normalized training cross-entropy - ln K (nats)",
+    "normalized_test_excess": "Normalized test cross-entropy - ln K (nats)",
     "normalized_test_error": "Test error (%)",
 }
 _LEVEL_NAMES = {
@@ -64,7 +64,7 @@ def draw_panel(
     colors: dict[str, tuple],
     has_numbers: bool,
 ) -> LineFit | None:
-    """Stars coloured by level, the fitted line with its numbers, axes with readable ticks."""
+    """Stars colored by level, the fitted line with its numbers, axes with readable ticks."""
     x, y = values_of(points, panel.x), values_of(points, panel.y)
     texts = np.array([level_text(row) for row in points])
     fit = None
@@ -149,14 +149,14 @@ def label_levels(
 
 
 def needs_excess(points: Sequence[ResultRow]) -> bool:
-    """Whether normalised losses are too near ln K, or too near each other, to be read off."""
+    """Whether normalized losses are too near ln K, or too near each other, to be read off."""
     excess = np.column_stack([values_of(points, name) for name in _EXCESS_OF.values()])
     is_small = (np.abs(excess) < _LEAST_EXCESS).all()
     return bool(is_small or (np.ptp(excess, axis=0) < _LEAST_SPREAD).any())
 
 
 def in_excess(panel: Panel) -> Panel:
-    """The same panel with normalised losses less ln K, which keep all their digits."""
+    """The same panel with normalized losses less ln K, which keep all their digits."""
     return panel._replace(x=_EXCESS_OF.get(panel.x, panel.x), y=_EXCESS_OF.get(panel.y, panel.y))
 
 
@@ -172,9 +172,9 @@ def level_text(row: ResultRow) -> str:
 
 
 def level_colors(points: Sequence[ResultRow]) -> dict[str, tuple]:
-    """A colour for each level, in order of level, from viridis less its top; random labels last.
+    """A color for each level, in order of level, from viridis less its top; random labels last.
 
-    Random labels are no level among the others, and have a colour from outside.
+    Random labels are no level among the others, and have a color from outside.
     """
     ordered = sorted(points, key=lambda row: (row.labels == "random", row.level))
     texts = dict.fromkeys(level_text(row) for row in ordered)

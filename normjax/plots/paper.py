@@ -34,11 +34,11 @@ from normjax.results.summary import figure_stem, finite_rows, groups, norm_name,
 _PANEL_SIZE, _LONE_PANEL_SIZE = (4.6, 3.6), (6.0, 4.2)  # inches
 _MANY_LEVELS = 9
 
-_NORMALIZED = Panel("Normalised", "normalized_train_loss", "normalized_test_loss", True)
+_NORMALIZED = Panel("Normalized", "normalized_train_loss", "normalized_test_loss", True)
 _NORMALIZED_ERROR = Panel(
-    "Error and normalised loss", "normalized_train_loss", "normalized_test_error", False
+    "Error and normalized loss", "normalized_train_loss", "normalized_test_error", False
 )
-_RAW = Panel("Not normalised", "train_loss", "test_loss", True)
+_RAW = Panel("Not normalized", "train_loss", "test_loss", True)
 _PRODUCT_NORM = Panel("Loss and product of norms", "product_norm", "test_loss", False)
 _ERROR_PRODUCT_NORM = Panel("Error and product of norms", "product_norm", "test_error", False)
 
@@ -85,17 +85,17 @@ def plot_losses_against_level(rows: Sequence[ResultRow], dataset_label: str = ""
 
 
 def plot_normalized_fit(rows: Sequence[ResultRow], dataset_label: str = "") -> Figure:
-    """Normalised test loss and error against normalised training loss: figures 3, 4, 10, 11."""
+    """Normalized test loss and error against normalized training loss: figures 3, 4, 10, 11."""
     return _plot_panels(rows, dataset_label, [_NORMALIZED, _NORMALIZED_ERROR])
 
 
 def plot_normalized_and_raw(rows: Sequence[ResultRow], dataset_label: str = "") -> Figure:
-    """Test against training loss, normalised (left) and not (right), as figures 5 and 6."""
+    """Test against training loss, normalized (left) and not (right), as figures 5 and 6."""
     return _plot_panels(rows, dataset_label, [_NORMALIZED, _RAW])
 
 
 def plot_four_panels(rows: Sequence[ResultRow], dataset_label: str = "") -> Figure:
-    """Losses, product of norms, normalised losses and error, as figures 7 and 8."""
+    """Losses, product of norms, normalized losses and error, as figures 7 and 8."""
     return _plot_panels(rows, dataset_label, [_RAW, _PRODUCT_NORM, _NORMALIZED, _NORMALIZED_ERROR])
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: style, colours, title, ticks, and how they are written to files."""
+"""What all figures share: style, colors, title, ticks, and how they are written to files."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from normjax.results.rows import replacing
+from normjax.files import replacing
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -32,7 +32,7 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text in the PDF
     "savefig.dpi": 200,
 }
-TRAIN_COLOR, TEST_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's, safe for colour-blind readers
+TRAIN_COLOR, TEST_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's, safe for color-blind readers
 LABEL_COLOR, LINE_COLOR = "#b2182b", "#444444"
 
 

@@ -7,16 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from normjax.controls.explain import explain_line
+from normjax.files import one_line, read_object, read_text, replacing
 from normjax.plots.curves import METRICS_FILE, describe_stopping, read_metrics, stopping_epochs
-from normjax.report.html_parts import bullets, collapsed, escaped, estimate, image, number, page, table
-from normjax.files import one_line, read_object, read_text
-from normjax.results.rows import RESULTS_FILE, ResultRow, on_own_labels, read_results, replacing
+from normjax.report.html_parts import (
+    bullets,
+    collapsed,
+    escaped,
+    estimate,
+    image,
+    number,
+    page,
+    table,
+)
+from normjax.results.rows import RESULTS_FILE, ResultRow, on_own_labels, read_results
 from normjax.results.summary import SUMMARY_FILE, figure_stem, groups, norm_name, selection_name
+from normjax.training.record import REPORT_FILE
 
-REPORT_FILE = "report.html"
 _MEASURE_NAMES = {
     "product_norm": "product of norms",
-    "normalized_train_loss": "normalised training loss",
+    "normalized_train_loss": "normalized training loss",
     "train_loss": "training loss as trained",
 }
 
@@ -119,7 +128,7 @@ def _claim(headline: tuple[str, str, dict[str, Any]], num_members: int) -> str:
         )
     text = (
         f"Across {fit['n']:d} networks ({escaped(selection_name(selection))}), the training loss "
-        f"of the network normalised layer by layer ({escaped(norm_name(norm))}) predicts its test "
+        f"of the network normalized layer by layer ({escaped(norm_name(norm))}) predicts its test "
         f"loss along a straight line with R² = <strong>{number(fit['r2'])}</strong>"
     )
     text += f"; as trained, R² is {number(raw['r2'])}. " if raw else ". "
@@ -148,7 +157,7 @@ def _verdict(rows: Sequence[ResultRow], headline: tuple[str, str, dict[str, Any]
 def _choose_figure(
     headline: tuple[str, str, dict[str, Any]], figures: Sequence[Path]
 ) -> Path | None:
-    """The headline's figure of normalised beside raw losses; without it, the first there is."""
+    """The headline's figure of normalized beside raw losses; without it, the first there is."""
     stem = figure_stem("normalized_and_raw", *headline[:2])
     return next((path for path in figures if path.stem == stem), next(iter(figures), None))
 
@@ -159,7 +168,7 @@ def _headline_figure(path: Path | None) -> str:
         return '<p class="quiet">This run has no figures.</p>'
     caption = (
         "Each star is a network, with its level beside it. Left: test against training loss of the "
-        "normalised networks, with the least-squares line. Right: the same networks as trained."
+        "normalized networks, with the least-squares line. Right: the same networks as trained."
     )
     if not path.stem.startswith("normalized_and_raw"):
         caption = path.stem
@@ -167,11 +176,11 @@ def _headline_figure(path: Path | None) -> str:
 
 
 def _fits_table(summary: dict[str, Any]) -> str:
-    """Lines of test loss on training loss, normalised and as trained."""
+    """Lines of test loss on training loss, normalized and as trained."""
     rows = []
     seen = set()
     for selection, norm, part in _entries(summary):
-        fits = [(f"normalised,\n{norm_name(norm)}", "normalized_fit")]
+        fits = [(f"normalized,\n{norm_name(norm)}", "normalized_fit")]
         if selection not in seen:  # the losses as trained have no norm
             fits.insert(0, ("as trained", "raw_fit"))
             seen.add(selection)
@@ -205,7 +214,7 @@ def _fits_table(summary: dict[str, Any]) -> str:
 def _controls(summary: dict[str, Any]) -> str:
     """The permutation control and the anchored line, with their meaning in words."""
     explanation = (
-        "<p>Both axes of the normalised plot are margins divided by the same product of norms, so "
+        "<p>Both axes of the normalized plot are margins divided by the same product of norms, so "
         "networks whose norms differ line up towards (ln K, ln K) whatever they learned: a high R² "
         "alone proves little. Here every network keeps its own margins while the product norms "
         "are shuffled among the networks. If the real R² lies inside what the shuffled ones give, "
@@ -270,7 +279,7 @@ def _stopping(run_dir: Path) -> list[str]:
     if not stops:
         return []
     note = (
-        '<p class="quiet">The epoch of the least training loss, normalised and as trained, among '
+        '<p class="quiet">The epoch of the least training loss, normalized and as trained, among '
         "those on true labels at which the test loss was measured; training losses are means over "
         "the epoch.</p>"
     )
@@ -292,8 +301,8 @@ def _members(headline: tuple[str, str, dict[str, Any]], rows: Sequence[ResultRow
             "Test\nloss",
             "Test\nerror",
             "Product\nof norms",
-            "Normalised\ntrain loss",
-            "Normalised\ntest loss",
+            "Normalized\ntrain loss",
+            "Normalized\ntest loss",
         ],
         [
             [

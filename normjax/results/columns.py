@@ -6,8 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from normjax.files import one_line, read_csv
-from normjax.results.rows import replacing
+from normjax.files import one_line, read_csv, replacing
 
 
 def write_table(path: str | os.PathLike, columns: Mapping[str, np.ndarray]) -> None:

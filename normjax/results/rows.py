@@ -3,18 +3,17 @@
 import csv
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from normjax.files import one_line, read_csv
+from normjax.files import one_line, read_csv, replacing
 
 RESULTS_FILE = "results.csv"
 
 
 class ResultRow(NamedTuple):
-    """One trained network, at one selected epoch, normalised by one norm.
+    """One trained network, at one selected epoch, normalized by one norm.
 
     Losses are mean cross-entropies in nats, errors are fractions in [0, 1]. `excess` is the loss
     minus ln K, computed without cancellation, so it keeps its digits where the loss itself is
@@ -36,10 +35,10 @@ class ResultRow(NamedTuple):
       train_error: error on the training set.
       test_loss: loss of the network as trained, on the test set.
       test_error: error on the test set.
-      normalized_train_loss: loss of the normalised network, on the training set.
-      normalized_test_loss: loss of the normalised network, on the test set.
-      normalized_train_error: error of the normalised network on the training set.
-      normalized_test_error: error of the normalised network on the test set.
+      normalized_train_loss: loss of the normalized network, on the training set.
+      normalized_test_loss: loss of the normalized network, on the test set.
+      normalized_train_error: error of the normalized network on the training set.
+      normalized_test_error: error of the normalized network on the test set.
       normalized_train_excess: normalized_train_loss - ln K.
       normalized_test_excess: normalized_test_loss - ln K.
     """
@@ -77,33 +76,6 @@ _REPEATED = {
     _EVALUATION: ("epoch", "train_loss", "train_error", "test_loss", "test_error"),
 }
 _TOLERANCE = 1e-6  # ours are right to 1e-15 of themselves; a rounded table is read as well
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it goes.
-
-    A reader therefore never sees half a file. Parent folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming(path):
-            yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
-    """An OSError within it names the file; of a full disk, Python says nothing but that it is."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)
-        raise
 
 
 def write_results(path: str | os.PathLike, rows: Iterable[ResultRow]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from normjax.statistics import regression
-from normjax.statistics import resampling
-from normjax.results.rows import rows as results
+from normjax.files import replacing
+from normjax.results import rows as results
 from normjax.results.rows import ResultRow
+from normjax.statistics import regression, resampling
 
 SUMMARY_FILE = "summary.json"
 _MEASURES = ("product_norm", "normalized_train_loss", "train_loss")
@@ -30,9 +30,9 @@ def summarize(rows: Sequence[ResultRow]) -> dict[str, Any]:
         num_members: how many networks entered; left_out: those that did not, each with its reason;
         not_interpolating: those that entered with a training error above zero;
         ln_num_classes: ln K;
-        normalized_fit: `regression.fit_line` of normalised test loss on normalised training loss;
+        normalized_fit: `regression.fit_line` of normalized test loss on normalized training loss;
         raw_fit: the same of the losses of the networks as trained;
-        anchored_fit: `regression.fit_through_anchor` of the normalised losses, anchor ln K;
+        anchored_fit: `regression.fit_through_anchor` of the normalized losses, anchor ln K;
         norm_permutation: `resampling.permute_norms`;
         test_error_correlations: {measure: {"spearman", "kendall"}} of the test error with
           product_norm, normalized_train_loss and train_loss (tau-b for ties);
@@ -57,7 +57,7 @@ def summarize(rows: Sequence[ResultRow]) -> dict[str, Any]:
 def write_summary(path: str | os.PathLike, summary: dict[str, Any]) -> None:
     """Writes the summary as JSON; replaces `path` atomically."""
     text = json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False)
-    with results.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -188,7 +188,7 @@ def _left_out(
 
 
 def _ln_num_classes(points: Sequence[ResultRow]) -> float | None:
-    """ln K, which is the normalised loss minus its excess; None without points."""
+    """ln K, which is the normalized loss minus its excess; None without points."""
     if not points:
         return None
     return float(

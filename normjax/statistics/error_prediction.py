@@ -93,13 +93,13 @@ def kendall_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 def spearman_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Spearman's rho of samples in which point i stands counts[:, i] times; NaN without spread."""
     total = counts.sum(axis=1, keepdims=True)
-    centred = []
+    centered = []
     for values in (x, y):
         # Twice the average rank, up to a constant, is the number below less the number above.
         ranks = counts @ np.sign(values - values[:, None])
-        centred.append(ranks - np.sum(counts * ranks, axis=1, keepdims=True) / total)
+        centered.append(ranks - np.sum(counts * ranks, axis=1, keepdims=True) / total)
     xx, xy, yy = (
-        np.sum(counts * centred[i] * centred[j], axis=1) for i, j in ((0, 0), (0, 1), (1, 1))
+        np.sum(counts * centered[i] * centered[j], axis=1) for i, j in ((0, 0), (0, 1), (1, 1))
     )
     return _divide(xy, np.sqrt(xx * yy))
 

@@ -168,9 +168,9 @@ def predict_margins(
 ) -> MarginPrediction:
     """Does the training loss predict the test loss better than the product norm alone does?
 
-    ``test margin = b * training margin - a * rho`` is the line of normalised losses times -rho (see
+    ``test margin = b * training margin - a * rho`` is the line of normalized losses times -rho (see
     `resampling.shuffle_margins`). With one constant in place of all training margins it is a line
-    of the normalised test loss on 1 / rho: the shared divisor, with as many parameters, and nothing
+    of the normalized test loss on 1 / rho: the shared divisor, with as many parameters, and nothing
     of the training loss. Whole levels are left out in turn where there are at least
     `MIN_LEVELS_TO_LEAVE_OUT`, else single networks.
 
@@ -206,7 +206,7 @@ def margin_ratio(
     """
     train, test, rho = check_points(train_margins, test_margins, product_norms, minimum=4)
     if min(train.min(), test.min()) <= 0:
-        raise ValueError("a mean centred margin is not positive: there is no ratio to speak of")
+        raise ValueError("a mean centered margin is not positive: there is no ratio to speak of")
     ratio = test / train
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))

@@ -62,7 +62,7 @@ class AnchoredFit(NamedTuple):
 def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> LineFit:
     """Fits y = intercept + slope * x by ordinary least squares, in float64.
 
-    Both axes are centred first: losses of normalised networks differ by 1e-4 around ln K.
+    Both axes are centered first: losses of normalized networks differ by 1e-4 around ln K.
 
     Args:
       x: n numbers, n >= 3, not all equal.
@@ -108,7 +108,7 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
 def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) -> AnchoredFit:
     """The least-squares line forced through (anchor, anchor), with anchor = ln K for losses.
 
-    Networks whose margins vanish lie there, so every line of normalised losses aims at it.
+    Networks whose margins vanish lie there, so every line of normalized losses aims at it.
 
     Raises:
       ValueError: fewer than 3 points, unequal lengths, values that are not finite, or all x at the

@@ -22,7 +22,7 @@ class NormPermutation(NamedTuple):
     """Where the real R2 falls among those with the product norms shuffled.
 
     Attributes:
-      r2: R2 of normalised test excess on normalised train excess, as measured.
+      r2: R2 of normalized test excess on normalized train excess, as measured.
       r2_quantiles: 5%, 50% and 95% quantiles of R2 over the permutations.
       fraction_at_least: fraction of permutations whose R2 is at least the real one, the real order
         counted among them (a one-sided p value; Phipson and Smyth 2010).
@@ -87,7 +87,7 @@ def permute_norms(
     then the shared divisor made the line, and not what the networks learned.
 
     Args:
-      train_excess: n values of normalised training loss - ln K, n >= 3.
+      train_excess: n values of normalized training loss - ln K, n >= 3.
       test_excess: the same on the test set.
       product_norms: n positive product norms rho.
       num_draws: number of random permutations; if n! is no larger, all are enumerated instead.
@@ -110,7 +110,7 @@ def permute_losses(
     """Shuffles the product norms among networks whose losses are known at every one of them.
 
     Args:
-      train_excess: [n, n], n >= 3; normalised training loss - ln K of network i at norm j.
+      train_excess: [n, n], n >= 3; normalized training loss - ln K of network i at norm j.
       test_excess: the same on the test set.
       num_draws, seed: see `permute_norms`.
     """
@@ -141,18 +141,18 @@ def shuffle_margins(
 ) -> MarginShuffle:
     """Shuffles training and test margins, each on its own, among the networks; norms stay.
 
-    This is the artefact itself: unrelated margins over shared norms. The statistic is not R2, which
+    This is the artifact itself: unrelated margins over shared norms. The statistic is not R2, which
     networks of small norm decide almost alone. The line ``y = a + b x`` times -rho reads
 
         test margin = b * training margin - a * rho,
 
-    and fitted in this form every network counts alike. It is a line of normalised losses still, and
+    and fitted in this form every network counts alike. It is a line of normalized losses still, and
     its residual variance tells a constant ratio of margins, or one that moves with the norm, from
     unrelated margins. Shuffling the norms instead (`permute_norms`) cannot see a constant
     ratio: pairs of margins in one proportion are on a line under any norms.
 
     Args:
-      train_excess: n values of normalised training loss - ln K, n >= 3.
+      train_excess: n values of normalized training loss - ln K, n >= 3.
       test_excess: the same on the test set.
       product_norms: n positive product norms rho.
       levels: n labels; networks of the same label are exchanged with each other or as a whole. By
@@ -213,7 +213,7 @@ def bootstrap_line(
     """Intervals of slope, intercept and R2 over networks drawn with replacement.
 
     Args:
-      x: n values of normalised training loss - ln K.
+      x: n values of normalized training loss - ln K.
       y: the same on the test set: n values, or [n, N] with one for each of N test examples, which
         are then drawn with replacement too, the same ones for all networks (a two-way bootstrap).
       levels: n labels; whole levels are drawn where there are enough of them.
@@ -252,17 +252,26 @@ def bootstrap_line(
 def resample_counts(
     levels: Sequence[Hashable], num_draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, str]:
-    """How often each network is drawn, float [num_draws, n], and the unit that was drawn.
+    """Return how often each network is drawn, float [num_draws, n], and the unit that is drawn.
 
-    Whole levels are drawn if there are at least `MIN_LEVELS_TO_RESAMPLE` of them.
+    The unit is the level, since networks of one level are not independent; where there is only one
+    level, or each network has its own, it is the network.
+
+    Raises:
+      ValueError: 2 to 5 levels of several networks: too few different draws for an interval.
     """
     known = list(dict.fromkeys(levels))
-    if MIN_LEVELS_TO_RESAMPLE <= len(known) < len(levels):
-        position = {level: index for index, level in enumerate(known)}
-        drawn = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), num_draws)
-        return drawn[:, [position[level] for level in levels]].astype(float), "levels"
-    n = len(levels)
-    return rng.multinomial(n, np.full(n, 1 / n), num_draws).astype(float), "networks"
+    if len(known) in (1, len(levels)):
+        n = len(levels)
+        return rng.multinomial(n, np.full(n, 1 / n), num_draws).astype(float), "networks"
+    if len(known) < MIN_LEVELS_TO_RESAMPLE:
+        raise ValueError(
+            f"{len(known)} levels; an interval needs at least {MIN_LEVELS_TO_RESAMPLE}, because "
+            "networks of one level are not independent"
+        )
+    position = {level: index for index, level in enumerate(known)}
+    drawn = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), num_draws)
+    return drawn[:, [position[level] for level in levels]].astype(float), "levels"
 
 
 def check_excess(
@@ -319,12 +328,12 @@ def _resample_examples(
 ) -> np.ndarray:
     """Means over examples drawn with replacement, float64 [num_draws, n]."""
     num_examples = y.shape[1]
-    centre = y.mean(axis=1)
-    deviations = (y - centre[:, None]).astype(np.float32)  # float32 costs no digit of the means
+    center = y.mean(axis=1)
+    deviations = (y - center[:, None]).astype(np.float32)  # float32 costs no digit of the means
     means = []
     for start in range(0, num_draws, at_once):
         size = min(at_once, num_draws - start)
         chosen = rng.integers(num_examples, size=(size, num_examples))
         counts = np.stack([np.bincount(row, minlength=num_examples) for row in chosen])
-        means.append(counts.astype(np.float32) @ deviations.T / num_examples + centre)
+        means.append(counts.astype(np.float32) @ deviations.T / num_examples + center)
     return np.concatenate(means)

@@ -23,11 +23,11 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from normjax.training.ensemble import gather_members, take_process_members
+from normjax.batch_norm import absorb_batch_norm
+from normjax.files import read_object, replacing
 from normjax.networks.models import make_model
-from normjax.normalize import absorb_batch_norm
-from normjax.files import read_object
-from normjax.results.rows import RESULTS_FILE, ResultRow, read_results, replacing, write_results
+from normjax.results.rows import RESULTS_FILE, ResultRow, read_results, write_results
+from normjax.training.ensemble import gather_members, take_process_members
 
 RUN_FILE = "run.json"
 DIGEST_FILE = f"{RESULTS_FILE}.sha256"
@@ -224,8 +224,8 @@ def load_member(
       selection: "final" or "loss=0.0044", as in results.csv.
 
     Returns:
-      (model, variables) with `model.apply(variables, images)` on standardised float images
-      [N, H, W, C]; numpy arrays; batch normalisation, if there was any, is absorbed.
+      (model, variables) with `model.apply(variables, images)` on standardized float images
+      [N, H, W, C]; numpy arrays; batch normalization, if there was any, is absorbed.
 
     Raises:
       FileNotFoundError: no run in that folder, or the run isn't finished.

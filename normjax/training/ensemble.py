@@ -17,8 +17,9 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from normjax.batch_norm import absorb_batch_norm
+from normjax.norms import NamedNorm
 from normjax.training import evaluate as evaluation
-from normjax.normalize import absorb_batch_norm
 from normjax.training.snapshots import init_snapshots, may_be_nearest, update_snapshots
 from normjax.training.step import (
     choose_microbatch_size,
@@ -87,13 +88,13 @@ def make_ensemble(
     image_shape: tuple[int, int, int],
     batch_size: int,
     target_losses: Sequence[float],
-    norms: Sequence[evaluation.NamedNorm],
+    norms: Sequence[NamedNorm],
 ) -> Ensemble:
     """The functions that train and evaluate many networks of one kind.
 
     Args:
       model: the network that is trained.
-      twin: the same without batch normalisation; evaluated on `absorb_batch_norm`'s parameters.
+      twin: the same without batch normalization; evaluated on `absorb_batch_norm`'s parameters.
       tx: the optimizer.
       image_shape: (H, W, C).
       batch_size: examples per step.

@@ -10,17 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.flags import Config, validate
-from normjax.training.members import own_labels
-from normjax.training.sweep import load_data
-from normjax.training.checkpoints import RUN_FILE, load_member
+from normjax.batch_norm import absorb_batch_norm
 from normjax.data import Dataset, standardize_images
+from normjax.files import check_types, make_record, read_object
+from normjax.networks.models import make_model
+from normjax.results.rows import RESULTS_FILE, ResultRow, on_own_labels, read_results
+from normjax.training.checkpoints import RUN_FILE, load_member
+from normjax.training.config import SweepConfig, validate
 from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
-from normjax.networks.models import make_model
-from normjax.normalize import absorb_batch_norm
-from normjax.files import check_types, make_record, read_object
-from normjax.results.rows import RESULTS_FILE, ResultRow, on_own_labels, read_results
+from normjax.training.members import load_data, own_labels
 from normjax.types import ApplyFn, Params
 
 
@@ -33,12 +32,12 @@ class FinishedRun(NamedTuple):
       dataset: its images, and their true labels.
       members: its networks' definitions, by number.
       rows: the rows of results.csv in which a network meets the labels that it was trained on.
-      apply_fn: (params, standardised images float32 [N, H, W, C]) -> logits [N, K] of the network
-        without batch normalisation, compiled, at the highest matmul precision.
+      apply_fn: (params, standardized images float32 [N, H, W, C]) -> logits [N, K] of the network
+        without batch normalization, compiled, at the highest matmul precision.
     """
 
     run_dir: Path
-    config: Config
+    config: SweepConfig
     dataset: Dataset
     members: Mapping[int, Member]
     rows: list[ResultRow]
@@ -46,7 +45,7 @@ class FinishedRun(NamedTuple):
 
 
 class Network(NamedTuple):
-    """One trained network at one selection; arrays are numpy's, batch normalisation is absorbed."""
+    """One trained network at one selection; arrays are numpy's, batch normalization is absorbed."""
 
     member: Member
     params: Params
@@ -81,7 +80,7 @@ def load_run(run_dir: str | Path, data_dir: str | None = None) -> FinishedRun:
     )
 
 
-def read_definitions(path: Path) -> tuple[Config, dict[int, Member]]:
+def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
     """What a finished run was run with, and its networks by number, from its run.json.
 
     Raises:
@@ -96,7 +95,7 @@ def read_definitions(path: Path) -> tuple[Config, dict[int, Member]]:
     if "members" not in run:
         raise ValueError(f"{path.parent}: {RUN_FILE} names no members; it is not a run of networks")
     check_types(run, {"members": list[dict]}, str(path))
-    config = make_record(Config, run["config"], f"{path}, config")
+    config = make_record(SweepConfig, run["config"], f"{path}, config")
     try:
         validate(config)
     except ValueError as error:
@@ -144,7 +143,7 @@ def networks_at(run: FinishedRun, selection: str) -> Iterator[Network]:
 
 
 def initial_params(run: FinishedRun, member: Member) -> Params:
-    """A network's parameters before the first step, batch normalisation absorbed."""
+    """A network's parameters before the first step, batch normalization absorbed."""
     config = run.config
     model = make_model(config.model, run.dataset.num_classes, batch_norm=config.batch_norm)
     if member.init_std is not None:

@@ -11,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from normjax.training import checkpoints
 from normjax.training import processes as distributed
 from normjax.training import record as records
-from normjax.training.selection import evaluation_data
+from normjax.training.ensemble import (
+    gather_members,
+    make_order_key,
+    pad_members,
+    shard_members,
+    share,
+)
 from normjax.training.interrupts import StoppedError
 from normjax.training.members import Sweep, first_labels, own_labels
-from normjax.training import checkpoints
-from normjax.training.ensemble import gather_members, make_order_key, pad_members, shard_members, share
+from normjax.training.selection import evaluation_data
 
 
 def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:

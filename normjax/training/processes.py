@@ -42,6 +42,22 @@ class Address(NamedTuple):
     process_id: int
 
 
+def prepare_cpu() -> None:
+    """One CPU device for each core: members then train side by side, a core each.
+
+    Must be called before JAX starts its backend. Without effect on GPUs and TPUs, and where
+    XLA_FLAGS already says how many CPU devices there are.
+    """
+    xla_flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" in xla_flags:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ["XLA_FLAGS"] = (
+        f"{xla_flags} --xla_force_host_platform_device_count={cores}"
+        " --xla_cpu_multi_thread_eigen=false"
+    ).strip()
+
+
 def parse(text: str) -> Address | None:
     """What --distributed says; None for none and auto.
 

@@ -15,20 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.flags import HOW_NOT_WHAT, Config, check_workdir, to_flagfile
-from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.data import Dataset
+from normjax.files import naming, read_object, replacing, write_json
+from normjax.results.rows import RESULTS_FILE
+from normjax.training.checkpoints import RUN_FILE, digest
+from normjax.training.config import HOW_NOT_WHAT, SweepConfig, check_workdir, to_flagfile
 from normjax.training.ensemble import Member
-from normjax.files import read_object
-from normjax.report.run_page import REPORT_FILE
-from normjax.results.rows import RESULTS_FILE, naming, replacing
 
 LOCK_FILE = ".lock"
+REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.jsonl"
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
-def is_finished(run_dir: Path, config: Config) -> bool:
+def is_finished(run_dir: Path, config: SweepConfig) -> bool:
     """Whether the run in this folder is finished already.
 
     Raises:
@@ -79,7 +79,7 @@ def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
 def start_run(
     run_dir: Path,
     experiment: str,
-    config: Config,
+    config: SweepConfig,
     dataset: Dataset,
     groups: Sequence[Sequence[Member]],
 ) -> None:
@@ -170,12 +170,6 @@ def append_metrics(
             own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
             own["diverged_at"] = own["diverged_at"] or None
             file.write(json.dumps({**who, **common, **own}) + "\n")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON; replaces `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _installed(name: str) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from normjax.training import processes as distributed
-from experiments.flags import Config
-from normjax.training.members import Sweep, own_labels
 from normjax.data import Dataset
+from normjax.results.rows import ResultRow
+from normjax.training import processes as distributed
+from normjax.training.config import SweepConfig
 from normjax.training.ensemble import (
     Member,
     gather_members,
@@ -20,13 +20,13 @@ from normjax.training.ensemble import (
     take_member,
 )
 from normjax.training.evaluate import Evaluation, dataset_means
-from normjax.results.rows import ResultRow
+from normjax.training.members import Sweep, own_labels
 
-Labels = Callable[[Config, Dataset, Member, str], np.ndarray]  # a member's labels for a split
+Labels = Callable[[SweepConfig, Dataset, Member, str], np.ndarray]  # a member's labels for a split
 
 
 def selections(
-    config: Config, state: Any, snapshots: Any, num_members: int
+    config: SweepConfig, state: Any, snapshots: Any, num_members: int
 ) -> Iterator[tuple[str, Callable[[], Any], np.ndarray, np.ndarray]]:
     """(name, variables, epochs [M], valid [M]) of the final networks and those at each target.
 
@@ -94,7 +94,9 @@ def label_kinds(member: Member) -> tuple[str, ...]:
     return ("natural", "random") if member.family == "random_labels" else ("natural",)
 
 
-def natural_labels(_config: Config, dataset: Dataset, _member: Member, split: str) -> np.ndarray:
+def natural_labels(
+    _config: SweepConfig, dataset: Dataset, _member: Member, split: str
+) -> np.ndarray:
     """The true labels, whatever a network was trained on."""
     return getattr(dataset, split).labels
 

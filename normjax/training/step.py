@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from normjax.batch_norm import absorb_batch_norm
 from normjax.data import standardize_images
 from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
-from normjax.normalize import absorb_batch_norm, product_norm
+from normjax.normalize import product_norm
 from normjax.types import Array
 
 CPU_MICROBATCH = 16  # on a CPU the activations of 16 images stay in a core's cache
@@ -23,7 +24,7 @@ CPU_MICROBATCH = 16  # on a CPU the activations of 16 images stay in a core's ca
 class TrainState(NamedTuple):
     """What training changes: the model's variables and the optimizer's state."""
 
-    variables: Any  # {"params": ...} and, with batch normalisation, "batch_stats"
+    variables: Any  # {"params": ...} and, with batch normalization, "batch_stats"
     opt_state: optax.OptState
 
 
@@ -40,7 +41,7 @@ class Metrics(NamedTuple):
 
     loss: Array  # cross entropy, nats
     error: Array  # fraction misclassified
-    normalized_excess: Array  # cross entropy of the normalised network (Frobenius) - ln K
+    normalized_excess: Array  # cross entropy of the normalized network (Frobenius) - ln K
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, key, image_shape) -> TrainState:
@@ -64,14 +65,14 @@ def make_train_step(
       tx: the optimizer.
       microbatch_size: accumulate the gradient over pieces of that many examples, which must divide
         the batch; None takes the whole batch at once. The result is the same but for rounding. A
-        model with batch normalisation needs None, since its statistics are the batch's.
+        model with batch normalization needs None, since its statistics are the batch's.
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`.
     """
     has_batch_norm = getattr(model, "batch_norm", False)
     if has_batch_norm and microbatch_size is not None:
-        raise ValueError("batch normalisation needs the whole batch at once, not microbatches")
+        raise ValueError("batch normalization needs the whole batch at once, not microbatches")
 
     def loss_sums(params, batch_stats, batch, product):
         images = standardize_images(batch.images)
@@ -105,7 +106,7 @@ def make_train_step(
         params = state.variables["params"]
         batch_stats = {k: v for k, v in state.variables.items() if k != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
-        # Once a step and not for each microbatch; batch normalisation counts as it would in a test.
+        # Once a step and not for each microbatch; batch normalization counts as it would in a test.
         product = product_norm(absorb_batch_norm(state.variables))
         sums, batch_stats = sums_fn(params, batch_stats, batch, product)
         total = jnp.sum(batch.weights)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.helpers import reference
 
 from benchmarks import flax_contender, normjax_contenders, run, second_phase
 from benchmarks.benches import BENCHES, has_torch, summarize, train_cases
@@ -21,6 +20,7 @@ from benchmarks.synthetic import make_data
 from benchmarks.timing import Case, Row, choose_num_rounds, measure
 from normjax.networks.models import make_model
 from normjax.training.step import Batch, TrainState, make_train_step
+from tests.helpers import reference
 
 TX = optax.sgd(0.01, momentum=0.9)
 SIZES = {"convnet3": 12, "convnet5": 16}  # pixels
@@ -192,7 +192,7 @@ def test_every_case_names_a_function_that_takes_its_arguments(with_gpu):
         assert (case.members, case.batch) == (4, 128)
 
 
-def test_the_monitor_is_that_of_the_networks_normalised():
+def test_the_monitor_is_that_of_the_networks_normalized():
     """The logits over the product of norms, by numpy in float64."""
     prepared = normjax_contenders.prepare_monitor(6, 2)
     params = jax.tree.map(np.float64, normjax_contenders.draw_convnet3(()))

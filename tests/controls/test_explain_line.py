@@ -50,12 +50,12 @@ def test_content_is_told_from_the_shared_divisor():
     """Margins whose ratio follows the norm make a line that shuffling breaks; unrelated do not."""
     rng = np.random.default_rng(2)
     rho = np.exp(rng.uniform(5, 7, 20))
-    artefact = [
+    artifact = [
         permute_norms(-rng.uniform(16, 25, 20) / rho, -rng.uniform(10, 12, 20) / rho, rho)
         for _ in range(5)
     ]
-    assert min(result.r2 for result in artefact) > 0.8
-    assert max(result.fraction_at_least for result in artefact) > 0.1
+    assert min(result.r2 for result in artifact) > 0.8
+    assert max(result.fraction_at_least for result in artifact) > 0.1
     train = rng.uniform(16, 25, 20)
     test = (0.8 * train / rho - 0.002) * rho  # exactly a line that misses the origin
     real = permute_norms(-train / rho, -test / rho, rho)
@@ -95,8 +95,8 @@ def test_anchored_line_against_statsmodels():
     np.testing.assert_allclose(fit.slope, model.params[0], rtol=1e-10)
     np.testing.assert_allclose(fit.slope_interval, model.conf_int()[0], rtol=1e-10)
     np.testing.assert_allclose(fit.rmse, np.sqrt(model.ssr / 8), rtol=1e-10)
-    centred = 1 - model.ssr / np.sum((y - y.mean()) ** 2)
-    np.testing.assert_allclose(fit.r2, centred, rtol=1e-10)
+    centered = 1 - model.ssr / np.sum((y - y.mean()) ** 2)
+    np.testing.assert_allclose(fit.r2, centered, rtol=1e-10)
     assert fit.n == 9
 
 

@@ -108,7 +108,7 @@ def test_lines_under_every_divisor(networks, found):
     assert found.reasons == {}
 
 
-def centred_margins(networks, split):
+def centered_margins(networks, split):
     out = []
     for network in networks:
         z = getattr(network, f"{split}_logits").astype(np.float64)
@@ -119,7 +119,7 @@ def centred_margins(networks, split):
 
 def test_first_order_and_the_ratio_of_margins(networks, found):
     rho = np.array([n.product_norm for n in networks])
-    margins = {split: centred_margins(networks, split) for split in ("train", "test")}
+    margins = {split: centered_margins(networks, split) for split in ("train", "test")}
     _, losses = line(networks, lambda n: n.product_norm)
     for split, column in (("train", 0), ("test", 1)):
         share = margins[split] / rho / (math.log(K) - losses[:, column])

@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
-from tests.helpers.synthetic_lines import rows_of
 
 from benchmarks.verdict_errors import KINDS, draw_line, verdict_rates
 from normjax.controls.explain import explain_line
-from normjax.statistics.influence import MarginPrediction
-from normjax.statistics.resampling import MarginShuffle, shuffle_margins
 from normjax.controls.verdict import (
     ARTEFACT,
     MAX_P_VALUE,
@@ -17,6 +14,9 @@ from normjax.controls.verdict import (
     UNDECIDED,
     judge,
 )
+from normjax.statistics.influence import MarginPrediction
+from normjax.statistics.resampling import MarginShuffle, shuffle_margins
+from tests.helpers.synthetic_lines import rows_of
 
 
 def shuffle_of(p_value):
@@ -50,9 +50,9 @@ def test_thresholds(p_value, skill, verdict):
 def test_known_answers_through_the_whole_of_explain():
     """One draw of each kind; the rates over many are below."""
     rng = np.random.default_rng(0)
-    artefact = explain_line(rows_of(*draw_line("independent", rng, 6, 3)))
-    assert artefact.verdict == ARTEFACT
-    assert artefact.fit.r2 > 0.9  # as good a line as many that were published
+    artifact = explain_line(rows_of(*draw_line("independent", rng, 6, 3)))
+    assert artifact.verdict == ARTEFACT
+    assert artifact.fit.r2 > 0.9  # as good a line as many that were published
     supported = explain_line(rows_of(*draw_line("constant ratio, 2% noise", rng, 6, 3)))
     assert supported.verdict == SUPPORTED
     assert supported.ratio.spread < 0.04 < supported.ratio.spread_if_unrelated

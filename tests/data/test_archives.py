@@ -11,6 +11,10 @@ import warnings
 
 import numpy as np
 import pytest
+
+from normjax.data import load_dataset
+from normjax.data.cifar import CLASS_NAMES, LAYOUTS
+from normjax.data.pickles import load_plain_dict, to_matrix
 from tests.helpers.cifar_archives import (
     BINARY,
     PYTHON,
@@ -20,10 +24,6 @@ from tests.helpers.cifar_archives import (
     write_files,
     write_tar,
 )
-
-from normjax.data import load_dataset
-from normjax.data.cifar import CLASS_NAMES, LAYOUTS
-from normjax.data.pickles import load_plain_dict, to_matrix
 
 
 def assert_read_as_written(data, name, examples):

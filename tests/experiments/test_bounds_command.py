@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.helpers import reference
 from absl import flags
 from PIL import Image
 
 from experiments import bounds as command
 from experiments import random_labels
-from normjax.training.finished_run import load_run
-from normjax.plots import bounds as bound_plots
 from normjax.generalization import rademacher
+from normjax.plots import bounds as bound_plots
 from normjax.results.rows import on_own_labels, read_results, select, write_results
+from normjax.training.finished_run import load_run
+from tests.helpers import reference
 
 ARGUMENTS = (
     "--dataset=digits",

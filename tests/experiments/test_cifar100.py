@@ -5,13 +5,13 @@ import math
 
 import numpy as np
 import pytest
-from tests.helpers import reference
 from test_data_archives import BINARY, draw_examples, write_files, write_tar
 
 from experiments import init_scale
 from normjax import load_member
 from normjax.data.cifar import LAYOUTS
 from normjax.results.rows import on_own_labels, read_results
+from tests.helpers import reference
 
 NUM_TRAIN, NUM_TEST = 40, 24
 
@@ -51,12 +51,12 @@ def test_cifar100_from_its_archive_to_its_results(invoke, tmp_path):
             assert getattr(row, f"{split}_loss") == pytest.approx(loss, rel=2e-5)
             error = np.mean(logits.argmax(-1) != labels)
             assert getattr(row, f"{split}_error") == pytest.approx(error, abs=1e-7)
-            # To first order the excess over ln 100 is the mean centred margin over the norm.
-            centred = logits[np.arange(len(labels)), labels] - logits.mean(-1)
+            # To first order the excess over ln 100 is the mean centered margin over the norm.
+            centered = logits[np.arange(len(labels)), labels] - logits.mean(-1)
             excess = getattr(row, f"normalized_{split}_excess")
             normalized = reference.cross_entropy(logits / row.product_norm, labels).mean()
             assert excess == pytest.approx(normalized - math.log(100), abs=1e-7)
-            assert excess == pytest.approx(-centred.mean() / row.product_norm, abs=2e-3)
+            assert excess == pytest.approx(-centered.mean() / row.product_norm, abs=2e-3)
     part = json.loads((run_dir / "summary.json").read_text())["selections"]["final"]["2"]
     assert part["ln_num_classes"] == pytest.approx(math.log(100), rel=1e-12)
     assert part["num_members"] == 4 and part["normalized_fit"]["n"] == 4

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from tests.helpers import reference
 
 from experiments import default_init, init_scale, random_labels
-from normjax.training.members import own_labels
 from normjax import load_member
 from normjax.data import load_dataset
-from normjax.training.ensemble import Member
 from normjax.results.rows import on_own_labels, read_results
+from normjax.training.ensemble import Member
+from normjax.training.members import own_labels
+from tests.helpers import reference
 
 SMALL = (
     "--train_size=60",

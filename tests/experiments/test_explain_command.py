@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from tests.helpers.synthetic_lines import rows_of
-from tests.helpers.synthetic_results import synthetic_rows
 
 import normjax
 from benchmarks.verdict_errors import draw_line
 from experiments import explain, random_labels
-from normjax.plots import explain as explain_plots
 from normjax.controls.explain import choose_rows, explain_line
-from normjax.results.rows import on_own_labels, read_results, write_results
 from normjax.controls.verdict import SUPPORTED
+from normjax.plots import explain as explain_plots
+from normjax.results.rows import on_own_labels, read_results, write_results
+from tests.helpers.synthetic_lines import rows_of
+from tests.helpers.synthetic_results import synthetic_rows
 
 ARGUMENTS = (
     "--dataset=digits",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments import flags
-from experiments.flags import Config, prepare_cpu, to_flagfile, validate
+from normjax.training.config import SweepConfig, to_flagfile, validate
+from normjax.training.processes import prepare_cpu
 
 ROOT = Path(__file__).parents[2]
 FLAGFILES = sorted(
@@ -40,7 +41,7 @@ def error_of(parse, *arguments):
 
 
 def test_defaults(parse):
-    assert parse() == Config(
+    assert parse() == SweepConfig(
         workdir="runs/random_pretrain",
         dataset="digits",
         data_dir=None,
@@ -95,10 +96,10 @@ def test_every_flag_arrives(parse):
         "resume": True,
         "distributed": "localhost:12345,2,1",
     }
-    assert given.keys() == {field.name for field in dataclasses.fields(Config)}
+    assert given.keys() == {field.name for field in dataclasses.fields(SweepConfig)}
     text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in given.items()}
     config = parse(*[f"--{name}={value}" for name, value in text.items()])
-    assert config == Config(**given)
+    assert config == SweepConfig(**given)
 
 
 def test_a_configuration_survives_its_flagfile(parse, tmp_path):
@@ -254,7 +255,7 @@ def test_a_mistake_as_the_shell_sees_it(tmp_path):
 
 def test_help_names_every_flag(invoke):
     text = flags.flags.FLAGS.module_help("experiments.flags")
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(SweepConfig):
         assert f"--{field.name}" in text or f"--[no]{field.name}" in text
 
 

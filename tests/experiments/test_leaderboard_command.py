@@ -10,10 +10,10 @@ from PIL import Image
 from scipy import stats
 
 from experiments import leaderboard, random_labels
-from normjax.plots import paper as plotting
 from normjax.generalization.measures import MEASURES
-from normjax.results.rows import read_results, select
 from normjax.generalization.sharpness import SHARPNESS_MEASURES
+from normjax.plots import paper as plotting
+from normjax.results.rows import read_results, select
 
 ARGUMENTS = (
     "--dataset=digits",

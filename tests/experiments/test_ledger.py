@@ -4,10 +4,10 @@ import csv
 
 import numpy as np
 import pytest
-from tests.helpers.synthetic_results import synthetic_rows
 
 from experiments.paper import ledger
 from experiments.paper.figures import FIGURES
+from tests.helpers.synthetic_results import synthetic_rows
 
 # The table of the paper's figures: slope, intercept, R2, adjusted R2, RMSE.
 PRINTED = {

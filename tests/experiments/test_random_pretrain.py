@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import optax
 import pytest
-from tests.helpers import reference
 from PIL import Image
 
 from experiments import random_pretrain
-from normjax.training.members import first_labels, numbered
 from normjax import load_dataset, load_member
-from normjax.plots import paper as plotting
-from normjax.training.ensemble import make_order_key
 from normjax.networks.models import make_model
+from normjax.plots import paper as plotting
 from normjax.results.rows import read_results
+from normjax.training.ensemble import make_order_key
+from normjax.training.members import first_labels, numbered
 from normjax.training.step import init_state, make_train_epoch, make_train_step, reset_optimizer
+from tests.helpers import reference
 
 SIZES = {"train": 100, "test": 45}
 NORMS = ("2", "1/100")

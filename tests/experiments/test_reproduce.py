@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from tests.helpers.synthetic_results import synthetic_rows
 
 from experiments import linear_margin, reproduce
-from experiments.paper import ledger
 from experiments.paper import figures as paper_figures
+from experiments.paper import ledger
 from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
 from normjax.plots import curves
 from normjax.results.rows import on_own_labels, read_results, write_results
+from tests.helpers.synthetic_results import synthetic_rows
 
 LEVELS = (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
 STDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.05, 0.075, 0.09, 0.1)

@@ -9,13 +9,13 @@ import pytest
 
 from normjax.generalization import bounds
 from normjax.generalization.bounds import InputNorms, LayerShape, NetworkClass
-from normjax.networks.models import make_model
 from normjax.generalization.rademacher import (
     estimate_rademacher,
     excess_loss,
     linear_bound,
     one_logit,
 )
+from normjax.networks.models import make_model
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 2)).astype(np.float32)
 """Of 8 x 8 pixels: the 3-layer net has windows of 3 x 3, and 6 x 6, 4 x 4 and 1 positions."""

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from normjax.batch_norm import absorb_batch_norm
 from normjax.generalization.measures import MEASURES, TrainedNetwork
-from normjax.normalize import absorb_batch_norm
 from tests.helpers import reference
 from tests.helpers.networks import (
     Convnet3,
@@ -261,7 +261,7 @@ def test_a_layer_of_zeros_is_named(network):
 
 
 def test_absorbed_batch_norm_takes_the_raw_scale_away():
-    """Raw kernels before a batch normalisation times 3, its statistics with them: same measures."""
+    """Raw kernels before a batch normalization times 3, its statistics with them: same measures."""
     model, twin, x = Convnet5(), Convnet5(batch_norm=False), images((40, SIDE, SIDE, 3))
 
     def absorbed(seed, scale):

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.helpers import reference
 
 from normjax.generalization import bounds
-from normjax.networks.models import make_model
 from normjax.generalization.rademacher import (
     RademacherEstimate,
     all_logits,
@@ -21,6 +19,8 @@ from normjax.generalization.rademacher import (
     one_logit,
     rademacher_by_labels,
 )
+from normjax.networks.models import make_model
+from tests.helpers import reference
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((6, 4)) + 0.5

@@ -38,7 +38,7 @@ def convnet3_logits(params, images):
 
 
 def convnet5_logits(params, images):
-    """The 5-layer net without batch normalisation on uint8 images, float64 [N, K]."""
+    """The 5-layer net without batch normalization on uint8 images, float64 [N, K]."""
     x = standardize(images)
     for i, stride in enumerate((1, 2, 2, 2)):
         layer = params[f"Conv_{i}"]

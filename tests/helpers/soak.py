@@ -24,8 +24,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from normjax.training.checkpoints import load_member
 from normjax.results.rows import read_results
+from normjax.training.checkpoints import load_member
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = (10, 40)  # of the two phases

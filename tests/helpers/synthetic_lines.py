@@ -1,6 +1,7 @@
 """Result rows of networks with given margins and norms."""
 
 import numpy as np
+
 from tests.helpers.synthetic_results import synthetic_rows
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from normjax.results.rows import ResultRow
 
-# The fields of an `experiments.flags.Config`.
+# The fields of an `experiments.SweepConfig`.
 CONFIG = {
     "workdir": "runs/x",
     "dataset": "digits",

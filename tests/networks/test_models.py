@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.helpers import reference
 from scipy import stats
 
+from normjax.batch_norm import absorb_batch_norm
 from normjax.data import standardize_images
 from normjax.networks.models import MODEL_NAMES, make_model
-from normjax.normalize import absorb_batch_norm
+from tests.helpers import reference
 
 LEVEL = 1e-4  # of the Kolmogorov-Smirnov tests; the keys are fixed, so they pass or fail for ever
 
@@ -102,7 +102,7 @@ def test_unknown_model_lists_the_known_ones():
 
 @pytest.mark.parametrize("name", ["convnet3", "linear"])
 def test_only_convnet5_has_batch_norm(name):
-    with pytest.raises(ValueError, match=f"'{name}' has no batch normalisation; only convnet5"):
+    with pytest.raises(ValueError, match=f"'{name}' has no batch normalization; only convnet5"):
         make_model(name, batch_norm=True)
 
 

@@ -29,9 +29,9 @@ def make_lines(member, level, second, seed=0):
     return lines
 
 
-# Raw loss falls to the end, test loss is least at 2, the normalised loss at 3.
+# Raw loss falls to the end, test loss is least at 2, the normalized loss at 3.
 BETTER = [(0.9, -0.1, 1.5), (0.5, -0.3, 1.2), (0.3, -0.4, 1.3), (0.1, -0.2, 1.9)]
-# The same with the normalised loss least at 1.
+# The same with the normalized loss least at 1.
 WORSE = [(0.9, -0.7, 2.5), *BETTER[1:]]
 
 
@@ -75,13 +75,13 @@ def test_description():
     ]
     low, middle, high = describe_stopping(stops).split("\n")
     assert low == (
-        "Level 0: the normalised training loss would have chosen a better epoch to stop at than "
+        "Level 0: the normalized training loss would have chosen a better epoch to stop at than "
         "the training loss as trained: mean test loss 1.450 against 1.700, lower in 1 and higher "
         "in 1 of 2 networks; 1.100 at the best epochs. Mean test error 43.0% against 45.0%."
     )
-    assert middle.startswith("Level 0.5: the normalised training loss would not have chosen a bet")
+    assert middle.startswith("Level 0.5: the normalized training loss would not have chosen a bet")
     assert "1.500 against 1.500, lower in 0 and higher in 0 of 1 networks" in middle
-    assert high.startswith("Level 1: the normalised training loss would not have chosen a better")
+    assert high.startswith("Level 1: the normalized training loss would not have chosen a better")
     assert "2.500 against 1.500, lower in 0 and higher in 1 of 1 networks" in high
     assert describe_stopping([]) == "No test loss was measured."
 
@@ -130,7 +130,7 @@ def test_curves_show_three_levels_and_mark_the_epochs():
             assert [text.get_text() for text in panel.texts] == ["true labels"]
     assert axes[0].get_ylabel() == "Cross-entropy (nats), log scale"
     assert (
-        axes[3].get_ylabel().replace("\n", " ") == "Normalised training cross-entropy - ln K (nats)"
+        axes[3].get_ylabel().replace("\n", " ") == "Normalized training cross-entropy - ln K (nats)"
     )
     assert all("Epoch" in panel.get_xlabel() for panel in axes[3:])
     names = [text.get_text() for text in figure.legends[0].get_texts()]

@@ -6,12 +6,12 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Annotation, Text
 from PIL import Image
 from scipy import stats
-from tests.helpers.synthetic_results import synthetic_rows
 
-from normjax.plots import style as plot_style
 from normjax.plots import paper as plotting
+from normjax.plots import style as plot_style
 from normjax.plots.label_placement import cluster_representatives, place_labels
 from normjax.results.rows import select
+from tests.helpers.synthetic_results import synthetic_rows
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def rows():
 
 
 def near_ln_k(rows, scale, shift=0.0):
-    """The same networks with normalised losses nearer to ln 10."""
+    """The same networks with normalized losses nearer to ln 10."""
     return [
         row._replace(
             normalized_train_excess=scale * row.normalized_train_excess + shift,
@@ -127,7 +127,7 @@ def test_losses_against_level(rows):
     assert "(nats)" in loss.get_ylabel() and "(%)" in error.get_ylabel()
 
 
-def test_every_level_is_labelled_inside_the_panel_without_overlap(rows):
+def test_every_level_is_labeled_inside_the_panel_without_overlap(rows):
     figure = plotting.plot_four_panels(rows, "Digits")
     figure.draw_without_rendering()
     for axes in figure.axes:
@@ -180,9 +180,9 @@ def test_losses_without_digits_are_drawn_less_ln_k(rows, scale, shift, is_excess
     assert_stars(left, expected_points(faint, x_name, y_name))
     assert_stars(right, expected_points(faint, x_name, "normalized_test_error", factor=100))
     assert (
-        left.get_xlabel() == right.get_xlabel() == f"Normalised training cross-entropy{less} (nats)"
+        left.get_xlabel() == right.get_xlabel() == f"Normalized training cross-entropy{less} (nats)"
     )
-    assert left.get_ylabel().replace("\n", " ") == f"Normalised test cross-entropy{less} (nats)"
+    assert left.get_ylabel().replace("\n", " ") == f"Normalized test cross-entropy{less} (nats)"
     assert "ln K" not in raw.get_xlabel() + raw.get_ylabel() + right.get_ylabel()
     # The numbers are those of the losses in either form; a line has no digits to lose in scale 1.
     x, y = (
@@ -332,10 +332,10 @@ def test_labels_avoid_markers_each_other_and_the_edge():
     bounds = np.array([[0.0, 0.0], [300.0, 300.0]])
     places = place_labels(points, texts, range(25), bounds, font_size=8)
     halves = 8 * np.array([[0.32 * len(text), 0.45] for text in texts])
-    centres = points + np.array([offset for offset, _ in places])
-    assert (centres - halves >= bounds[0]).all() and (centres + halves <= bounds[1]).all()
+    centers = points + np.array([offset for offset, _ in places])
+    assert (centers - halves >= bounds[0]).all() and (centers + halves <= bounds[1]).all()
     for index in range(25):
         others = np.delete(np.arange(25), index)
-        apart = np.abs(centres[others] - centres[index]) >= halves[others] + halves[index]
+        apart = np.abs(centers[others] - centers[index]) >= halves[others] + halves[index]
         assert apart.any(axis=1).all()
-        assert (np.abs(points - centres[index]) >= halves[index]).any(axis=1).all()
+        assert (np.abs(points - centers[index]) >= halves[index]).any(axis=1).all()

@@ -7,18 +7,18 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from tests.helpers.synthetic_results import CONFIG, synthetic_rows
 
 from experiments import flags
-from normjax.training import record as records
-from normjax.training.sweep import dataset_label
 from normjax.controls.explain import explain_line
-from normjax.data import load_dataset
-from normjax.training.ensemble import Member
+from normjax.data import dataset_label, load_dataset
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
 from normjax.report.run_page import write_report
 from normjax.results.rows import select, write_results
 from normjax.results.summary import summarize, write_summary
+from normjax.training import record as records
+from normjax.training.config import SweepConfig
+from normjax.training.ensemble import Member
+from tests.helpers.synthetic_results import CONFIG, synthetic_rows
 
 HOSTILE = '"><script>alert(1)</script>&'
 
@@ -116,7 +116,7 @@ def test_a_data_set_folder_of_any_name(make_run, tmp_path):
     name = f"folder:{tmp_path}/<img src=x onerror=alert(1)><script>alert(1)</script>&\" ' $x$"
     rows = synthetic_rows()
     run_dir = make_run(rows, figures=())
-    config = flags.Config(**CONFIG | {"dataset": name, "workdir": str(run_dir)})
+    config = SweepConfig(**CONFIG | {"dataset": name, "workdir": str(run_dir)})
     flags.validate(config)
     members = [Member(i, 0, "pretrain", 0.0) for i in range(2)]
     for file in ("run.json", "flags.txt"):
@@ -209,7 +209,7 @@ def test_broken_files_are_named(make_run):
 def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     run_dir = make_run(synthetic_rows())
     common = {"member": 0, "family": "pretrain", "level": 0.5, "seed": 0, "phase": "train"}
-    # The raw loss is least at epoch 2, the normalised one at epoch 1, where the test loss is too.
+    # The raw loss is least at epoch 2, the normalized one at epoch 1, where the test loss is too.
     values = [(1, 0.4, -0.2, 1.234), (2, 0.3, -0.1, 1.543)]
     names = ("step", "running_loss", "running_normalized_excess", "test_loss")
     lines = [common | {"test_error": 0.5} | dict(zip(names, v, strict=True)) for v in values]
@@ -222,7 +222,7 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     assert "When to stop" not in Page(write_report(run_dir).read_text()).text
     page = page_of(lines)
     assert "When to stop" in page
-    assert "Level 0.5: the normalised training loss would have chosen a better epoch" in page
+    assert "Level 0.5: the normalized training loss would have chosen a better epoch" in page
     assert "mean test loss 1.234 against 1.543" in page
     assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
 

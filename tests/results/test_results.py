@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.helpers.synthetic_results import synthetic_rows
 
-from normjax.results.rows import COLUMNS, read_results, replacing, select, write_results
+from normjax.files import replacing
+from normjax.results.rows import COLUMNS, read_results, select, write_results
+from tests.helpers.synthetic_results import synthetic_rows
 
 HEADER = (
     "experiment,member,seed,family,level,labels,selection,epoch,norm,product_norm,"

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from tests.helpers.synthetic_results import synthetic_rows
 
 from normjax.results.rows import select
 from normjax.results.summary import figure_stem, norm_name, summarize, write_summary
+from tests.helpers.synthetic_results import synthetic_rows
 
 
 def column(rows, name):

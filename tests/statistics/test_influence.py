@@ -1,4 +1,4 @@
-"""Influence, prediction and errors in both variables against statsmodels, loops and minimisers."""
+"""Influence, prediction and errors in both variables against statsmodels, loops and minimizers."""
 
 import numpy as np
 import pytest
@@ -67,8 +67,8 @@ def test_leaving_levels_out_against_a_loop():
 
 
 @pytest.mark.parametrize("variance_ratio", [0.2, 1.0, 7.0])
-def test_deming_line_minimises_the_weighted_distances(variance_ratio):
-    """Against a minimiser over the points' true places as well as the line."""
+def test_deming_line_minimizes_the_weighted_distances(variance_ratio):
+    """Against a minimizer over the points' true places as well as the line."""
     x, y = points()
     x, y = 10 * x, 10 * y
 
@@ -100,7 +100,7 @@ def test_deming_line_undoes_what_noise_in_x_does():
 
 
 def test_predictions_of_levels_left_out_against_weighted_lines():
-    """The same as lines of the normalised losses with weights rho^2, by statsmodels."""
+    """The same as lines of the normalized losses with weights rho^2, by statsmodels."""
     train, test, rho = networks()
     levels = np.repeat(list("abcdef"), 2)
     found = predict_margins(train, test, rho, levels)

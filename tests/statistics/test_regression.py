@@ -26,7 +26,7 @@ def near_ln_10(n=12, spread=1e-4, seed=0):
 )
 def test_agrees_with_statsmodels_and_scipy(x, y):
     fit = fit_line(x, y)
-    # The reference is given centred x too; its intercept is then moved back by hand.
+    # The reference is given centered x too; its intercept is then moved back by hand.
     shift = x.mean()
     model = sm.OLS(y, sm.add_constant(x - shift)).fit()
     line = stats.linregress(x - shift, y)
@@ -42,7 +42,7 @@ def test_agrees_with_statsmodels_and_scipy(x, y):
     assert fit.n == x.size
 
 
-def test_intervals_against_the_uncentred_model():
+def test_intervals_against_the_uncentered_model():
     x, y = np.array([1.0, 2, 4, 8, 16]), np.array([3.0, -1, 4, -1, 5])
     fit = fit_line(x, y, confidence=0.8)
     expected = sm.OLS(y, sm.add_constant(x)).fit().conf_int(alpha=0.2)

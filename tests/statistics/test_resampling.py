@@ -107,7 +107,10 @@ def test_whole_levels_are_drawn_where_there_are_enough():
     assert unit == "levels"
     assert (counts.reshape(100, 6, 3) == counts.reshape(100, 6, 3)[..., :1]).all()
     assert (counts.sum(axis=1) == 18).all() and counts.max() > 1
-    assert resample_counts(levels[:15], 9, np.random.default_rng(0))[1] == "networks"
+    for one_unit in (range(5), ["a"] * 5):
+        assert resample_counts(one_unit, 9, np.random.default_rng(0))[1] == "networks"
+    with pytest.raises(ValueError, match="5 levels; an interval needs at least 6"):
+        resample_counts(levels[:15], 9, np.random.default_rng(0))
 
 
 def test_two_way_bootstrap_has_the_test_examples_error():

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.helpers.synthetic_results import synthetic_rows
 
-from normjax.training import record as records
-from normjax.training import sweep
-from normjax.training import ensemble
+from normjax import sweep
+from normjax.batch_norm import absorb_batch_norm
+from normjax.networks.models import make_model
 from normjax.plots import paper as plotting
+from normjax.results.rows import read_results, write_results
+from normjax.training import ensemble
+from normjax.training import record as records
 from normjax.training.checkpoints import (
     copy_progress,
     drop_progress,
@@ -29,9 +31,7 @@ from normjax.training.checkpoints import (
     save_members,
     save_progress,
 )
-from normjax.networks.models import make_model
-from normjax.normalize import absorb_batch_norm
-from normjax.results.rows import read_results, write_results
+from tests.helpers.synthetic_results import synthetic_rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.helpers.synthetic_results import synthetic_rows
 
 from normjax.training import checkpoints
 from normjax.training.checkpoints import group_folder, load_member, save_members, save_rows
+from tests.helpers.synthetic_results import synthetic_rows
 
 # Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
 pytestmark = pytest.mark.filterwarnings(

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from normjax.training import ensemble as ensembles
 from normjax.data import corrupt_labels, load_dataset
+from normjax.networks.models import make_model
+from normjax.norms import parse_norm
+from normjax.training import ensemble as ensembles
 from normjax.training.ensemble import (
     Member,
     gather_members,
@@ -21,8 +23,6 @@ from normjax.training.ensemble import (
     take_member,
     take_process_members,
 )
-from normjax.training.evaluate import parse_norm
-from normjax.networks.models import make_model
 
 A = Member(0, 0, "pretrain", 0.0)
 B = Member(1, 0, "pretrain", 1.0)
@@ -98,7 +98,7 @@ def kernel_of(result):
     return result[0].variables["params"]["Dense_0"]["kernel"]
 
 
-def test_a_member_does_not_depend_on_its_neighbours_or_its_place():
+def test_a_member_does_not_depend_on_its_neighbors_or_its_place():
     ensemble = make()
     together = train(ensemble, [A, B, C])
     for members in ([A], [C, B], [B, C, A, A]):
@@ -133,7 +133,7 @@ def test_side_by_side_is_one_after_another(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_a_diverged_member_leaves_its_neighbours_untouched(monkeypatch, backend):
+def test_a_diverged_member_leaves_its_neighbors_untouched(monkeypatch, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
 
     def poison(state):
@@ -153,7 +153,7 @@ def test_a_diverged_member_leaves_its_neighbours_untouched(monkeypatch, backend)
 
 
 def test_skipped_epochs_would_not_have_been_kept():
-    """Snapshots with and without measuring every epoch, while 50 digits are being memorised."""
+    """Snapshots with and without measuring every epoch, while 50 digits are being memorized."""
     ensemble = make("convnet3")
     images = share(images_and_labels()[0])
     labels = shard_members(labels_of([A, B]))

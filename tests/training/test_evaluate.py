@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.helpers import reference
 
 from normjax.data import load_dataset, standardize_images
-from normjax.training.evaluate import NamedNorm, dataset_means, make_evaluate, monitor, parse_norm
-from normjax.losses import cross_entropy, excess_cross_entropy
+from normjax.losses import cross_entropy, excess_cross_entropy, monitor
 from normjax.networks.models import make_model
 from normjax.normalize import normalize_params, product_norm
+from normjax.norms import NamedNorm, parse_norm
+from normjax.training.evaluate import dataset_means, make_evaluate
+from tests.helpers import reference
 
 MODEL = make_model("convnet3")
 NORMS = ("2", "1/100", "1", "inf", "3.5", "spectral")
@@ -156,8 +157,8 @@ def test_bad_norms_say_what_is_allowed(text, message):
 
 
 @pytest.mark.parametrize(("norm", "scale"), [(2, 1.0), (1, 100.0)])
-def test_monitor_is_the_loss_of_the_normalised_network(norm, scale):
-    """Under jit and vmap, against float64 through normalised parameters and a forward pass."""
+def test_monitor_is_the_loss_of_the_normalized_network(norm, scale):
+    """Under jit and vmap, against float64 through normalized parameters and a forward pass."""
     model = make_model("convnet3")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)

@@ -10,9 +10,9 @@ import pytest
 from jax import export
 
 from benchmarks import flax_contender
-from normjax.training.ensemble import make_ensemble, shard_members, share, take_member
-from normjax.training.evaluate import parse_norm
 from normjax.networks.models import make_model
+from normjax.norms import parse_norm
+from normjax.training.ensemble import make_ensemble, shard_members, share, take_member
 from normjax.training.step import Metrics
 
 NUM_STEPS, BATCH_SIZE, SHAPE = 20, 32, (16, 16, 3)

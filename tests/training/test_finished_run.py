@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from experiments import random_labels
-from normjax.training import finished_run as trained
-from normjax.training.members import own_labels
 from normjax import cross_entropy
-from normjax.training.ensemble import make_ensemble
-from normjax.training.evaluate import parse_norm
 from normjax.networks.models import make_model
+from normjax.norms import parse_norm
+from normjax.training import finished_run as trained
+from normjax.training.ensemble import make_ensemble
+from normjax.training.members import own_labels
 
 ARGUMENTS = (
     "--dataset=digits",

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from normjax.training import interrupts
-from normjax.training import sweep
-from normjax.training.interrupts import StoppedError, exit_code
+from normjax import sweep
 from normjax.plots import paper as plotting
 from normjax.results.rows import read_results
+from normjax.training import interrupts
+from normjax.training.interrupts import StoppedError, exit_code
 
 ROOT = Path(__file__).parents[2]
 RUN = [

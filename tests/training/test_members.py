@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from normjax.training import members
 from normjax.data import Dataset, load_dataset
+from normjax.training import members
 from normjax.training.ensemble import Member
 
 CONFIG = types.SimpleNamespace(
@@ -25,7 +25,7 @@ def test_grids_of_members():
             *members.pretrained(CONFIG),
             *members.scaled(CONFIG),
             *members.repeated(CONFIG),
-            *members.randomly_labelled(CONFIG, 0.05),
+            *members.randomly_labeled(CONFIG, 0.05),
         ]
     )
     expected = [

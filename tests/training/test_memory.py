@@ -11,16 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from normjax.training import sweep
+from normjax import sweep
+from normjax.networks.models import make_model
+from normjax.norms import parse_norm
+from normjax.plots import paper as plotting
+from normjax.report import run_page as report
+from normjax.results.rows import read_results
 from normjax.training import group as training
 from normjax.training import memory
-from normjax.plots import paper as plotting
-from normjax.report.run_page import run_page as report
 from normjax.training.ensemble import Member, make_ensemble, make_order_key, shard_members, share
-from normjax.training.evaluate import parse_norm
 from normjax.training.memory import group_memory, host_memory, is_out_of_memory, networks_that_fit
-from normjax.networks.models import make_model
-from normjax.results.rows import read_results
 
 NUM_TRAIN, NUM_TEST, NUM_PARAMS, NUM_TARGETS = 90, 40, 64 * 10, 2
 SHAPES = {"train_shape": (NUM_TRAIN, 8, 8, 1)}

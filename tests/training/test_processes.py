@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from normjax.results.rows import read_results
 from normjax.training import processes as distributed
 from normjax.training.checkpoints import load_member
-from normjax.results.rows import read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 from experiments import flags, random_pretrain
 from normjax.training import ensemble
 from normjax.plots import paper as plotting
-from normjax.report.run_page import run_page as report
+from normjax.report import run_page as report
 from normjax.training import group as training
 
 plotting.draw_figures = lambda *_: []

@@ -1,4 +1,4 @@
-"""The soak test of `python -m tests.helpers.soak` at a small size, and that it does what it says."""
+"""The soak test of `python -m tests.helpers.soak` at a small size."""
 
 import random
 

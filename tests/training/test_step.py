@@ -1,4 +1,4 @@
-"""Training of one network: steps, microbatches, padded batches, batch normalisation."""
+"""Training of one network: steps, microbatches, padded batches, batch normalization."""
 
 import functools
 
@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.helpers import reference
 
 from normjax.networks.models import make_model
 from normjax.training.step import (
@@ -19,6 +18,7 @@ from normjax.training.step import (
     make_train_step,
     reset_optimizer,
 )
+from tests.helpers import reference
 
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 TX = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
@@ -236,5 +236,5 @@ def test_padding_does_not_enter_batch_norms_statistics():
 
 
 def test_batch_norm_refuses_microbatches():
-    with pytest.raises(ValueError, match="batch normalisation needs the whole batch at once"):
+    with pytest.raises(ValueError, match="batch normalization needs the whole batch at once"):
         make_train_step(make_model("convnet5", batch_norm=True), TX, microbatch_size=4)

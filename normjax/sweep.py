@@ -14,32 +14,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.training import processes as distributed
-from normjax.training import interrupts
-from normjax.training import record as records
-from normjax.training.selection import evaluate_selection, selections
-from experiments.flags import Config, one_line, prepare_cpu
-from normjax.training.interrupts import StoppedError
-from normjax.training.members import Sweep, numbered
-from normjax.training.group import last_step, train_group
-from normjax.training import checkpoints
-from normjax.training import memory
-from normjax.plots import paper as plotting
-from normjax.report.run_page import run_page as report
-from normjax.results.rows import rows as results
-from normjax.results.rows import summary
-from normjax.training.checkpoints import RUN_FILE
-from normjax.data import Dataset, load_dataset
-from normjax.training.ensemble import Member, gather_members, make_ensemble, shard_members
-from normjax.training.evaluate import parse_norm
+from normjax.data import Dataset, dataset_label
+from normjax.files import one_line, read_object, write_json
 from normjax.networks.models import make_model
-from normjax.files import read_object
-from normjax.results.rows import ResultRow, write_results
+from normjax.norms import parse_norm
+from normjax.plots import paper as plotting
+from normjax.report import run_page as report
+from normjax.results import rows as results
+from normjax.results.rows import ResultRow, summary, write_results
+from normjax.training import checkpoints, interrupts, memory
+from normjax.training import processes as distributed
+from normjax.training import record as records
+from normjax.training.checkpoints import RUN_FILE
+from normjax.training.config import SweepConfig
+from normjax.training.ensemble import Member, gather_members, make_ensemble, shard_members
+from normjax.training.group import last_step, train_group
+from normjax.training.interrupts import StoppedError
+from normjax.training.members import Sweep, load_data, numbered
+from normjax.training.processes import prepare_cpu
+from normjax.training.selection import evaluate_selection, selections
 
 T = TypeVar("T")
 
 
-def run_sweep(experiment: str, config: Config, members: Sequence[Member]) -> None:
+def run_sweep(experiment: str, config: SweepConfig, members: Sequence[Member]) -> None:
     """Runs an experiment from its configuration to its report; it numbers the members.
 
     A mistake in the configuration or the data ends the program with one line before any training.
@@ -134,29 +132,8 @@ def _write_all(run_dir, config, rows, started) -> None:
     print(f"{run_dir / results.RESULTS_FILE}: {len(rows)} rows; page: {run_dir / 'report.html'}")
 
 
-def dataset_label(name: str) -> str:
-    """What the figures call the data set: its name, a folder's own name for a folder."""
-    return Path(name.removeprefix("folder:")).name if name.startswith("folder:") else name
-
-
-def load_data(config: Config) -> Dataset:
-    """The data set of the configuration, checked against the batch size."""
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-    )
-    num_examples = len(dataset.train.labels)
-    if config.batch_size > num_examples:
-        raise ValueError(
-            f"--batch_size={config.batch_size}: must not exceed the {num_examples} training images"
-        )
-    return dataset
-
-
 def make_sweep(
-    experiment: str, config: Config, dataset: Dataset, members: Sequence[Member]
+    experiment: str, config: SweepConfig, dataset: Dataset, members: Sequence[Member]
 ) -> Sweep:
     """The functions, not yet compiled, and the members in the groups that are trained at once.
 
@@ -239,7 +216,7 @@ def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
     run = read_object(path, groups=list)
     indices = [[member.index for member in group] for group in groups]
     if run["groups"] != indices:
-        records.write_json(path, {**run, "groups": indices})
+        write_json(path, {**run, "groups": indices})
 
 
 def finish_groups(sweep: Sweep, run_dir: Path) -> list[ResultRow]:

@@ -1,0 +1,139 @@
+"""Batch normalization at evaluation time, folded into the layers it follows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from normjax.layers import Parent, group_leaves, path_string
+from normjax.types import Array, Params
+
+
+def absorb_batch_norm(
+    variables: Mapping[str, Any],
+    *,
+    epsilon: float = 1e-5,
+    pairs: Mapping[str, str] | None = None,
+) -> Params:
+    """Fold batch normalization, as used at test time, into the layers before it.
+
+    With ``s = scale / sqrt(var + epsilon)`` a layer becomes ``W' = W * s`` and
+    ``b' = (b - mean) * s + bias``, and the batch normalization disappears. The result is the
+    parameters of the twin network without it, whose layers have biases. It works under ``jit``
+    and, for stacked networks, ``vmap``.
+
+    A batch normalization must act on a layer's output, before the activation. Within a module, the
+    n-th one (in natural order) of some number of features is taken to follow the n-th layer of that
+    number of features; unless there are as many of one as of the other, ``pairs`` must say.
+
+    Args:
+        variables: ``{"params": ..., "batch_stats": ...}`` as in Flax: leaves ``scale`` and
+            ``bias`` (each may be absent) in the former, ``mean`` and ``var`` in the latter.
+        epsilon: that of the network's batch normalization (Flax's default).
+        pairs: ``{batch normalization's path: layer's path}``, for those to be paired by name.
+
+    Returns:
+        The twin's parameters, as nested dicts; ``params`` itself if there are no batch statistics.
+
+    Raises:
+        ValueError: a batch normalization that cannot be paired, or leaves that are not its own.
+    """
+    if "params" not in variables:
+        raise ValueError(f"variables must hold 'params'; they hold {sorted(variables)}")
+    modules, stats = group_leaves(variables["params"]), group_leaves(variables.get("batch_stats"))
+    if not stats and not pairs:
+        return variables["params"]
+    for parent, leaves in stats.items():
+        affine = modules.get(parent, {})
+        if leaves.keys() != {"mean", "var"} or not affine.keys() <= {"scale", "bias"}:
+            raise ValueError(
+                f"{path_string(parent)!r} is no batch normalization: its statistics are "
+                f"{sorted(leaves)}, not ['mean', 'var'], or its parameters {sorted(affine)} are "
+                "not among ['bias', 'scale']"
+            )
+    for batch_norm, layer in _pair_batch_norms(modules, stats, pairs or {}).items():
+        affine = modules.pop(batch_norm, {})
+        modules[layer] = _absorb(modules[layer], affine, **stats[batch_norm], epsilon=epsilon)
+    return _nested_dict(modules)
+
+
+def _pair_batch_norms(
+    modules: Mapping[Parent, Mapping[str, Array]],
+    stats: Mapping[Parent, Mapping[str, Array]],
+    pairs: Mapping[str, str],
+) -> dict[Parent, Parent]:
+    """Return which layer each batch normalization follows."""
+    batch_norms = {path_string(parent): parent for parent in stats}
+    layers = {path_string(parent): parent for parent in modules if "kernel" in modules[parent]}
+    for path, known in [*((p, batch_norms) for p in pairs), *((p, layers) for p in pairs.values())]:
+        if path not in known:
+            raise ValueError(f"pairs names {path!r}, which is not one of {list(known)}")
+    if len(set(pairs.values())) < len(pairs):
+        raise ValueError(f"pairs gives one layer two batch normalizations: {dict(pairs)}")
+
+    paired = {batch_norms[path]: layers[layer] for path, layer in pairs.items()}
+    for parent, layer in paired.items():
+        features, outputs = stats[parent]["mean"].shape[-1], modules[layer]["kernel"].shape[-1]
+        if features != outputs:
+            raise ValueError(
+                f"{path_string(parent)!r} has {features} features and cannot follow "
+                f"{path_string(layer)!r} with {outputs}"
+            )
+    open_norms = _by_features(
+        {parent: leaf["mean"] for parent, leaf in stats.items() if parent not in paired}
+    )
+    open_layers = _by_features(
+        {p: modules[p]["kernel"] for p in layers.values() if p not in paired.values()}
+    )
+    for group, members in open_norms.items():
+        candidates = open_layers.get(group, [])
+        if len(candidates) != len(members):
+            raise ValueError(
+                f"cannot tell which layers the batch normalizations {_paths(members)} follow: "
+                f"{_paths(candidates)} have {group[1]} features in the same module; use pairs"
+            )
+        paired.update(zip(members, candidates, strict=True))
+    return paired
+
+
+def _by_features(leaves: Mapping[Parent, Array]) -> dict[tuple[Parent, int], list[Parent]]:
+    """Group modules by the module that holds them and their number of features."""
+    groups: dict[tuple[Parent, int], list[Parent]] = {}
+    for parent, leaf in leaves.items():
+        groups.setdefault((parent[:-1], leaf.shape[-1]), []).append(parent)
+    return groups
+
+
+def _paths(parents: Sequence[Parent]) -> list[str]:
+    """Return the modules' paths."""
+    return [path_string(parent) for parent in parents]
+
+
+def _absorb(
+    layer: Mapping[str, Array],
+    affine: Mapping[str, Array],
+    *,
+    mean: Array,
+    var: Array,
+    epsilon: float,
+) -> dict[str, Array]:
+    """Return a layer's leaves with one batch normalization folded in."""
+    kernel = layer["kernel"]
+    factor = affine.get("scale", 1) / jnp.sqrt(var + epsilon)
+    bias = (layer.get("bias", 0) - mean) * factor + affine.get("bias", 0)
+    return {
+        **layer,
+        "kernel": (kernel * factor).astype(kernel.dtype),
+        "bias": bias.astype(kernel.dtype),
+    }
+
+
+def _nested_dict(modules: Mapping[Parent, Mapping[str, Array]]) -> dict[Any, Any]:
+    """Undo ``group_leaves``."""
+    tree: dict[Any, Any] = {}
+    for parent, leaves in modules.items():
+        node = tree
+        for key in parent:
+            node = node.setdefault(key, {})
+        node.update(leaves)
+    return tree

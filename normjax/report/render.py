@@ -1,0 +1,62 @@
+"""Templates become pages: the one place that knows Jinja2."""
+
+import base64
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from normjax import formatting
+from normjax.files import replacing
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, **context: Any) -> str:
+    """Fill a template of `templates/`.
+
+    Everything that is put into a page is escaped: HTML's characters in both kinds of pages, and in
+    Markdown the bars and line ends that would break a table. Filters: `number`, `fixed`, `percent`,
+    `interval` (`normjax.formatting`) and `data_uri` (a PNG file, embedded).
+
+    Args:
+      template: file name; its suffix (.html or .md) decides how values are escaped.
+      **context: what the template calls its values. A missing one is an error.
+    """
+    return _environment(Path(template).suffix).get_template(template).render(**context)
+
+
+def write_page(path: str | os.PathLike, template: str, **context: Any) -> None:
+    """Fill a template and replace the file at `path` atomically."""
+    text = render(template, **context)
+    with replacing(path) as temporary:
+        # A path of undecodable bytes has no place in UTF-8.
+        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+@cache
+def _environment(suffix: str) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_in_one_cell if suffix == ".md" else None,
+    )
+    names = ("number", "fixed", "percent", "interval")
+    environment.filters |= {name: getattr(formatting, name) for name in names}
+    environment.filters["data_uri"] = _data_uri
+    return environment
+
+
+def _in_one_cell(value: Any) -> Any:
+    """Text that stays in its cell of a Markdown table."""
+    return " ".join(value.split()).replace("|", "\\|") if type(value) is str else value
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

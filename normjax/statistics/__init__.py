@@ -1,0 +1,1 @@
+"""Lines, rank correlations, resampling and predictions left out, on plain arrays."""
