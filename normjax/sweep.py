@@ -21,7 +21,8 @@ from normjax.norms import parse_norm
 from normjax.plots import paper as plotting
 from normjax.report import run_page as report
 from normjax.results import rows as results
-from normjax.results.rows import ResultRow, summary, write_results
+from normjax.results import summary
+from normjax.results.rows import ResultRow, write_results
 from normjax.training import checkpoints, interrupts, memory
 from normjax.training import processes as distributed
 from normjax.training import record as records

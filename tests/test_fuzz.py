@@ -20,8 +20,8 @@ from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
 from normjax.plots.curves import read_metrics, stopping_epochs
 from normjax.report.run_page import write_report
+from normjax.results import columns as tables
 from normjax.results.rows import COLUMNS, read_results, write_results
-from normjax.results.rows import columns as tables
 from normjax.results.summary import summarize, write_summary
 from normjax.training import finished_run as trained
 from normjax.training import record as records

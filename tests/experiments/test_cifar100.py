@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from test_data_archives import BINARY, draw_examples, write_files, write_tar
 
 from experiments import init_scale
 from normjax import load_member
 from normjax.data.cifar import LAYOUTS
 from normjax.results.rows import on_own_labels, read_results
+from tests.data.test_archives import BINARY, draw_examples, write_files, write_tar
 from tests.helpers import reference
 
 NUM_TRAIN, NUM_TEST = 40, 24

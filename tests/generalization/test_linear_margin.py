@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, special, stats
 
 from normjax.generalization import linear_margin
-from normjax.results.rows import columns as tables
+from normjax.results import columns as tables
 
 
 def examples(kind, n, d, seed=0):
