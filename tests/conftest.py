@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-# Two CPU devices, so that members are sharded over devices on any machine; the settings are those
-# of `normjax.training.processes.prepare_cpu` on two cores. JAX_PLATFORMS=cuda runs the tests on a GPU.
+# Two CPU devices, so that members are sharded over devices on any machine: the settings that
+# `processes.prepare_cpu` makes on two cores. JAX_PLATFORMS=cuda runs the tests on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
