@@ -13,7 +13,7 @@ import pytest
 from experiments import init_scale
 from normjax import sweep
 from normjax.plots import paper as plotting
-from normjax.plots.curves import read_metrics
+from normjax.results import metrics
 from normjax.results.table import read_results
 from normjax.training import ensemble, groups, plan, record
 from normjax.training.ensemble import Member
@@ -74,7 +74,7 @@ class Stopped(Exception):
 
 def interrupt(run, folder, group, step, *flags):
     """Begins a run that ends after an epoch's metrics are written."""
-    append = record.append_metrics
+    append = metrics.append_metrics
 
     def append_and_stop(run_dir, members, common, values):
         append(run_dir, members, common, values)
@@ -82,7 +82,7 @@ def interrupt(run, folder, group, step, *flags):
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(record, "append_metrics", append_and_stop)
+        patch.setattr(metrics, "append_metrics", append_and_stop)
         run(folder, *flags)
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     member = Member(0, 0, "pretrain", 0.5)
     with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
-        record.append_metrics(tmp_path, [member], {"step": 1}, {"diverged_at": np.int32([0])})
+        metrics.append_metrics(tmp_path, [member], {"step": 1}, {"diverged_at": np.int32([0])})
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_before_training(run, tmp_path, monkeypatch):
@@ -175,7 +175,7 @@ def test_metrics_that_are_cut_in_a_line_are_mended(run, whole, tmp_path, capsys,
     path.write_bytes(path.read_bytes()[:-cut])
     if cut > 1:
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 11: not a line of metrics"):
-            read_metrics(folder)
+            metrics.read_metrics(folder)
     run(folder, "--resume")
     assert_same(folder, whole)
     assert "are lost" not in capsys.readouterr().err
@@ -269,9 +269,9 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
     interrupt(run_scales, together, 0, 3, stds)
     run_scales(together, stds, "--resume")
 
-    metrics = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
-    places = {(line["level"], line["step"]): line["diverged_at"] for line in metrics}
-    assert len(metrics) == 6 * 6
+    lines = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
+    places = {(line["level"], line["step"]): line["diverged_at"] for line in lines}
+    assert len(lines) == 6 * 6
     assert all(at == (1 if level == 1e38 else None) for (level, _), at in places.items())
     assert '"diverged_at": 1,' in (together / "metrics.jsonl").read_text()
 
@@ -311,7 +311,7 @@ def test_when_a_network_diverged_is_kept(tmp_path):
     """The line of an epoch says null before, and the step since."""
     members = [Member(0, 0, "pretrain", 0.5), Member(1, 0, "pretrain", 1.0)]
     values = {"running_loss": np.float32([0.5, np.inf]), "diverged_at": np.int32([0, 7])}
-    record.append_metrics(tmp_path, members, {"group": 0, "step": 8}, values)
+    metrics.append_metrics(tmp_path, members, {"group": 0, "step": 8}, values)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["diverged_at"] for line in lines] == [None, 7]
     assert [line["running_loss"] for line in lines] == [0.5, None]

@@ -211,12 +211,9 @@ class SweepConfig:
     )
 
     def __post_init__(self) -> None:
-        """Turn lists into tuples and paths into text."""
-        for name, value in vars(self).copy().items():
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-            elif isinstance(value, os.PathLike):
-                object.__setattr__(self, name, os.fspath(value))
+        """Turn paths into text, lists into tuples, and whole numbers into floats where due."""
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _convert(getattr(self, name), kind))
 
     def check_together(self) -> None:
         """Raise ValueError if one value forbids another."""
@@ -243,6 +240,15 @@ def to_flagfile(config: Any) -> str:
         if value is not None and field.name != "distributed":
             lines.append(f"--{flag_name(field)}={_to_text(value)}\n")
     return "".join(lines)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """Return a value as its type has it, if nothing is lost; other values as they are."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(entry, get_args(kind)[0]) for entry in value)
+    return float(value) if kind is float and type(value) is int else value
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from normjax.files import read_object, write_json
+from normjax.results import metrics
 from normjax.results.table import make_table
-from normjax.training import checkpoints, memory, processes, record, saved
+from normjax.training import checkpoints, memory, processes, saved
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.ensemble import Member, gather_members, shard_members, take_member
 from normjax.training.interrupts import StoppedError
@@ -172,5 +173,5 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
 
 def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
     if processes.is_first():
-        record.keep_metrics(run_dir, group, sweep.groups[group], last_step(sweep))
+        metrics.keep_metrics(run_dir, group, sweep.groups[group], last_step(sweep))
         saved.read_rows(run_dir, group)

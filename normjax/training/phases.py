@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from normjax.training import checkpoints, processes, record
+from normjax.results import metrics
+from normjax.training import checkpoints, processes
 from normjax.training.ensemble import (
     gather_members,
     make_order_key,
@@ -60,12 +61,12 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(order_key, step)
-        state, metrics = ensemble.train_epoch(state, labels, images, key)
-        values = {f"running_{name}": value for name, value in metrics._asdict().items()}
-        is_finite = jnp.isfinite(metrics.loss)
+        state, running = ensemble.train_epoch(state, labels, images, key)
+        values = {f"running_{name}": value for name, value in running._asdict().items()}
+        is_finite = jnp.isfinite(running.loss)
         if step >= config.pretrain_epochs:
             now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
-            snapshots, measured = ensemble.track(snapshots, state, labels, metrics, images, *now)
+            snapshots, measured = ensemble.track(snapshots, state, labels, running, images, *now)
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
             if epoch == config.epochs:  # no running mean includes the last step's result
                 is_finite &= jnp.isfinite(measured.loss)
@@ -79,7 +80,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
-            record.keep_metrics(run_dir, group, members, start)
+            metrics.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
@@ -92,7 +93,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
                 phase = "pretrain" if step < config.pretrain_epochs else "train"
                 common = {"group": group, "step": step + 1, "phase": phase}
                 common["epoch"] = epoch_of(sweep, step)
-                record.append_metrics(run_dir, members, common, values)
+                metrics.append_metrics(run_dir, members, common, values)
             signum = processes.all_max(sweep.signal())
             is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
             checkpoints.save_progress(

@@ -6,13 +6,11 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from filelock import FileLock, Timeout
 
 from normjax.data import Dataset
@@ -20,12 +18,10 @@ from normjax.files import naming, read_object, replacing, write_json
 from normjax.results.table import RESULTS_FILE
 from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.training.config import HOW_NOT_WHAT, to_flagfile
-from normjax.training.ensemble import Member
 from normjax.training.plan import Sweep
 
 LOCK_FILE = ".lock"
 REPORT_FILE = "report.html"
-METRICS_FILE = "metrics.jsonl"
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -142,53 +138,6 @@ def finish_run(run_dir: Path, seconds: float) -> None:
     path = run_dir / RUN_FILE
     run = read_object(path)
     write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
-
-
-def keep_metrics(run_dir: Path, group: int, members: Sequence[Member], step: int) -> None:
-    """Drop torn lines, and the lines of a group's epochs after `step`, which are trained again.
-
-    Print a line if earlier epochs lack lines: those epochs are not trained again.
-    """
-    path = run_dir / METRICS_FILE
-    before = path.read_bytes() if path.exists() else b""
-    kept = []
-    missing = {(member.index, epoch) for member in members for epoch in range(1, step + 1)}
-    for line in before.splitlines():
-        try:
-            record = json.loads(line)
-            if record["group"] != group or record["step"] <= step:
-                kept.append(line + b"\n")
-                missing.discard((record["member"], record["step"]))
-        except (ValueError, TypeError, KeyError):
-            continue
-    if missing:
-        print(f"{path}: {len(missing)} lines are lost for good", file=sys.stderr)
-    after = b"".join(kept)
-    if after != before:
-        with replacing(path) as temporary:
-            temporary.write_bytes(after)
-
-
-def append_metrics(
-    run_dir: Path, members: Sequence[Member], common: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
-    """Append a line for each member and one epoch; a number that is not finite becomes null.
-
-    Args:
-      run_dir: the run's folder.
-      members: M of them.
-      common: what their lines share: group, step (epochs of both phases), phase, epoch.
-      values: arrays [M] by name. One is diverged_at: the step at which the member's loss ceased to
-        be finite, 0 (null in the file) while it is.
-    """
-    path = run_dir / METRICS_FILE
-    with naming(path), open(path, "a", encoding="utf-8") as file:
-        for i, member in enumerate(members):
-            who = {"member": member.index, "family": member.family}
-            who |= {"level": member.level, "seed": member.seed}
-            own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
-            own["diverged_at"] = own["diverged_at"] or None
-            file.write(json.dumps({**who, **common, **own}) + "\n")
 
 
 def git_commit() -> str | None:

@@ -56,11 +56,11 @@ del sys.argv[1:8]
 target, count, touched = (int(group), int(step)), int(count), 0
 armed = target == (0, 0)
 from experiments import flags, random_pretrain
-from normjax.training import record
+from normjax.results import metrics
 from normjax.training.config import SweepConfig
 from normjax.plots import paper as plotting
 
-append = record.append_metrics
+append = metrics.append_metrics
 
 def append_and_arm(run_dir, members, common, values):
     global armed
@@ -80,7 +80,7 @@ def hear(event, args):
         if touched == count:
             kill() if delay_s == "0" else threading.Timer(float(delay_s), kill).start()
 
-record.append_metrics = append_and_arm
+metrics.append_metrics = append_and_arm
 if has_figures == "0":
     plotting.draw_figures = lambda *_: []
 if pattern != "nothing":

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from normjax.plots import paper as plotting
+from normjax.results import metrics
 from normjax.results.table import read_results
 from normjax.training import ensemble, plan, record
 from normjax.training.checkpoints import (
@@ -182,17 +183,17 @@ RUN = [
 KILLED_AT_STEP_6 = """
 import os, signal
 from experiments import flags, random_pretrain
-from normjax.training import record
+from normjax.results import metrics
 from normjax.training.config import SweepConfig
 
-append = record.append_metrics
+append = metrics.append_metrics
 
 def append_and_die(run_dir, members, common, values):
     append(run_dir, members, common, values)
     if common["step"] == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-record.append_metrics = append_and_die
+metrics.append_metrics = append_and_die
 flags.run(random_pretrain.main, SweepConfig, workdir="runs/random_pretrain")
 """
 
@@ -234,7 +235,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
             (common["group"], common["step"]) == (group, step)
         )
 
-    interrupt(record, "append_metrics", at(0, 1))
+    interrupt(metrics, "append_metrics", at(0, 1))
     assert "starting from the beginning" not in capsys.readouterr().out
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_AT_STEP_6, *RUN, f"--workdir={pieces}", "--resume"],
@@ -250,10 +251,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
 
     # The checkpoint of step 4 is the end of the first phase: the optimizer is reset after it.
     # First, before the second group's first checkpoint.
-    interrupt(record, "append_metrics", at(1, 2), "--resume")
+    interrupt(metrics, "append_metrics", at(1, 2), "--resume")
     assert load_rows(pieces, 0).equals(load_rows(whole, 0)) and load_rows(pieces, 1) is None
     # Then in its second phase, after step 8's; and when all is trained.
-    interrupt(record, "append_metrics", at(1, 11), "--resume")
+    interrupt(metrics, "append_metrics", at(1, 11), "--resume")
     interrupt(record, "finish_run", lambda *_: True, "--resume")
     assert not json.loads((pieces / "run.json").read_text())["finished"]
     invoke(*RUN, f"--workdir={pieces}", "--resume")
