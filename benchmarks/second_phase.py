@@ -14,10 +14,11 @@ import jax
 
 from benchmarks.synthetic import NUM_CLASSES, make_data
 from experiments import flags
-from normjax import sweep
 from normjax.data import Dataset, Split
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
+from normjax.training.phases import train_group
+from normjax.training.plan import Sweep, make_sweep
 from normjax.training.processes import prepare_cpu
 
 ROUNDS = 1  # of many epochs: how many are measured depends on how the loss falls
@@ -31,7 +32,7 @@ def main(config: SweepConfig) -> None:
     dataset = Dataset(split, split, tuple(map(str, range(NUM_CLASSES))), "synthetic")
     members = [Member(i, i, "default_init", 0.0) for i in range(config.num_seeds)]
     config = dataclasses.replace(config, pretrain_epochs=0)
-    whole = sweep.make_sweep("benchmark", config, dataset, members)
+    whole = make_sweep("benchmark", config, dataset, members)
 
     time_phase(whole, Path(config.workdir) / "warm_up", 1)
     rounds = [
@@ -41,7 +42,7 @@ def main(config: SweepConfig) -> None:
     print(json.dumps(dict(zip(names, zip(*rounds, strict=True), strict=True))))
 
 
-def time_phase(whole: sweep.Sweep, run_dir: Path, epochs: int) -> tuple[float, float]:
+def time_phase(whole: Sweep, run_dir: Path, epochs: int) -> tuple[float, float]:
     """Seconds per epoch of a group's whole training, and of `train_epoch` alone within it.
 
     The first has everything: the networks' start, evaluation, snapshots, checkpoints, logging.
@@ -56,15 +57,15 @@ def time_phase(whole: sweep.Sweep, run_dir: Path, epochs: int) -> tuple[float, f
         training += time.perf_counter() - started
         return out
 
-    timed = whole._replace(
+    timed = dataclasses.replace(
+        whole,
         config=dataclasses.replace(whole.config, epochs=epochs),
         ensemble=whole.ensemble._replace(train_epoch=train_epoch),
     )
     started = time.perf_counter()
-    jax.block_until_ready(sweep.train_group(timed, run_dir, 0))
+    jax.block_until_ready(train_group(timed, run_dir, 0))
     return (time.perf_counter() - started) / epochs, training / epochs
 
 
 if __name__ == "__main__":
-    flags.define_flags("second_phase")
-    flags.run(main)
+    flags.run(main, SweepConfig, workdir="runs/second_phase")

@@ -1,19 +1,19 @@
-"""Plain repetition (figure 6): default initialization, true labels, nothing but the seed differs.
+"""Plain repetition (figure 6): default initialization, true labels; only the seed differs.
 
 python -m experiments.default_init --flagfile=experiments/flagfiles/fig06.flags
 """
 
 from experiments import flags
-from normjax.sweep import run_sweep
-from normjax.training import members
+from normjax.sweep import finish_sweep
 from normjax.training.config import SweepConfig
+from normjax.training.processes import prepare_cpu
 
 
 def main(config: SweepConfig) -> None:
-    """Runs the experiment."""
-    run_sweep("default_init", config, members.repeated(config))
+    """Run the experiment."""
+    prepare_cpu()
+    finish_sweep(config, "default_init")
 
 
 if __name__ == "__main__":
-    flags.define_flags("default_init", pretrain_epochs=0, num_seeds=8)
-    flags.run(main)
+    flags.run(main, SweepConfig, workdir="runs/default_init", pretrain_epochs=0, num_seeds=8)

@@ -1,134 +1,157 @@
-"""The experiments' flags, and the one frozen configuration that they become.
+"""From a command line to a configuration, and from an error to one line: the same for all commands.
 
-Only this package knows flags; everything below works on a `SweepConfig`.
+A command has a frozen dataclass whose fields are made by `normjax.training.config.setting`, and a
+function of it:
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        source: str = setting(help="Folder of a finished run.", flag="from")
+        norms: tuple[str, ...] = setting(("2",), "Norms to evaluate under.")
+        seed: int = setting(0, "Seed of the bootstrap.", check=check_seed)
+
+    def main(config: Config) -> None: ...
+
+    if __name__ == "__main__":
+        flags.run(main, Config)
+
+Each field is a flag of type `str`, `int`, `float`, `bool`, or a tuple of one of these (a list with
+commas); `| None` marks one that may be absent. A field without a default is required. Where a
+default depends on other fields, it is None and a property of the class resolves it. What one field
+forbids another is checked by the method `check_together`, which raises ValueError.
 """
 
 import dataclasses
+import shlex
 import sys
+import types
+import typing
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from normjax.data.labels import METHODS
 from normjax.files import one_line
-from normjax.networks.models import MODEL_NAMES
-from normjax.training.config import SweepConfig, validate
+from normjax.training import processes
+from normjax.training.config import flag_name, validate
+from normjax.training.interrupts import StoppedError
 
 T = TypeVar("T")
 
 
-# Flags that say where and how a run is done, not what comes out of it.
+def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> None:
+    """Parse the process's command line and call `main`: the last line of every command.
 
-
-def define_flags(experiment: str, **defaults: object) -> None:
-    """Defines the shared flags; an experiment may give other defaults by keyword."""
-    default = {
-        "workdir": f"runs/{experiment}",
-        "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
-        "init_stds": "",
-        "num_seeds": 1,
-        "pretrain_epochs": 30,
-        **defaults,
-    }
-    flags.DEFINE_string("workdir", default["workdir"], "Folder that the run is written to.")
-    flags.DEFINE_string(
-        "dataset", "digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set."
-    )
-    flags.DEFINE_string("data_dir", None, "Folder with the CIFAR archives, or TFDS's data_dir.")
-    flags.DEFINE_integer("train_size", None, "Training images to use; all if not given.")
-    flags.DEFINE_integer("test_size", None, "Test images to use; all if not given.")
-    flags.DEFINE_enum("model", "convnet3", MODEL_NAMES, "The network.")
-    flags.DEFINE_bool("batch_norm", False, "Batch normalization (convnet5 only).")
-    flags.DEFINE_list(
-        "corruption_levels", default["corruption_levels"], "Fractions of corrupted labels."
-    )
-    flags.DEFINE_enum("corruption", "swap", METHODS, "How labels are corrupted.")
-    flags.DEFINE_list("init_stds", default["init_stds"], "Initial standard deviations.")
-    flags.DEFINE_integer("num_seeds", default["num_seeds"], "Networks for each level.")
-    flags.DEFINE_integer("seed", 0, "Seed of the whole run.")
-    flags.DEFINE_integer(
-        "pretrain_epochs", default["pretrain_epochs"], "Epochs on the corrupted labels."
-    )
-    flags.DEFINE_integer("epochs", 80, "Epochs on the true labels.")
-    flags.DEFINE_integer("batch_size", 128, "Examples in a step, in both phases.")
-    flags.DEFINE_float("learning_rate", 0.01, "SGD's constant learning rate.")
-    flags.DEFINE_float("momentum", 0.9, "SGD's momentum.")
-    flags.DEFINE_list(
-        "target_losses", "", "Training losses (nats) to keep the nearest snapshot of."
-    )
-    flags.DEFINE_list("norms", "2,1/100", "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.")
-    flags.DEFINE_integer("test_every", 0, "Epochs between test losses in metrics.jsonl; 0: none.")
-    flags.DEFINE_integer(
-        "members_per_group", None, "Networks trained at once; as many as fit if not given."
-    )
-    flags.DEFINE_integer("checkpoint_every", 10, "Epochs between two checkpoints.")
-    flags.DEFINE_bool("resume", False, "Go on with the run in --workdir.")
-    flags.DEFINE_string(
-        "distributed", "none", "Processes to share the networks: none, auto or host:port,n,i."
-    )
-    for field in dataclasses.fields(SweepConfig):  # --help lists the main module's flags only
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[field.name])
-
-
-def run(experiment: Callable[[SweepConfig], None]) -> None:
-    """Parses the command line and runs; a mistake is one line on stderr and exit code 1."""
-    run_command(experiment, _parse)
-
-
-def run_command(main: Callable[[Any], None], parse: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command's `main` on what its `parse` makes of the command line.
-
-    Where nothing else is made of them, Ctrl-C ends it with exit code 130 and an OSError, as of a
-    full disk, with one line and exit code 1, both without a traceback.
+    Args:
+      main: the command, a function of its configuration.
+      config_class: the configuration's class.
+      **defaults: this command's own defaults of some fields.
     """
-    logging.set_verbosity(logging.WARNING)  # orbax and matplotlib tell every step they take
+    logging.set_verbosity(logging.WARNING)  # orbax and matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
+    define(config_class, **defaults)
+    app.run(partial(call, main), flags_parser=partial(parse, config_class))
+
+
+def call(main: Callable[[T], None], config: T) -> None:
+    """Call a command, and end the process with an exit code and one line if it fails.
+
+    The exit code is 1 for an error that all processes agree on, such as a bad setting, and for an
+    OSError, such as a full disk; 128 and the signal's number for a signal. Other exceptions are
+    bugs and keep their traceback.
+    """
     try:
-        app.run(main, flags_parser=parse)
+        main(config)
+    except StoppedError as error:
+        if processes.is_first():
+            print(f"{error}; go on with: {resume_command()}", file=sys.stderr)
+        sys.exit(128 + error.signum)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except OSError as error:
+    except (processes.AgreedError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
 
 
-def parse(
-    argv: Sequence[str], make_config: Callable[[], T], values: flags.FlagValues = flags.FLAGS
-) -> T:
-    """Reads the command line into `values`, then the configuration that `make_config` gives.
+def resume_command() -> str:
+    """Return the command line of this process with --resume."""
+    command = sys.orig_argv
+    return shlex.join(command if "--resume" in command else [*command, "--resume"])
 
-    A mistake is one line on stderr and exit code 1: an unknown or malformed flag, a stray
-    argument, or a ValueError of `make_config`.
+
+def define(
+    config_class: type, values: flags.FlagValues = flags.FLAGS, **defaults: Any
+) -> flags.FlagValues:
+    """Define a flag for each field of a configuration's class; return `values` with them."""
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        name, help_text, allowed = (
+            flag_name(field),
+            field.metadata["help"],
+            field.metadata["allowed"],
+        )
+        default = defaults.get(field.name, field.default)
+        default = None if default is dataclasses.MISSING else default
+        kind = _kind(kinds[field.name])
+        if typing.get_origin(kind) is tuple:
+            default = ",".join(map(str, default or ()))
+            flags.DEFINE_list(name, default, help_text, flag_values=values)
+        elif allowed:
+            flags.DEFINE_enum(name, default, allowed, help_text, flag_values=values)
+        else:
+            _DEFINE[kind](name, default, help_text, flag_values=values)
+        values.register_key_flag_for_module(sys.argv[0], values[name])  # for --help
+    return values
+
+
+def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> T:
+    """Return the configuration that a command line gives, checked.
+
+    A mistake ends the process with one line on stderr and exit code 1: an unknown or malformed
+    flag, a stray argument, a required flag that is missing, or a value that is not allowed.
     """
     try:
-        stray = values(argv)[1:]
-        if stray:
+        if stray := values(argv)[1:]:
             raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
-        return make_config()
+        kinds = typing.get_type_hints(config_class)
+        given = {
+            field.name: _value(field, kinds[field.name], values[flag_name(field)].value)
+            for field in dataclasses.fields(config_class)
+        }
+        config = config_class(**given)
+        validate(config)
+        return config
     except (flags.Error, ValueError) as error:
         sys.exit(f"error: {one_line(error)}")
 
 
-def _parse(argv: Sequence[str]) -> SweepConfig:
-    def make_config() -> SweepConfig:
-        config = SweepConfig(**{f.name: _value(f.name) for f in dataclasses.fields(SweepConfig)})
-        validate(config)
-        return config
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
+}
 
-    return parse(argv, make_config)
+
+def _kind(hint: Any) -> Any:
+    """Return a field's type without its None."""
+    if typing.get_origin(hint) is types.UnionType:
+        (hint,) = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return hint
 
 
-def _value(name: str) -> object:
-    """A flag's value, lists as tuples of floats (norms: of names)."""
-    value = flags.FLAGS[name].value
+def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
+    """Return a flag's value as its field has it: a list as a tuple of its entries' type."""
+    if value is None and field.default is dataclasses.MISSING:
+        raise ValueError(f"--{flag_name(field)} is needed: {field.metadata['help']}")
     if not isinstance(value, list):
         return value
-    items = tuple(item.strip() for item in value if item.strip())
-    if name == "norms":
-        return items
+    entries = [entry.strip() for entry in value if entry.strip()]
+    kind = typing.get_args(_kind(hint))[0]
     try:
-        return tuple(float(item) for item in items)
+        return tuple(kind(entry) for entry in entries)
     except ValueError:
-        raise ValueError(f"--{name}={','.join(items)}: numbers with commas are allowed") from None
+        raise ValueError(
+            f"--{flag_name(field)}={','.join(entries)}: numbers with commas are allowed"
+        ) from None

@@ -160,7 +160,7 @@ def main(config: Config) -> None:
     is_new = not (run_dir / RUN_FILE).exists()
     with contextlib.ExitStack() as stack:
         try:
-            if records.is_finished(run_dir, config) or _is_marked_finished(run_dir):
+            if records.is_finished(run_dir, EXPERIMENT, config) or _is_marked_finished(run_dir):
                 print(f"{run_dir}: this run is finished, there is nothing to do")
                 return
             sets, not_separable = draw_training_sets(config)

@@ -2,22 +2,21 @@
 
     python -m experiments.random_labels --flagfile=experiments/flagfiles/fig10.flags
 
-The networks of random pretraining, and for each seed one that is trained and evaluated on
+The networks of random pretraining and, for each seed, one that is trained and evaluated on
 completely random labels.
 """
 
 from experiments import flags
-from normjax.sweep import run_sweep
-from normjax.training import members
+from normjax.sweep import finish_sweep
 from normjax.training.config import SweepConfig
+from normjax.training.processes import prepare_cpu
 
 
 def main(config: SweepConfig) -> None:
-    """Runs the experiment."""
-    random = members.randomly_labeled(config)
-    run_sweep("random_labels", config, [*members.pretrained(config), *random])
+    """Run the experiment."""
+    prepare_cpu()
+    finish_sweep(config, "random_labels")
 
 
 if __name__ == "__main__":
-    flags.define_flags("random_labels")
-    flags.run(main)
+    flags.run(main, SweepConfig, workdir="runs/random_labels")

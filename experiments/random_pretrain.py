@@ -7,16 +7,16 @@ optimizer state, on the true labels. Networks of one training loss then differ i
 """
 
 from experiments import flags
-from normjax.sweep import run_sweep
-from normjax.training import members
+from normjax.sweep import finish_sweep
 from normjax.training.config import SweepConfig
+from normjax.training.processes import prepare_cpu
 
 
 def main(config: SweepConfig) -> None:
-    """Runs the experiment."""
-    run_sweep("random_pretrain", config, members.pretrained(config))
+    """Run the experiment."""
+    prepare_cpu()
+    finish_sweep(config, "random_pretrain")
 
 
 if __name__ == "__main__":
-    flags.define_flags("random_pretrain")
-    flags.run(main)
+    flags.run(main, SweepConfig, workdir="runs/random_pretrain")

@@ -20,7 +20,7 @@ _MODULE_OF = {
     "explain_line": "controls.explain",
     "fit_line": "statistics.regression",
     "load_dataset": "data",
-    "load_member": "training.checkpoints",
+    "load_member": "training.saved",
     "make_model": "networks.models",
     "margins": "losses",
     "monitor": "losses",
@@ -28,6 +28,7 @@ _MODULE_OF = {
     "param_norms": "normalize",
     "product_norm": "normalize",
     "read_results": "results.rows",
+    "run_sweep": "sweep",
     "spectral_norm": "norms",
     "standardize_images": "data",
 }

@@ -1,12 +1,11 @@
 """Settings of the whole test run, made before JAX starts, and the experiment as tests call it."""
 
 import os
-import sys
 
 import pytest
 
-# Two CPU devices, so that members are sharded over devices on any machine; the settings are those
-# of `experiments.flags.prepare_cpu` on two cores. JAX_PLATFORMS=cuda runs the tests on a GPU.
+# Two CPU devices, so that members are sharded over devices on any machine: the settings that
+# `processes.prepare_cpu` makes on two cores. JAX_PLATFORMS=cuda runs the tests on a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
@@ -22,25 +21,19 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def invoke():
-    """`invoke(*arguments, main=...)`: the experiment in this process, as a command line runs it.
+    """`invoke(*arguments, main=...)`: a sweep's command in this process.
 
-    Raises SystemExit where it fails; its code is then the line for stderr.
+    Raises SystemExit where the command fails; its code is then the line for stderr.
     """
-    from absl.testing import flagsaver
+    from absl.flags import FlagValues
 
     from experiments import flags, random_pretrain
-
-    flags.define_flags("random_pretrain")
+    from normjax.training.config import SweepConfig
 
     def invoke(*arguments, main=random_pretrain.main):
-        # absl keeps the values of a run for the next one, which a process does not have.
-        with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["random_pretrain", *map(str, arguments)])
-            try:
-                flags.run(main)
-            except SystemExit as stop:
-                if stop.code:
-                    raise
+        values = flags.define(SweepConfig, FlagValues(), workdir="runs/random_pretrain")
+        argv = ["random_pretrain", *map(str, arguments)]
+        flags.call(main, flags.parse(SweepConfig, argv, values))
 
     return invoke
 

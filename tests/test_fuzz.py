@@ -18,6 +18,7 @@ from experiments import reproduce
 from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
+from normjax.networks.models import make_model
 from normjax.plots.curves import read_metrics, stopping_epochs
 from normjax.report.run_page import write_report
 from normjax.results import columns as tables
@@ -25,9 +26,10 @@ from normjax.results.rows import COLUMNS, read_results, write_results
 from normjax.results.summary import summarize, write_summary
 from normjax.training import finished_run as trained
 from normjax.training import record as records
-from normjax.training.checkpoints import load_member
 from normjax.training.config import SweepConfig, to_flagfile
 from normjax.training.ensemble import Member
+from normjax.training.plan import parameter_shapes
+from normjax.training.saved import load_member
 from tests.helpers.cifar_archives import (
     BINARY,
     PYTHON,
@@ -296,6 +298,9 @@ def run_record():
         "train_images": 100,
         "num_classes": 10,
         "model": "convnet3",
+        "image_shape": [8, 8, 1],
+        "parameters": parameter_shapes(make_model("convnet3"), (8, 8, 1)),
+        "given": [],
         "groups": [[0], [1]],
         "members": [member._asdict() for member in members],
         "devices": ["cpu", "cpu"],
@@ -319,7 +324,9 @@ def test_damaged_run_record(folder, drawn):
         again = {name: list(v) if isinstance(v, tuple) else v for name, v in vars(config).items()}
         assert again.items() >= json.loads(content)["config"].items()
         assert [member.index for member in members.values()] == list(members)
-    read_or_refuse(lambda: records.is_finished(run_dir, SweepConfig(**CONFIG)), run_dir)
+    read_or_refuse(
+        lambda: records.is_finished(run_dir, "random_pretrain", SweepConfig(**CONFIG)), run_dir
+    )
     read_or_refuse(lambda: reproduce.describe_runs(folder / "runs"), path)
     read_or_refuse(lambda: load_member(run_dir, 1), run_dir)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +13,12 @@ import pytest
 from experiments import init_scale
 from normjax import sweep
 from normjax.plots import paper as plotting
-from normjax.plots.curves import read_metrics
-from normjax.results.rows import read_results
-from normjax.training import ensemble
-from normjax.training import record as records
-from normjax.training.checkpoints import group_folder, read_rows
+from normjax.results import metrics
+from normjax.results.table import read_results
+from normjax.training import ensemble, groups, plan, record
 from normjax.training.ensemble import Member
+from normjax.training.saved import read_rows, rows_path
+from tests.helpers.tables import assert_close
 
 # Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
 pytestmark = pytest.mark.filterwarnings(
@@ -55,7 +54,7 @@ def run(invoke):
         return ensembles[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "make_ensemble", make_ensemble)
+        patch.setattr(plan, "make_ensemble", make_ensemble)
         patch.setattr(plotting, "draw_figures", lambda *_: [])
         yield lambda folder, *flags, **how: invoke(*RUN, f"--workdir={folder}", *flags, **how)
 
@@ -65,8 +64,7 @@ def whole(run, tmp_path_factory):
     """A run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(folder)
-    rows = read_results(folder)
-    assert len({row.train_loss for row in rows}) == 2
+    assert read_results(folder)["train_loss"].nunique() == 2
     return folder
 
 
@@ -76,7 +74,7 @@ class Stopped(Exception):
 
 def interrupt(run, folder, group, step, *flags):
     """Begins a run that ends after an epoch's metrics are written."""
-    append = records.append_metrics
+    append = metrics.append_metrics
 
     def append_and_stop(run_dir, members, common, values):
         append(run_dir, members, common, values)
@@ -84,7 +82,7 @@ def interrupt(run, folder, group, step, *flags):
             raise Stopped
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(records, "append_metrics", append_and_stop)
+        patch.setattr(metrics, "append_metrics", append_and_stop)
         run(folder, *flags)
 
 
@@ -108,7 +106,7 @@ def assert_same(ours, theirs):
     ("limit", "message"),
     [
         (200, "File too large: '{}/flags.txt'"),
-        (2500, "{}/checkpoints/progress/000: a checkpoint can't be written: "),
+        (2500, "{}/checkpoints/progress/000: a checkpoint cannot be written: "),
     ],
 )
 def test_no_more_bytes_fit_is_one_line_and_the_run_goes_on(run, whole, tmp_path, limit, message):
@@ -130,11 +128,11 @@ def test_a_full_disk_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     member = Member(0, 0, "pretrain", 0.5)
     with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
-        records.append_metrics(tmp_path, [member], {"step": 1}, {"diverged_at": np.int32([0])})
+        metrics.append_metrics(tmp_path, [member], {"step": 1}, {"diverged_at": np.int32([0])})
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_before_training(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "train_group", None)
+    monkeypatch.setattr(groups, "train_group", None)
     (tmp_path / "file").write_text("")
     assert "Not a directory" in error_of(run, tmp_path / "file" / "run")
     if os.geteuid():  # root may write everywhere
@@ -148,10 +146,11 @@ def test_a_folder_that_cannot_be_made_is_one_line_before_training(run, tmp_path,
 def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
     folder = tmp_path / "run"
     interrupt(run, folder, 1, 3)  # group 0 is finished
-    path = group_folder(folder, 0) / "results.csv"
-    assert read_rows(folder, 0) == [row for row in read_results(whole) if row.member == 0]
+    path = rows_path(folder, 0)
+    table = read_results(whole)
+    assert read_rows(folder, 0).equals(table[table["member"] == 0])
     done = subprocess.run(
-        ["sha256sum", "--check", "results.csv.sha256"], cwd=path.parent, capture_output=True
+        ["sha256sum", "--check", "000.csv.sha256"], cwd=path.parent, capture_output=True
     )
     assert done.returncode == 0
     text = path.read_text()
@@ -159,7 +158,7 @@ def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
     path.write_text(text.replace(",natural,final,6,2,", ",natural,final,5,2,"))
     said = error_of(run, folder, "--resume")
     assert said.startswith(f"error: {path}: damaged") and "--resume trains them again" in said
-    shutil.rmtree(path.parent)
+    path.unlink()
     run(folder, "--resume")
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -176,10 +175,10 @@ def test_metrics_that_are_cut_in_a_line_are_mended(run, whole, tmp_path, capsys,
     path.write_bytes(path.read_bytes()[:-cut])
     if cut > 1:
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 11: not a line of metrics"):
-            read_metrics(folder)
+            metrics.read_metrics(folder)
     run(folder, "--resume")
     assert_same(folder, whole)
-    assert "were lost" not in capsys.readouterr().err
+    assert "are lost" not in capsys.readouterr().err
 
 
 def test_metrics_that_are_lost_are_missed(run, whole, tmp_path, capsys):
@@ -188,7 +187,7 @@ def test_metrics_that_are_lost_are_missed(run, whole, tmp_path, capsys):
     path = folder / "metrics.jsonl"
     path.write_bytes(b"\xff\n12\n" + b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
     run(folder, "--resume")  # from epoch 4, and there are lines until epoch 2
-    assert f"{path}: 2 lines were lost, for good\n" in capsys.readouterr().err
+    assert f"{path}: 2 lines are lost for good\n" in capsys.readouterr().err
     expected = (whole / "metrics.jsonl").read_text().splitlines()
     assert path.read_text().splitlines() == expected[:10] + expected[12:]
     assert (folder / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
@@ -212,8 +211,8 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     assert said == f"error: --resume: the run in {folder} has other --epochs, --norms"
     load = sweep.load_data
 
-    def load_others(config):
-        dataset = load(config)
+    def load_others(*args):
+        dataset = load(*args)
         images = dataset.test.images.copy()
         images[-1, 0, 0, 0] ^= 1
         return dataset._replace(test=dataset.test._replace(images=images))
@@ -231,13 +230,13 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
 
 def test_a_second_process_is_refused(run, tmp_path, capsys):
     folder = tmp_path / "run"
-    with records.locked(folder, is_new=True):
+    with record.locked(folder, is_new=True):
         assert error_of(run, folder) == f"error: --workdir={folder} is in use by another process"
     interrupt(run, folder, 0, 3)
     code = f"""
 import pathlib, sys
-from normjax.training import record as records
-with records.locked(pathlib.Path({str(folder)!r}), is_new=False):
+from normjax.training import record
+with record.locked(pathlib.Path({str(folder)!r}), is_new=False):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -250,7 +249,7 @@ with records.locked(pathlib.Path({str(folder)!r}), is_new=False):
         other.kill()
         other.communicate()
     run(folder, "--resume")  # the kernel has freed it
-    with pytest.raises(ValueError, match="was just used by another"), records.locked(folder, True):
+    with pytest.raises(ValueError, match="was just used by another"), record.locked(folder, True):
         pass
 
 
@@ -270,20 +269,18 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
     interrupt(run_scales, together, 0, 3, stds)
     run_scales(together, stds, "--resume")
 
-    metrics = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
-    places = {(line["level"], line["step"]): line["diverged_at"] for line in metrics}
-    assert len(metrics) == 6 * 6
+    lines = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
+    places = {(line["level"], line["step"]): line["diverged_at"] for line in lines}
+    assert len(lines) == 6 * 6
     assert all(at == (1 if level == 1e38 else None) for (level, _), at in places.items())
     assert '"diverged_at": 1,' in (together / "metrics.jsonl").read_text()
 
-    def rows_of(folder):
-        rows = [row for row in read_results(folder) if row.level != 1e38]
-        return [row._replace(member=None) for row in rows]
+    def table_of(folder):
+        table = read_results(folder)
+        return table[table["level"] != 1e38].reset_index(drop=True).assign(member=0)
 
-    assert len(rows_of(alone)) == 6
-    for ours, theirs in zip(rows_of(together), rows_of(alone), strict=True):
-        assert ours[:9] == theirs[:9]
-        np.testing.assert_allclose(ours[9:], theirs[9:], rtol=1e-6)
+    assert len(table_of(alone)) == 6
+    assert_close(table_of(together), table_of(alone), rtol=1e-6)
     summaries = [json.loads((d / "summary.json").read_text()) for d in (together, alone)]
     ours, theirs = (summary["selections"]["final"]["2"] for summary in summaries)
     assert ours["left_out"] == [
@@ -301,7 +298,7 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
 def test_the_very_last_step_counts_too(invoke, tmp_path, monkeypatch):
     """One step that is far too long: the loss was measured before it, and after the last epoch."""
     monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
-    monkeypatch.setattr(sweep, "make_ensemble", ensemble.make_ensemble)  # not `run`'s own
+    monkeypatch.setattr(plan, "make_ensemble", ensemble.make_ensemble)  # not `run`'s own
     step = ("--pretrain_epochs=0", "--epochs=1", "--batch_size=90", "--learning_rate=3e38")
     invoke(*RUN, *step, "--members_per_group=2", f"--workdir={tmp_path / 'run'}")
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
@@ -314,7 +311,7 @@ def test_when_a_network_diverged_is_kept(tmp_path):
     """The line of an epoch says null before, and the step since."""
     members = [Member(0, 0, "pretrain", 0.5), Member(1, 0, "pretrain", 1.0)]
     values = {"running_loss": np.float32([0.5, np.inf]), "diverged_at": np.int32([0, 7])}
-    records.append_metrics(tmp_path, members, {"group": 0, "step": 8}, values)
+    metrics.append_metrics(tmp_path, members, {"group": 0, "step": 8}, values)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["diverged_at"] for line in lines] == [None, 7]
     assert [line["running_loss"] for line in lines] == [0.5, None]

@@ -1,35 +1,40 @@
-"""SIGTERM and Ctrl-C: a run ends at a place from which it can go on."""
+"""SIGTERM and Ctrl-C: a run stops where it can go on."""
 
 import contextlib
 import os
-import shlex
 import signal
-import sys
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class StoppedError(Exception):
-    """A run ends because a signal asked for it.
+class StoppedError(KeyboardInterrupt):
+    """A signal stopped a run after a checkpoint; to Python it is an interrupt like any other.
 
     Attributes:
       signum: the signal's number.
     """
 
-    def __init__(self, signum: int):
-        """By a signal's number."""
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, run_dir: Path):
+        """Say which run was stopped, and by which signal."""
+        super().__init__(f"{run_dir}: stopped by {signal.Signals(signum).name}")
         self.signum = signum
 
 
 @contextlib.contextmanager
 def delayed() -> Iterator[Callable[[], int]]:
-    """Within it, SIGINT and SIGTERM are noted, not obeyed; a second one ends the program at once.
+    """Note SIGINT and SIGTERM instead of obeying them; obey a second one at once.
 
-    Yields a function: the number of the signal that came, 0 while none has. Must be entered in the
-    main thread.
+    Python delivers signals to its main thread only. In any other thread, nothing is noted.
+
+    Yields:
+      A function that returns the number of the signal that came, 0 while none has.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
     received = 0
 
     def note(signum, _frame):
@@ -40,24 +45,13 @@ def delayed() -> Iterator[Callable[[], int]]:
         received = signum
         name = signal.Signals(signum).name
         message = f"\n{name}: stopping after this epoch with a checkpoint; once more stops now\n"
-        os.write(sys.__stderr__.fileno(), message.encode())  # print may be interrupted in itself
+        os.write(2, message.encode())  # print is not reentrant
 
-    heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # as under nohup
-    # A handler that was not set from Python is None here and can't be set again.
+    heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores
+    # A handler that was not set from Python is None here and cannot be restored.
     earlier = {signum: signal.signal(signum, note) or signal.SIG_DFL for signum in heard}
     try:
         yield lambda: received
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)
-
-
-def resume_command() -> str:
-    """The command line of this process, with --resume."""
-    command = sys.orig_argv
-    return shlex.join(command if "--resume" in command else [*command, "--resume"])
-
-
-def exit_code(error: StoppedError) -> int:
-    """What a shell reports of a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + error.signum

@@ -1,73 +1,92 @@
-"""Which networks there are, and the labels that each is trained and evaluated on.
+"""Which networks a sweep has, and the labels that each is trained and evaluated on."""
 
-The grids of members that the experiments are made of; each entry file puts some of them together.
-"""
-
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-from normjax.data import Dataset, corrupt_labels, load_dataset
+from normjax.data import Dataset, corrupt_labels
 from normjax.training.config import SweepConfig
-from normjax.training.ensemble import Ensemble, Member
+from normjax.training.ensemble import Member
+
+RANDOM_LABELS_STD = 0.05  # of the paper's point "RL" in figure 8
 
 
-class Sweep(NamedTuple):
-    """What the stages of one run share."""
-
-    experiment: str
-    config: SweepConfig
-    dataset: Dataset
-    ensemble: Ensemble
-    groups: list[list[Member]]  # those that are trained at once
-    signal: Callable[[], int] = lambda: 0  # the number of the signal that came, 0: none
-
-
-def pretrained(config: SweepConfig) -> list[Member]:
-    """For each corruption level and seed: pretrained on corrupted labels."""
+def random_pretrain(config: SweepConfig) -> list[Member]:
+    """Pretrain a network on corrupted labels, for each corruption level and seed."""
     levels = config.corruption_levels
     return [Member(0, seed, "pretrain", x) for x in levels for seed in range(config.num_seeds)]
 
 
-def scaled(config: SweepConfig) -> list[Member]:
-    """For each initial standard deviation and seed: parameters from N(0, std^2)."""
-    stds = config.init_stds
-    return [Member(0, seed, "init_scale", x, x) for x in stds for seed in range(config.num_seeds)]
+def init_scale(config: SweepConfig) -> list[Member]:
+    """Draw all parameters from N(0, std^2), for each std and seed; one network fits random labels.
+
+    Raises:
+      ValueError: there is no std.
+    """
+    if not config.init_stds:
+        raise ValueError("--init_stds=: at least one standard deviation is needed")
+    stds, seeds = config.init_stds, range(config.num_seeds)
+    scaled = [Member(0, seed, "init_scale", x, x) for x in stds for seed in seeds]
+    return [*scaled, *_with_random_labels(config, RANDOM_LABELS_STD)]
 
 
-def repeated(config: SweepConfig) -> list[Member]:
-    """For each seed: default initialization and the true labels (figure 6)."""
+def default_init(config: SweepConfig) -> list[Member]:
+    """Initialize by default and train on the true labels, for each seed (figure 6)."""
     return [Member(0, seed, "default_init", 0.0) for seed in range(config.num_seeds)]
 
 
-def randomly_labeled(config: SweepConfig, init_std: float | None = None) -> list[Member]:
-    """For each seed: random labels in both phases and on the test set (figures 8, 10, 11, 15)."""
-    return [Member(0, seed, "random_labels", 1.0, init_std) for seed in range(config.num_seeds)]
+def random_labels(config: SweepConfig) -> list[Member]:
+    """Add to random pretraining, for each seed, a network that fits random labels (figure 10)."""
+    return [*random_pretrain(config), *_with_random_labels(config)]
 
 
-def numbered(members: Iterable[Member]) -> list[Member]:
-    """The members of a run, with their numbers in its tables."""
+EXPERIMENTS: dict[str, Callable[[SweepConfig], list[Member]]] = {
+    experiment.__name__: experiment
+    for experiment in (random_pretrain, init_scale, default_init, random_labels)
+}
+
+
+def make_members(experiment: str, config: SweepConfig) -> list[Member]:
+    """Return the networks of an experiment, numbered as in its tables.
+
+    Raises:
+      ValueError: the experiment is unknown, or the configuration lacks what it needs.
+    """
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"experiment {experiment!r}: allowed are {', '.join(EXPERIMENTS)}")
+    members = EXPERIMENTS[experiment](config)
     return [member._replace(index=index) for index, member in enumerate(members)]
 
 
 def first_labels(config: SweepConfig, dataset: Dataset, member: Member) -> np.ndarray:
-    """The training labels of the first phase, int32 [N]."""
+    """Return the training labels of the first phase, int32 [N]."""
     if member.family == "pretrain":
         return _corrupted(config, dataset.train.labels, dataset, member.level, member)
     return own_labels(config, dataset, member, "train")
 
 
 def own_labels(config: SweepConfig, dataset: Dataset, member: Member, split: str) -> np.ndarray:
-    """The labels that a network is trained to fit in the end, "train" or "test", int32 [N]."""
+    """Return the labels that a network is trained to fit in the end, int32 [N].
+
+    Args:
+      config: the sweep's configuration.
+      dataset: the data with their true labels.
+      member: the network.
+      split: "train" or "test".
+    """
     labels = getattr(dataset, split).labels
     if member.family != "random_labels":
         return labels
     return _corrupted(config, labels, dataset, 1.0, member, ("train", "test").index(split))
 
 
+def _with_random_labels(config: SweepConfig, init_std: float | None = None) -> list[Member]:
+    """Return a network for each seed with random labels in both phases and on the test set."""
+    return [Member(0, seed, "random_labels", 1.0, init_std) for seed in range(config.num_seeds)]
+
+
 def _corrupted(config, labels, dataset, level, member, *stream) -> np.ndarray:
-    """Labels corrupted by the member's own randomness; `stream` tells several draws apart."""
+    """Return labels corrupted by the member's own randomness; `stream` separates several draws."""
     corrupted, _ = corrupt_labels(
         labels,
         level,
@@ -76,19 +95,3 @@ def _corrupted(config, labels, dataset, level, member, *stream) -> np.ndarray:
         rng=np.random.default_rng([*member.stream(config.seed), *stream]),
     )
     return corrupted
-
-
-def load_data(config: SweepConfig) -> Dataset:
-    """The data set of the configuration, checked against the batch size."""
-    dataset = load_dataset(
-        config.dataset,
-        data_dir=config.data_dir,
-        train_size=config.train_size,
-        test_size=config.test_size,
-    )
-    num_examples = len(dataset.train.labels)
-    if config.batch_size > num_examples:
-        raise ValueError(
-            f"--batch_size={config.batch_size}: must not exceed the {num_examples} training images"
-        )
-    return dataset

@@ -1,52 +1,69 @@
-"""Several processes, on one host or on many: the --distributed flag, and what they agree on.
+"""Several processes on one host or on many: how they find each other and agree.
 
-Members are independent, so that each process trains its own share of them on its own devices; the
-compiled functions know nothing of the others. What must be known everywhere (a line of metrics, a
-checkpoint, an evaluation) is put together by `ensemble.gather_members`, and process 0 writes it.
-Every decision that changes what is called next is taken together, by `worst`: a process that went
-another way than the others would leave them waiting.
+Networks are independent, so each process trains its own share on its own devices, and the compiled
+functions know nothing of other processes. What every process must know (a line of metrics, a
+checkpoint, an evaluation) is collected by `ensemble.gather_members`, and process 0 writes it. A
+decision about what to call next is taken by all together, by `all_max`: a process that decided
+otherwise would leave the rest waiting.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from normjax.files import one_line
 from normjax.training.memory import is_out_of_memory
 
 START_TIMEOUT_S = 120  # for the processes to find each other
-SHUTDOWN_TIMEOUT_S = 30  # for all to end; they end together, see `together`
+SHUTDOWN_TIMEOUT_S = 30  # for the processes to end, which they do together
 ALLOWED = "allowed are none, auto and host:port,n,i with 0 <= i < n, as in localhost:12345,2,0"
-
+ELSEWHERE = "another process cannot go on and says why"
 
 T = TypeVar("T")
 
 
-class OutOfMemoryError(Exception):
-    """The memory of a device was too small, in this process or in another one."""
+class AgreedError(Exception):
+    """An error that every process raises, after they have told each other."""
 
 
-class Address(NamedTuple):
-    """This process among the others."""
+class SettingsError(AgreedError, ValueError):
+    """Settings or data are wrong, or a folder or file cannot be used."""
 
-    coordinator: str  # host:port of process 0
+
+class OutOfMemoryError(AgreedError, MemoryError):
+    """The memory of a device of some process was too small."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """This process among the others.
+
+    Attributes:
+      coordinator: host:port of process 0.
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+    """
+
+    coordinator: str
     num_processes: int
     process_id: int
 
 
 def prepare_cpu() -> None:
-    """One CPU device for each core: members then train side by side, a core each.
+    """Make JAX use one CPU device per core, so that each core trains networks of its own.
 
-    Must be called before JAX starts its backend. Without effect on GPUs and TPUs, and where
-    XLA_FLAGS already says how many CPU devices there are.
+    Call it before JAX starts its backend. It has no effect on GPUs and TPUs, nor if XLA_FLAGS
+    already sets the number of CPU devices.
     """
     xla_flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" in xla_flags:
@@ -59,10 +76,10 @@ def prepare_cpu() -> None:
 
 
 def parse(text: str) -> Address | None:
-    """What --distributed says; None for none and auto.
+    """Parse the value of --distributed; return None for none and auto.
 
     Raises:
-      ValueError: it is malformed; the message says what is allowed.
+      ValueError: the value is malformed; the message says what is allowed.
     """
     if text in ("none", "auto"):
         return None
@@ -72,23 +89,23 @@ def parse(text: str) -> Address | None:
         num_processes, process_id = map(int, numbers)
         if 0 < int(port) < 2**16 and process_id < num_processes:
             return Address(coordinator, num_processes, process_id)
-    raise ValueError(f"--distributed={text}: {ALLOWED}")
+    raise ValueError(ALLOWED)
 
 
 def connect(text: str) -> None:
-    """Joins the processes that --distributed names; must come before JAX starts its backend.
+    """Join the processes that --distributed names, before JAX starts its backend.
 
-    Process 0 waits for the others and they for it, `START_TIMEOUT_S` at most. If some never come,
-    JAX ends process 0 by SIGABRT, with a message of its own after the line that is printed here.
+    Process 0 and the others wait for each other, `START_TIMEOUT_S` at most. If one is missing then,
+    JAX ends process 0 by SIGABRT and prints a message of its own.
 
     Raises:
-      ValueError: there is no cluster that JAX knows, process 0 does not answer, or the processes
-        have different numbers of devices.
+      SettingsError: JAX finds no cluster, process 0 does not answer, or the processes have
+        different numbers of devices.
     """
     if text == "none":
         return
     address = parse(text)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # no other backend looks at it
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # other backends ignore it
     timeouts = {
         "initialization_timeout": START_TIMEOUT_S,
         "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_S,
@@ -97,7 +114,7 @@ def connect(text: str) -> None:
         try:
             jax.distributed.initialize(**timeouts)
         except (ValueError, RuntimeError) as error:
-            raise ValueError(
+            raise SettingsError(
                 f"--distributed=auto: JAX finds no cluster here ({error}); "
                 "give host:port,n,i, or leave the flag out"
             ) from error
@@ -110,33 +127,61 @@ def connect(text: str) -> None:
         )
         if address.process_id > 0:
             _await_coordinator(address.coordinator)
-        # Without looking for a cluster: under Slurm, that would hide devices from the process.
-        jax.distributed.initialize(*address, cluster_detection_method="deactivate", **timeouts)
+        # Under Slurm, detecting a cluster would hide devices from the process.
+        jax.distributed.initialize(
+            address.coordinator,
+            address.num_processes,
+            address.process_id,
+            cluster_detection_method="deactivate",
+            **timeouts,
+        )
     counts = np.bincount([device.process_index for device in jax.devices()])
     if len(set(counts.tolist())) > 1:
-        raise ValueError(
+        raise SettingsError(
             f"--distributed={text}: the processes have {', '.join(map(str, counts))} devices; "
             "every one must have the same number"
         )
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this is process 0, which writes the run's files."""
     return jax.process_index() == 0
 
 
-def worst(value: int) -> int:
-    """The largest value that any process has; every process must call it."""
+def all_max(value: int) -> int:
+    """Return the largest value of all processes; every process must call it."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
-def attempt(work: Callable[[], T]) -> T:
-    """What `work` gives here; every process must call it.
+def sync() -> None:
+    """Wait until every process has come here."""
+    all_max(0)
+
+
+def in_step(work: Callable[[], T]) -> T:
+    """Return what `work` returns here, if it succeeds everywhere; every process must call it.
 
     Raises:
-      OutOfMemoryError: the memory of some process, this or another, was too small.
+      SettingsError: `work` raised ValueError or OSError in some process.
+    """
+    result, problem = None, None
+    try:
+        result = work()
+    except (ValueError, OSError) as error:
+        problem = error
+    if all_max(problem is not None):
+        text = one_line(problem) or type(problem).__name__
+        raise SettingsError(text if problem else ELSEWHERE) from problem
+    return result
+
+
+def attempt(work: Callable[[], T]) -> T:
+    """Return what `work` returns here, if memory suffices everywhere; every process must call it.
+
+    Raises:
+      OutOfMemoryError: the memory of some process was too small.
     """
     result, is_too_small = None, False
     try:
@@ -145,33 +190,34 @@ def attempt(work: Callable[[], T]) -> T:
         if not is_out_of_memory(error):
             raise
         is_too_small = True
-    if worst(is_too_small):
+    if all_max(is_too_small):
         raise OutOfMemoryError
     return result
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Around all that a run does; an OSError, as of a full disk, is one line and exit code 1.
+    """End this process at once on an error that the other processes do not know of.
 
-    Of several processes, one with an exception that the others don't know of ends at once: JAX's
-    own shutdown would wait for the others, which wait for this one. So they notice, and end too.
+    JAX's own shutdown would wait for the others, which wait for this one. If this process just
+    ends, they notice and end too. A single process raises the error.
     """
     try:
         yield
+    except AgreedError:
+        raise
     except Exception as error:
-        problem = f"error: {' '.join(str(error).split())}" if isinstance(error, OSError) else None
         if jax.process_count() == 1:
-            if problem is None:
-                raise
-            sys.exit(problem)
-        print(problem or traceback.format_exc(), file=sys.stderr, flush=True)
+            raise
+        is_known = isinstance(error, OSError)  # such as a full disk
+        text = f"error: {one_line(error)}" if is_known else traceback.format_exc()
+        print(text, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)
 
 
 def _await_coordinator(coordinator: str) -> None:
-    """Returns when process 0 listens: JAX's client would end the program if it never did."""
+    """Wait until process 0 listens; JAX's client would end the program if it never did."""
     host, _, port = coordinator.rpartition(":")
     give_up = time.monotonic() + START_TIMEOUT_S
     while True:
@@ -180,7 +226,7 @@ def _await_coordinator(coordinator: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > give_up:
-                raise ValueError(
+                raise SettingsError(
                     f"--distributed: process 0 does not answer at {coordinator} ({error})"
                 ) from error
         time.sleep(0.2)

@@ -1,41 +1,37 @@
-"""What a run writes about itself: flags.txt, run.json, metrics.jsonl; and who may use a folder."""
+"""A run's own records (flags.txt, run.json, metrics.jsonl) and the lock of its folder."""
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from filelock import FileLock, Timeout
 
 from normjax.data import Dataset
 from normjax.files import naming, read_object, replacing, write_json
-from normjax.results.rows import RESULTS_FILE
+from normjax.results.table import RESULTS_FILE
 from normjax.training.checkpoints import RUN_FILE, digest
-from normjax.training.config import HOW_NOT_WHAT, SweepConfig, check_workdir, to_flagfile
-from normjax.training.ensemble import Member
+from normjax.training.config import HOW_NOT_WHAT, to_flagfile
+from normjax.training.plan import Sweep
 
 LOCK_FILE = ".lock"
 REPORT_FILE = "report.html"
-METRICS_FILE = "metrics.jsonl"
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
-def is_finished(run_dir: Path, config: SweepConfig) -> bool:
-    """Whether the run in this folder is finished already.
+def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
+    """Return whether the run in this folder is finished already.
 
     Raises:
-      ValueError: the folder can't be used: it holds a run and --resume is not given, or that run
-        has other settings.
+      ValueError: the folder cannot be used: it holds a run and --resume is not given, or that run
+        is of another experiment or has other settings.
     """
-    check_workdir(run_dir)
     path = run_dir / RUN_FILE
     if not path.exists():
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
@@ -47,7 +43,9 @@ def is_finished(run_dir: Path, config: SweepConfig) -> bool:
         raise ValueError(
             f"--workdir={run_dir} holds a run already: give another folder, or --resume to go on"
         )
-    run = read_object(path, finished=bool, config=dict)
+    run = read_object(path, experiment=str, finished=bool, config=dict)
+    if run["experiment"] != experiment:
+        raise ValueError(f"--resume: the run in {run_dir} is one of {run['experiment']}")
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
     if other:
@@ -57,41 +55,47 @@ def is_finished(run_dir: Path, config: SweepConfig) -> bool:
 
 @contextlib.contextmanager
 def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
-    """Keeps other processes out of a folder, which is made; the kernel ends it with the process.
+    """Make a folder and keep other processes out of it; the kernel ends this with the process.
 
     Raises:
-      ValueError: another process is at work there; or `is_new`, and it has begun a run there since
-        `is_finished` found none, and ended.
+      ValueError: another process works there; or `is_new`, and another process has begun a run
+        there since `is_finished` found none.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK_FILE
-    with open(path, "a", encoding="utf-8") as file:  # NFS wants it open for writing
-        try:
-            with naming(path):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--workdir={run_dir} is in use by another process") from None
+    # A soft lock would outlive a process that is killed.
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    try:
+        with naming(path):
+            lock.acquire()
+    except Timeout:
+        raise ValueError(f"--workdir={run_dir} is in use by another process") from None
+    try:
         if is_new and (run_dir / RUN_FILE).exists():
             raise ValueError(f"--workdir={run_dir} was just used by another process")
         yield
+    finally:
+        lock.release()
 
 
-def start_run(
-    run_dir: Path,
-    experiment: str,
-    config: SweepConfig,
-    dataset: Dataset,
-    groups: Sequence[Sequence[Member]],
-) -> None:
-    """Writes flags.txt and run.json before anything is trained; keeps those of a resumed run."""
-    for path in run_dir.rglob(".*.tmp"):  # of `replacing`, in a process that was killed
+def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
+    """Write flags.txt and run.json before the training starts; keep those of a resumed run.
+
+    Args:
+      run_dir: the run's folder.
+      sweep: what is trained.
+      given: "model" and "dataset" if they were given from Python instead of named by flags.
+    """
+    for path in run_dir.rglob(".*.tmp"):  # `replacing` leaves them if the process is killed
         path.unlink()
     if (run_dir / RUN_FILE).exists():
         return
+    config, dataset = sweep.config, sweep.dataset
+    note = f"# Given from Python, not by flags: {', '.join(given)}\n" if given else ""
     with replacing(run_dir / "flags.txt") as path:
-        path.write_text(to_flagfile(config), encoding="utf-8")
+        path.write_text(note + to_flagfile(config), encoding="utf-8")
     run = {
-        "experiment": experiment,
+        "experiment": sweep.experiment,
         "finished": False,
         "wall_time_s": None,
         "dataset": config.dataset,
@@ -101,87 +105,43 @@ def start_run(
         "image_shape": dataset.image_shape,
         "data_digest": data_digest(dataset),
         "model": config.model,
-        "groups": [[member.index for member in group] for group in groups],
-        "members": [member._asdict() for group in groups for member in group],
+        "parameters": sweep.parameters,
+        "given": list(given),
+        "groups": [[member.index for member in group] for group in sweep.groups],
+        "members": [member._asdict() for group in sweep.groups for member in group],
         "seed": config.seed,
         "devices": [device.device_kind for device in jax.devices()],
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES if _installed(name)},
-        },
+        "versions": versions(PACKAGES),
         "git_commit": git_commit(),
         "config": dataclasses.asdict(config),
     }
     write_json(run_dir / RUN_FILE, run)
 
 
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def data_digest(dataset: Dataset) -> str:
-    """SHA-256 of all images and labels."""
+    """Return the SHA-256 of all images and labels."""
     splits = (("train", dataset.train), ("test", dataset.test))
     return digest({name: [split.images, split.labels] for name, split in splits})
 
 
 def finish_run(run_dir: Path, seconds: float) -> None:
-    """Marks the run as finished; `seconds` is what the process that finished it took."""
+    """Mark the run as finished; `seconds` is the time of the process that finished it."""
     path = run_dir / RUN_FILE
     run = read_object(path)
     write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
 
 
-def keep_metrics(run_dir: Path, group: int, members: Sequence[Member], step: int) -> None:
-    """Drops torn lines, and those of a group's epochs after `step`, which are trained again.
-
-    Says so if lines of earlier epochs are missing: those epochs are not trained again.
-    """
-    path = run_dir / METRICS_FILE
-    before = path.read_bytes() if path.exists() else b""
-    kept = []
-    missing = {(member.index, epoch) for member in members for epoch in range(1, step + 1)}
-    for line in before.splitlines():
-        try:
-            record = json.loads(line)
-            if record["group"] != group or record["step"] <= step:
-                kept.append(line + b"\n")
-                missing.discard((record["member"], record["step"]))
-        except (ValueError, TypeError, KeyError):
-            continue
-    if missing:
-        print(f"{path}: {len(missing)} lines were lost, for good", file=sys.stderr)
-    after = b"".join(kept)
-    if after != before:
-        with replacing(path) as temporary:
-            temporary.write_bytes(after)
-
-
-def append_metrics(
-    run_dir: Path, members: Sequence[Member], common: Mapping[str, Any], values: Mapping[str, Any]
-) -> None:
-    """Appends an epoch: a line for each member, `values` by name [M]; null is not a finite number.
-
-    `common` is what all lines share: group, step (epochs of both phases), phase, epoch. Among the
-    values is diverged_at, the step after which the member's loss was no longer finite; 0, which
-    becomes null, as long as it is.
-    """
-    path = run_dir / METRICS_FILE
-    with naming(path), open(path, "a", encoding="utf-8") as file:
-        for i, member in enumerate(members):
-            who = {"member": member.index, "family": member.family}
-            who |= {"level": member.level, "seed": member.seed}
-            own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
-            own["diverged_at"] = own["diverged_at"] or None
-            file.write(json.dumps({**who, **common, **own}) + "\n")
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
 def git_commit() -> str | None:
-    """The commit of the source tree, "-dirty" if it was changed; None outside a repository."""
+    """Return the source tree's commit, with "-dirty" if changed; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent
     try:

@@ -1,5 +1,6 @@
-"""The rows of results.csv: trained networks over both splits, under every norm."""
+"""The rows of results.csv: trained networks on both splits, under every norm."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -8,8 +9,8 @@ import jax
 import numpy as np
 
 from normjax.data import Dataset
-from normjax.results.rows import ResultRow
-from normjax.training import processes as distributed
+from normjax.norms import parse_norm
+from normjax.training import processes
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import (
     Member,
@@ -20,55 +21,68 @@ from normjax.training.ensemble import (
     take_member,
 )
 from normjax.training.evaluate import Evaluation, dataset_means
-from normjax.training.members import Sweep, own_labels
+from normjax.training.members import own_labels
+from normjax.training.plan import Sweep
 
-Labels = Callable[[SweepConfig, Dataset, Member, str], np.ndarray]  # a member's labels for a split
+Labels = Callable[[SweepConfig, Dataset, Member, str], np.ndarray]
+"""A function that returns a member's labels for "train" or "test"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The networks of a group at one selection.
+
+    Attributes:
+      name: "final" or "loss=0.0044".
+      variables: returns this process's part of the variables, stacked, on its devices.
+      epochs: int [M], the epoch of each network.
+      exists: bool [M], whether the member has a network at this selection.
+    """
+
+    name: str
+    variables: Callable[[], Any]
+    epochs: np.ndarray
+    exists: np.ndarray
 
 
 def selections(
     config: SweepConfig, state: Any, snapshots: Any, num_members: int
-) -> Iterator[tuple[str, Callable[[], Any], np.ndarray, np.ndarray]]:
-    """(name, variables, epochs [M], valid [M]) of the final networks and those at each target.
-
-    `variables` is a function that gives this process's part of them, stacked, on its devices.
-    """
-    yield (
-        "final",
-        lambda: state.variables,
-        np.full(num_members, config.epochs),
-        np.full(num_members, True),
-    )
+) -> Iterator[Selection]:
+    """Yield the final networks, then those nearest to each target loss."""
+    epochs, always = np.full(num_members, config.epochs), np.full(num_members, True)
+    yield Selection("final", lambda: state.variables, epochs, always)
     epochs, losses = gather_members((snapshots.epoch, snapshots.loss), num_members)
 
     def at_target(i):
         return jax.tree.map(lambda x: x[:, i], snapshots.variables)
 
     for i, target in enumerate(config.target_losses):
-        yield f"loss={target:g}", partial(at_target, i), epochs[:, i], np.isfinite(losses[:, i])
+        exists = np.isfinite(losses[:, i])
+        yield Selection(f"loss={target:g}", partial(at_target, i), epochs[:, i], exists)
 
 
 def evaluate_selection(
-    sweep: Sweep,
-    members: Sequence[Member],
-    selection: str,
-    variables: Any,
-    epochs: np.ndarray,
-    valid: np.ndarray,
-) -> list[ResultRow]:
-    """Rows for each member with a network here, one for each kind of labels and norm.
+    sweep: Sweep, members: Sequence[Member], selection: Selection, variables: Any
+) -> list[dict[str, Any]]:
+    """Return a row for each network of a group, kind of labels and norm.
 
     Args:
       sweep: the run.
       members: the group's, M of them.
-      selection: "final" or "loss=0.0044".
-      variables: stacked, of this process's members, on its devices.
-      epochs: int [M].
-      valid: bool [M], whether a member has a network at this selection.
+      selection: which of their networks.
+      variables: those networks', stacked: this process's part, on its devices.
+
+    Raises:
+      OutOfMemoryError: the memory of a device was too small.
     """
     padded = pad_members(members)
     rows = []
     for labels, labels_of in (("natural", natural_labels), ("random", own_labels)):
-        chosen = [i for i, m in enumerate(members) if valid[i] and labels in label_kinds(m)]
+        chosen = [
+            i
+            for i, member in enumerate(members)
+            if selection.exists[i] and labels in label_kinds(member)
+        ]
         if not chosen:
             continue
 
@@ -82,29 +96,30 @@ def evaluate_selection(
                 ]
             )
 
-        splits = gather_members(distributed.attempt(evaluate), len(members))
+        splits = gather_members(processes.attempt(evaluate), len(members))
         for i in chosen:
-            own = [take_member(sums, i) for sums in splits]
-            rows += member_rows(sweep, members[i], labels, selection, int(epochs[i]), *own)
+            train, test = (take_member(sums, i) for sums in splits)
+            epoch = int(selection.epochs[i])
+            rows += member_rows(sweep, members[i], labels, selection.name, epoch, train, test)
     return rows
 
 
 def label_kinds(member: Member) -> tuple[str, ...]:
-    """The labels that a network is evaluated on."""
+    """Return the kinds of labels that a network is evaluated on."""
     return ("natural", "random") if member.family == "random_labels" else ("natural",)
 
 
 def natural_labels(
     _config: SweepConfig, dataset: Dataset, _member: Member, split: str
 ) -> np.ndarray:
-    """The true labels, whatever a network was trained on."""
+    """Return the true labels, whatever a network was trained on."""
     return getattr(dataset, split).labels
 
 
 def evaluation_data(
     sweep: Sweep, padded: Sequence[Member], split: str, labels_of: Labels
 ) -> tuple[Any, Any]:
-    """The labels [M', N] of this process's members and the images of a split, on its devices."""
+    """Return the labels [M', N] of this process's members and a split's images, on its devices."""
     labels = np.stack([labels_of(sweep.config, sweep.dataset, m, split) for m in padded])
     return shard_members(labels), share(getattr(sweep.dataset, split).images)
 
@@ -117,37 +132,28 @@ def member_rows(
     epoch: int,
     train: Evaluation,
     test: Evaluation,
-) -> list[ResultRow]:
-    """A member's rows at one selection; means and ln K are taken in float64."""
-    means = {}
-    for name, sums, split in (
-        ("train", train, sweep.dataset.train),
-        ("test", test, sweep.dataset.test),
-    ):
-        means[name] = Evaluation(*[dataset_means(x, len(split.labels)) for x in sums])
-    ln_num_classes = np.log(sweep.dataset.num_classes)
+) -> list[dict[str, Any]]:
+    """Return a member's rows at one selection; means and ln K are taken in float64."""
+    shared = {
+        "experiment": sweep.experiment,
+        "member": member.index,
+        "seed": member.seed,
+        "family": member.family,
+        "level": member.level,
+        "labels": labels,
+        "selection": selection,
+        "epoch": epoch,
+    }
+    by_norm: dict[str, Any] = {"product_norm": train.product_norms}
+    for split, sums in (("train", train), ("test", test)):
+        num_examples = len(getattr(sweep.dataset, split).labels)
+        shared[f"{split}_loss"] = dataset_means(sums.loss, num_examples)
+        shared[f"{split}_error"] = dataset_means(sums.error, num_examples)
+        excess = dataset_means(sums.normalized_excess, num_examples)
+        by_norm[f"normalized_{split}_loss"] = np.log(sweep.dataset.num_classes) + excess
+        by_norm[f"normalized_{split}_error"] = dataset_means(sums.normalized_error, num_examples)
+        by_norm[f"normalized_{split}_excess"] = excess
     return [
-        ResultRow(
-            experiment=sweep.experiment,
-            member=member.index,
-            seed=member.seed,
-            family=member.family,
-            level=member.level,
-            labels=labels,
-            selection=selection,
-            epoch=epoch,
-            norm=norm,
-            product_norm=train.product_norms[k],
-            train_loss=means["train"].loss,
-            train_error=means["train"].error,
-            test_loss=means["test"].loss,
-            test_error=means["test"].error,
-            normalized_train_loss=ln_num_classes + means["train"].normalized_excess[k],
-            normalized_test_loss=ln_num_classes + means["test"].normalized_excess[k],
-            normalized_train_error=means["train"].normalized_error[k],
-            normalized_test_error=means["test"].normalized_error[k],
-            normalized_train_excess=means["train"].normalized_excess[k],
-            normalized_test_excess=means["test"].normalized_excess[k],
-        )
-        for k, norm in enumerate(sweep.config.norms)
+        {**shared, "norm": parse_norm(norm).name, **{k: v[i] for k, v in by_norm.items()}}
+        for i, norm in enumerate(sweep.config.norms)
     ]

@@ -9,7 +9,7 @@ import pytest
 from experiments import init_scale
 from normjax import load_member
 from normjax.data.cifar import LAYOUTS
-from normjax.results.rows import on_own_labels, read_results
+from normjax.results.table import on_own_labels, read_results
 from tests.data.test_archives import BINARY, draw_examples, write_files, write_tar
 from tests.helpers import reference
 
@@ -37,7 +37,7 @@ def test_cifar100_from_its_archive_to_its_results(invoke, tmp_path):
             main=init_scale.main,
         )
 
-    rows = on_own_labels(read_results(run_dir))
+    rows = list(on_own_labels(read_results(run_dir)).itertuples(index=False))
     assert [(row.member, row.family) for row in rows] == [
         *[(i, "init_scale") for i in range(3)],
         (3, "random_labels"),

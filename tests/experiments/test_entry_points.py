@@ -8,7 +8,7 @@ import pytest
 from experiments import default_init, init_scale, random_labels
 from normjax import load_member
 from normjax.data import load_dataset
-from normjax.results.rows import on_own_labels, read_results
+from normjax.results.table import on_own_labels, read_results
 from normjax.training.ensemble import Member
 from normjax.training.members import own_labels
 from tests.helpers import reference
@@ -38,15 +38,16 @@ def scaled_run(invoke, tmp_path_factory):
 
 
 def test_init_scale_has_its_networks_and_the_random_one(scaled_run):
-    rows = read_results(scaled_run)
-    assert [(r.member, r.family, r.level, r.labels) for r in rows] == [
+    table = read_results(scaled_run)
+    columns = ["member", "family", "level", "labels"]
+    assert list(table[columns].itertuples(index=False, name=None)) == [
         (0, "init_scale", 0.05, "natural"),
         (1, "init_scale", 0.2, "natural"),
         (2, "random_labels", 1.0, "natural"),
         (2, "random_labels", 1.0, "random"),
     ]
-    assert [row.member for row in on_own_labels(rows)] == [0, 1, 2]
-    assert on_own_labels(rows)[2].labels == "random"
+    own = on_own_labels(table)
+    assert own["member"].tolist() == [0, 1, 2] and own["labels"].iloc[2] == "random"
     fit = json.loads((scaled_run / "summary.json").read_text())["selections"]["final"]["2"]
     assert fit["num_members"] == 3 and fit["left_out"] == []
 
@@ -65,7 +66,7 @@ def test_initial_scales_are_those_asked_for(invoke, tmp_path):
 
 def test_random_labels_are_those_that_are_fitted_and_tested(scaled_run):
     """Losses of the random-label network on its own labels, by numpy in float64."""
-    rows = [row for row in read_results(scaled_run) if row.member == 2]
+    rows = [row for row in read_results(scaled_run).itertuples() if row.member == 2]
     dataset = load_dataset("digits", train_size=60, test_size=80)
     config = type("Config", (), {"seed": 0, "corruption": "swap"})
     member = Member(2, 0, "random_labels", 1.0, 0.05)
@@ -92,18 +93,19 @@ def test_test_losses_are_measured_every_so_many_epochs(scaled_run):
 def test_default_init_repeats_one_setting(invoke, tmp_path):
     options = ("--model=linear", "--num_seeds=3", "--epochs=2", f"--workdir={tmp_path}")
     invoke(*SMALL, *options, main=default_init.main)
-    rows = read_results(tmp_path)
-    assert [(r.family, r.level, r.seed, r.labels) for r in rows] == [
+    table = read_results(tmp_path)
+    columns = ["family", "level", "seed", "labels"]
+    assert list(table[columns].itertuples(index=False, name=None)) == [
         ("default_init", 0.0, seed, "natural") for seed in range(3)
     ]
-    assert len({row.train_loss for row in rows}) == 3
+    assert table["train_loss"].nunique() == 3
 
 
 def test_random_labels_adds_to_the_corruption_sweep(invoke, tmp_path):
     options = ("--model=linear", "--corruption_levels=0,1", "--epochs=2")
     invoke(*SMALL, *options, f"--workdir={tmp_path}", main=random_labels.main)
-    rows = on_own_labels(read_results(tmp_path))
-    assert [(row.family, row.level, row.labels) for row in rows] == [
+    table = on_own_labels(read_results(tmp_path))
+    assert list(table[["family", "level", "labels"]].itertuples(index=False, name=None)) == [
         ("pretrain", 0.0, "natural"),
         ("pretrain", 1.0, "natural"),
         ("random_labels", 1.0, "random"),

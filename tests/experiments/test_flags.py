@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl.flags import FlagValues
 
 from experiments import flags
-from normjax.training.config import SweepConfig, to_flagfile, validate
-from normjax.training.processes import prepare_cpu
+from experiments.__main__ import list_commands
+from normjax.training.config import SweepConfig, at_least, setting, to_flagfile, validate
+from normjax.training.interrupts import StoppedError
+from normjax.training.processes import OutOfMemoryError, SettingsError, prepare_cpu
 
 ROOT = Path(__file__).parents[2]
 FLAGFILES = sorted(
@@ -20,27 +23,24 @@ FLAGFILES = sorted(
 )
 
 
-@pytest.fixture
-def parse(invoke):
-    def parse(*arguments):
-        configs = []
-        invoke(*arguments, main=configs.append)
-        (config,) = configs
-        return config
-
-    return parse
+def parse(*arguments, config_class=SweepConfig, **defaults):
+    """The configuration that a command line gives; each has flags of its own."""
+    defaults.setdefault("workdir", "runs/random_pretrain")
+    values = flags.define(config_class, FlagValues(), **defaults)
+    return flags.parse(config_class, ["command", *arguments], values)
 
 
-def error_of(parse, *arguments):
+def error_of(*arguments, **how):
     """The line that a mistaken command line ends with."""
     with pytest.raises(SystemExit) as stop:
-        parse(*arguments)
+        parse(*arguments, **how)
     message = stop.value.code  # sys.exit(text) prints it on stderr; the exit code is 1
     assert message.startswith("error: ") and "\n" not in message
     return message
 
 
-def test_defaults(parse):
+def test_defaults_are_the_same_from_python():
+    assert parse() == SweepConfig("runs/random_pretrain")
     assert parse() == SweepConfig(
         workdir="runs/random_pretrain",
         dataset="digits",
@@ -69,7 +69,7 @@ def test_defaults(parse):
     )
 
 
-def test_every_flag_arrives(parse):
+def test_every_flag_arrives():
     given = {
         "workdir": "some where",
         "dataset": "folder:a=b",
@@ -102,7 +102,7 @@ def test_every_flag_arrives(parse):
     assert config == SweepConfig(**given)
 
 
-def test_a_configuration_survives_its_flagfile(parse, tmp_path):
+def test_a_configuration_survives_its_flagfile(tmp_path):
     config = parse(
         "--corruption_levels=0.1,0.30000000000000004,1",
         "--learning_rate=0.1234567890123456789",
@@ -115,7 +115,7 @@ def test_a_configuration_survives_its_flagfile(parse, tmp_path):
     assert parse(f"--flagfile={path}") == config
 
 
-def test_lists_of_a_flagfile_are_replaced_not_appended_to(parse, tmp_path):
+def test_lists_of_a_flagfile_are_replaced_not_appended_to(tmp_path):
     path = tmp_path / "some.flags"
     path.write_text(
         "# a comment\n--corruption_levels=0,0.5,1\n--norms=2,inf\n--target_losses=0.1\n--epochs=9\n"
@@ -129,18 +129,19 @@ def test_lists_of_a_flagfile_are_replaced_not_appended_to(parse, tmp_path):
     assert config.epochs == 9
 
 
-def test_values_of_an_earlier_parse_are_forgotten(parse):
-    assert parse("--epochs=5", "--norms=inf").epochs == 5
-    assert parse().epochs == 80 and parse().norms == ("2", "1/100")
+def test_a_command_has_defaults_of_its_own():
+    own = {"workdir": "w", "init_stds": (0.1, 0.2), "num_seeds": 8}
+    assert parse(**own) == SweepConfig(**own)
+    assert parse("--init_stds=", "--num_seeds=2", **own) == SweepConfig("w", num_seeds=2)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
-def test_our_flagfiles_parse(parse, path):
+def test_our_flagfiles_parse(path):
     config = parse(f"--flagfile={path}")
     assert config.workdir == f"runs/{path.stem}"
 
 
-def test_the_papers_settings(parse):
+def test_the_papers_settings():
     """Figures 3, 4, 5 and 9: section 'Training' of the paper."""
     for stem in ("fig03", "fig04", "fig05", "fig09"):
         config = parse(f"--flagfile={ROOT}/experiments/flagfiles/{stem}.flags")
@@ -160,18 +161,18 @@ def test_the_papers_settings(parse):
         (["--corruption_levels=nan"], "levels must lie in [0, 1]"),
         (["--corruption_levels="], "--corruption_levels=: at least one level is needed"),
         (["--corruption_levels=,"], "at least one level is needed"),
-        (["--corruption_levels=0,0.5,0.50"], "every level may stand there once"),
+        (["--corruption_levels=0,0.5,0.50"], "no level may be repeated"),
         (["--corruption_levels=low"], "--corruption_levels=low: numbers with commas are allowed"),
         (["--num_seeds=0"], "--num_seeds=0: must be at least 1"),
         (["--epochs=0"], "--epochs=0: must be at least 1"),
         (["--pretrain_epochs=-1"], "--pretrain_epochs=-1: must not be negative"),
         (["--test_every=-1"], "--test_every=-1: must not be negative"),
         (["--init_stds=0.1,0"], "--init_stds=0.1,0.0: standard deviations must be positive"),
-        (["--init_stds=0.1,0.1"], "--init_stds=0.1,0.1: every one may stand there once"),
+        (["--init_stds=0.1,0.1"], "--init_stds=0.1,0.1: no standard deviation may be repeated"),
         (["--batch_size=0"], "--batch_size=0: must be at least 1"),
-        (["--train_size=0"], "--train_size=0: must be >= 1"),
-        (["--test_size=-3"], "--test_size=-3: must be >= 1"),
-        (["--members_per_group=0"], "--members_per_group=0: must be >= 1"),
+        (["--train_size=0"], "--train_size=0: must be at least 1"),
+        (["--test_size=-3"], "--test_size=-3: must be at least 1"),
+        (["--members_per_group=0"], "--members_per_group=0: must be at least 1"),
         (["--checkpoint_every=0"], "--checkpoint_every=0: must be at least 1"),
         (["--seed=-1"], "--seed=-1: must lie in [0, 2^32)"),
         (["--seed=4294967296"], "--seed=4294967296: must lie in [0, 2^32)"),
@@ -187,8 +188,8 @@ def test_the_papers_settings(parse):
         (["--norms=2,l2"], "unknown norm 'l2'; allowed: spectral, fro, inf, any p >= 1"),
         (["--norms=0.5"], "norm '0.5' has p < 1"),
         (["--norms="], "--norms=: at least one norm is needed"),
-        (["--norms=2,2"], "every norm may stand there once"),
-        (["--batch_norm"], "--batch_norm=True: only convnet5 has it"),
+        (["--norms=2,2"], "no norm may be repeated"),
+        (["--batch_norm"], "--batch_norm=true: only convnet5 has it"),
         (["--distributed=all"], "--distributed=all: allowed are none, auto and host:port,n,i"),
         (["--distributed=localhost:1,2"], "allowed are none, auto and host:port,n,i"),
         (["--distributed=localhost:1,2,2"], "with 0 <= i < n"),
@@ -210,18 +211,18 @@ def test_the_papers_settings(parse):
         (["--flagfile=no/such/file.flags"], "no/such/file.flags"),
     ],
 )
-def test_mistakes_are_one_line(parse, arguments, message):
-    assert message in error_of(parse, *arguments)
+def test_mistakes_are_one_line(arguments, message):
+    assert message in error_of(*arguments)
 
 
-def test_validate_raises_what_the_command_line_says(parse):
+def test_validate_raises_what_the_command_line_says():
     config = parse()
     validate(config)
     with pytest.raises(ValueError, match=r"^--num_seeds=0: must be at least 1$"):
         validate(dataclasses.replace(config, num_seeds=0))
 
 
-def test_a_configuration_is_frozen(parse):
+def test_a_configuration_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         parse().epochs = 3
 
@@ -253,17 +254,135 @@ def test_a_mistake_as_the_shell_sees_it(tmp_path):
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-def test_help_names_every_flag(invoke):
-    text = flags.flags.FLAGS.module_help("experiments.flags")
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every kind of field."""
+
+    source: tuple[str, ...] = setting(help="Folders.", flag="from")
+    text: str = setting(help="A text.")
+    choice: str | None = setting(None, "One of two.", allowed=("a", "b"))
+    count: int | None = setting(None, "A count.", check=at_least(2))
+    numbers: tuple[int, ...] = setting((1, 2), "Numbers.")
+    ratio: float = setting(0.5, "A ratio.")
+    is_on: bool = setting(True, "A switch.")
+
+    def check_together(self):
+        """Forbid one pair of values."""
+        if self.choice == "a" and self.count == 7:
+            raise ValueError("--count=7: not with --choice=a")
+
+
+def test_every_kind_of_field():
+    def parse_own(*arguments):
+        values = flags.define(Config, FlagValues())
+        return flags.parse(Config, ["command", *arguments], values)
+
+    given = parse_own("--from=x, y", "--text=t")
+    assert given == Config(("x", "y"), "t", None, None, (1, 2), 0.5, True)
+    line = [
+        "--from=x",
+        "--text=",
+        "--choice=b",
+        "--count=7",
+        "--numbers=3",
+        "--ratio=2",
+        "--nois_on",
+    ]
+    given = parse_own(*line)
+    assert given == Config(("x",), "", "b", 7, (3,), 2.0, False)
+    assert [type(x) for x in (given.ratio, given.numbers[0])] == [float, int]
+    for arguments, message in (
+        (["--from=x"], "error: --text is needed: A text."),
+        (["--text=t", "--from=x", "--count=1"], "error: --count=1: must be at least 2"),
+        (["--text=t", "--from=x", "--choice=c"], "<a|b>"),
+        (["--text=t", "--from=x", "--numbers=1,2.5"], "--numbers=1,2.5: numbers with commas"),
+        (["--text=t", "--source=x"], "Unknown command line flag 'source'"),
+        (["--text=t", "--choice=a", "--count=7"], "error: --count=7: not with --choice=a"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            parse_own(*arguments)
+        assert message in stop.value.code and "\n" not in stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": "3"}, "--epochs=3: must be of type int"),
+        ({"epochs": True}, "--epochs=true: must be of type int"),
+        ({"learning_rate": None}, "--learning_rate=None: must be of type float"),
+        ({"norms": "2"}, "--norms=2: must be of type tuple[str, ...]"),
+        ({"norms": (2,)}, "--norms=2: must be of type tuple[str, ...]"),
+        ({"train_size": 1.0}, "--train_size=1.0: must be of type int | None"),
+        ({"model": "resnet"}, "--model=resnet: allowed are convnet3, convnet5, linear"),
+        ({"corruption": "shuffle"}, "--corruption=shuffle: allowed are swap, redraw"),
+        ({"dataset": "a\nb"}, r"--dataset='a\nb': must be one line of Unicode text"),
+    ],
+)
+def test_python_gets_the_same_line(values, message):
+    with pytest.raises(ValueError) as error:
+        validate(SweepConfig("x", **values))
+    assert str(error.value) == message
+
+
+def test_lists_and_paths_are_taken():
+    config = SweepConfig(Path("a/b"), norms=["2", "inf"], corruption_levels=[0, 1])
+    assert (config.workdir, config.norms, config.corruption_levels) == ("a/b", ("2", "inf"), (0, 1))
+    validate(config)
+
+
+def test_help_names_every_flag(tmp_path):
+    command = [sys.executable, "-m", "experiments.default_init", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     for field in dataclasses.fields(SweepConfig):
-        assert f"--{field.name}" in text or f"--[no]{field.name}" in text
+        assert f"--{field.name}" in done.stdout or f"--[no]{field.name}" in done.stdout
+    assert "default: 'runs/default_init'" in done.stdout
 
 
-def test_a_disk_that_refuses_is_one_line(monkeypatch):
+def test_the_commands_are_listed():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    commands = list_commands()
+    assert {"random_pretrain", "explain", "reproduce"} <= set(commands)
+    assert not {"flags", "__main__"} & set(commands)
+    assert all(summary.endswith((".", "?")) for summary in commands.values())
+    assert all(summary in done.stdout for summary in commands.values())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "Disk full", "x/y.csv"), "error: [Errno 28] Disk full: 'x/y.csv'"),
+        (SettingsError("--epochs=0: no"), "error: --epochs=0: no"),
+        (OutOfMemoryError("too\nmuch"), "error: too much"),
+        (KeyboardInterrupt(), 130),
+        (StoppedError(2, Path("run")), 130),
+        (StoppedError(15, Path("run")), 143),
+    ],
+)
+def test_what_ends_a_command(monkeypatch, capsys, error, code):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "x", "--workdir=a b"])
+
     def main(_):
-        raise OSError(28, "No space left on device", "runs/x/results.csv")
+        raise error
 
-    monkeypatch.setattr(sys, "argv", ["command"])
     with pytest.raises(SystemExit) as stop:
-        flags.run_command(main, lambda argv: argv)
-    assert stop.value.code == "error: [Errno 28] No space left on device: 'runs/x/results.csv'"
+        flags.call(main, None)
+    assert stop.value.code == code
+    if isinstance(error, StoppedError):
+        said = capsys.readouterr().err
+        assert said.startswith("run: stopped by SIG")
+        assert said.endswith("; go on with: python -m x '--workdir=a b' --resume\n")
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(_):
+        raise ValueError("shapes differ")
+
+    with pytest.raises(ValueError, match="shapes differ"):
+        flags.call(main, None)
+
+
+def test_resuming_is_not_asked_for_twice(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "x", "--resume"])
+    assert flags.resume_command() == "python -m x --resume"

@@ -9,13 +9,12 @@ import optax
 import pytest
 from PIL import Image
 
-from experiments import random_pretrain
 from normjax import load_dataset, load_member
 from normjax.networks.models import make_model
 from normjax.plots import paper as plotting
-from normjax.results.rows import read_results
+from normjax.results.table import read_results
 from normjax.training.ensemble import make_order_key
-from normjax.training.members import first_labels, numbered
+from normjax.training.members import first_labels, make_members
 from normjax.training.step import init_state, make_train_epoch, make_train_step, reset_optimizer
 from tests.helpers import reference
 
@@ -62,6 +61,10 @@ def config(invoke):
     return configs[0]
 
 
+def rows_of(run_dir):
+    return list(read_results(run_dir).itertuples(index=False))
+
+
 def metrics_of(run_dir):
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -85,7 +88,7 @@ def test_a_run_leaves_the_contracts_files(run_dir, invoke):
 
 def test_results_have_a_row_per_member_selection_and_norm(run_dir):
     assert (run_dir / "results.csv").read_text().splitlines()[0] == HEADER
-    rows = read_results(run_dir)
+    rows = rows_of(run_dir)
     expected = [
         (member, level, selection, norm)
         for member, level in enumerate((0.0, 0.5, 1.0))
@@ -131,7 +134,7 @@ def test_metrics_have_a_line_per_member_and_epoch(run_dir):
 
 def test_the_last_lines_are_the_final_networks(run_dir):
     last = metrics_of(run_dir)[-3:]
-    rows = [row for row in read_results(run_dir) if (row.selection, row.norm) == ("final", "2")]
+    rows = [row for row in rows_of(run_dir) if (row.selection, row.norm) == ("final", "2")]
     for line, row in zip(last, rows, strict=True):
         assert line["train_loss"] == pytest.approx(row.train_loss, rel=1e-5)
         assert line["train_error"] == row.train_error
@@ -143,7 +146,7 @@ def test_the_last_lines_are_the_final_networks(run_dir):
 
 def test_a_snapshot_is_the_nearest_epoch_without_training_errors(run_dir):
     lines = metrics_of(run_dir)
-    for row in read_results(run_dir):
+    for row in rows_of(run_dir):
         if row.selection != "loss=0.01":
             continue
         candidates = [
@@ -166,7 +169,7 @@ def test_the_summarys_fit_is_that_of_the_table(run_dir):
             x, y = np.array(
                 [
                     (row.normalized_train_loss, row.normalized_test_loss)
-                    for row in read_results(run_dir)
+                    for row in rows_of(run_dir)
                     if (row.selection, row.norm) == (selection, norm)
                 ]
             ).T
@@ -201,9 +204,7 @@ def test_figures_and_report_are_there(run_dir):
 def assert_rows_are(run_dir, member, selection, logits_of, product_norms):
     """Compares a member's rows with float64 logits of another implementation."""
     dataset = load_dataset("digits", train_size=SIZES["train"], test_size=SIZES["test"])
-    rows = [
-        row for row in read_results(run_dir) if (row.member, row.selection) == (member, selection)
-    ]
+    rows = [row for row in rows_of(run_dir) if (row.member, row.selection) == (member, selection)]
     assert len(rows) == len(NORMS)
     for split in ("train", "test"):
         images, labels = getattr(dataset, split)
@@ -284,9 +285,9 @@ def linear_run(invoke, tmp_path_factory):
     return folder
 
 
-def test_a_member_is_what_one_network_alone_becomes(linear_run, config, monkeypatch):
+def test_a_member_is_what_one_network_alone_becomes(linear_run, config):
     """Its two phases once more, with the functions for one network and no sweep."""
-    members = members_of(config, monkeypatch)
+    members = make_members("random_pretrain", config)
     dataset = load_dataset("digits", train_size=SIZES["train"])
     images, true = dataset.train
     model, tx = make_model("linear"), optax.sgd(0.001, momentum=0.9)
@@ -311,7 +312,7 @@ def test_groups_change_nothing(linear_run, invoke, tmp_path, undrawn):
     invoke(*ARGUMENTS, *LINEAR, f"--workdir={tmp_path / 'apart'}", *how)
     run = json.loads((tmp_path / "apart" / "run.json").read_text())
     assert run["groups"] == [[0], [1], [2]]
-    together, apart = read_results(linear_run), read_results(tmp_path / "apart")
+    together, apart = rows_of(linear_run), rows_of(tmp_path / "apart")
     assert len(together) == len(apart) == 6
     for ours, alone in zip(together, apart, strict=True):
         for name in ("train_loss", "test_loss", "product_norm", "normalized_test_excess"):
@@ -319,7 +320,7 @@ def test_groups_change_nothing(linear_run, invoke, tmp_path, undrawn):
 
 
 def test_a_target_that_is_never_reached_gives_no_row_and_no_network(linear_run):
-    rows = read_results(linear_run)
+    rows = rows_of(linear_run)
     assert all(row.selection == "final" and row.train_error > 0 for row in rows)
     with pytest.raises(ValueError, match=r"no network 'loss=0.01'; it has: final"):
         load_member(linear_run, 0, "loss=0.01")
@@ -328,7 +329,7 @@ def test_a_target_that_is_never_reached_gives_no_row_and_no_network(linear_run):
 def test_diverged_members_are_left_out_by_name(invoke, tmp_path, undrawn):
     folder = tmp_path / "run"
     invoke(*ARGUMENTS, *LINEAR, "--learning_rate=1e38", f"--workdir={folder}")
-    rows = read_results(folder)
+    rows = rows_of(folder)
     assert len(rows) == 6 and all(np.isnan(row.train_loss) for row in rows)
     part = json.loads((folder / "summary.json").read_text())["selections"]["final"]["2"]
     assert part["num_members"] == 0 and part["normalized_fit"] is None
@@ -339,19 +340,9 @@ def test_diverged_members_are_left_out_by_name(invoke, tmp_path, undrawn):
 # --- members and labels
 
 
-def members_of(config, monkeypatch):
-    """What random_pretrain asks the sweep for, numbered as the sweep does."""
-    calls = []
-    monkeypatch.setattr(random_pretrain, "run_sweep", lambda *args: calls.append(args))
-    random_pretrain.main(config)
-    ((experiment, _, found),) = calls
-    assert experiment == "random_pretrain"
-    return numbered(found)
-
-
-def test_members_are_levels_times_seeds(config, monkeypatch):
+def test_members_are_levels_times_seeds(config):
     config = dataclasses.replace(config, num_seeds=2)
-    members = members_of(config, monkeypatch)
+    members = make_members("random_pretrain", config)
     assert [(m.index, m.level, m.seed, m.family) for m in members] == [
         (0, 0.0, 0, "pretrain"),
         (1, 0.0, 1, "pretrain"),
@@ -363,9 +354,9 @@ def test_members_are_levels_times_seeds(config, monkeypatch):
 
 
 @pytest.mark.parametrize("corruption", ["swap", "redraw"])
-def test_each_member_has_its_own_corrupted_labels(config, monkeypatch, corruption):
+def test_each_member_has_its_own_corrupted_labels(config, corruption):
     config = dataclasses.replace(config, num_seeds=2, corruption=corruption)
-    members = members_of(config, monkeypatch)
+    members = make_members("random_pretrain", config)
     dataset = load_dataset("digits", train_size=1000)
     true = dataset.train.labels.copy()
     labels = np.array([first_labels(config, dataset, member) for member in members])

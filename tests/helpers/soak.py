@@ -24,8 +24,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from normjax.results.rows import read_results
-from normjax.training.checkpoints import load_member
+from normjax.results.table import read_results
+from normjax.training.saved import load_member
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = (10, 40)  # of the two phases
@@ -56,10 +56,11 @@ del sys.argv[1:8]
 target, count, touched = (int(group), int(step)), int(count), 0
 armed = target == (0, 0)
 from experiments import flags, random_pretrain
-from normjax.training import record as records
+from normjax.results import metrics
+from normjax.training.config import SweepConfig
 from normjax.plots import paper as plotting
 
-append = records.append_metrics
+append = metrics.append_metrics
 
 def append_and_arm(run_dir, members, common, values):
     global armed
@@ -79,13 +80,12 @@ def hear(event, args):
         if touched == count:
             kill() if delay_s == "0" else threading.Timer(float(delay_s), kill).start()
 
-records.append_metrics = append_and_arm
+metrics.append_metrics = append_and_arm
 if has_figures == "0":
     plotting.draw_figures = lambda *_: []
 if pattern != "nothing":
     sys.addaudithook(hear)
-flags.define_flags("random_pretrain")
-flags.run(random_pretrain.main)
+flags.run(random_pretrain.main, SweepConfig, workdir="runs/random_pretrain")
 """
 
 
@@ -95,7 +95,7 @@ class Moment(NamedTuple):
     group: int = 0  # from this step of this group on; 0, 0: from the start
     step: int = 0
     pattern: str = "nothing"  # in the name of the file that it then touches
-    count: int = 1  # for the so-manieth time
+    count: int = 1  # at the count-th touch
     delay_s: float = 0.0
     at_start: float | None = None  # instead: after so much of the time that a bare start takes
 
@@ -104,12 +104,12 @@ def choose_moments(kills: int, rng: random.Random) -> list[Moment]:
     """Moments in the order in which a run comes to them; at least 6."""
     tables = [
         [
-            Moment(pattern="members/000/final.orbax", delay_s=rng.choice([0, 0.005])),
-            Moment(pattern="members/000/.results.csv.", count=rng.randint(1, 6)),
+            Moment(pattern="members/.000_final.npz.", count=rng.randint(1, 2)),
+            Moment(pattern="groups/.000.csv.", count=rng.randint(1, 6)),
         ],
         [
-            Moment(pattern="members/001/loss=0.1.orbax", delay_s=rng.choice([0, 0.005])),
-            Moment(pattern="members/001/.results.csv.", count=5, delay_s=0.002),
+            Moment(pattern="members/.003_loss=0.1.npz.", count=rng.randint(1, 2)),
+            Moment(pattern="groups/.001.csv.", count=5, delay_s=0.002),
             Moment(pattern="/pieces/.results.csv.", count=rng.randint(1, 2)),
             Moment(pattern="/pieces/.summary.json.", count=rng.randint(1, 2)),
             Moment(pattern="/pieces/.report.html.", count=rng.randint(1, 2)),
@@ -140,9 +140,8 @@ def run(
     start_s: float = 0.0,
 ) -> bool:
     """Goes on with a run, a bare start of which takes `start_s`; whether it was killed."""
-    *when, at_start = moment
-    group, step, *rest = when
-    driver = [workdir, group, step, *rest, int(has_figures)]
+    when = [moment.group, moment.step, moment.pattern, moment.count, moment.delay_s]
+    driver = [workdir, *when, int(has_figures)]
     command = [sys.executable, "-c", DRIVER, *map(str, driver), *RUN, f"--workdir={workdir}"]
     process = subprocess.Popen(
         [*command, "--resume"],
@@ -153,7 +152,7 @@ def run(
         text=True,
     )
     try:
-        _, said = process.communicate(timeout=at_start and at_start * start_s)
+        _, said = process.communicate(timeout=moment.at_start and moment.at_start * start_s)
     except subprocess.TimeoutExpired:
         process.kill()
         _, said = process.communicate()
@@ -164,7 +163,7 @@ def run(
 
 def check_tables(pieces: Path, whole: Path) -> None:
     """Every table that there is already is whole, and that of the run that nobody killed."""
-    for path in pieces.rglob("results.csv"):
+    for path in pieces.rglob("*.csv"):
         assert path.read_bytes() == (whole / path.relative_to(pieces)).read_bytes(), path
     for path in pieces.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
@@ -175,15 +174,15 @@ def compare(pieces: Path, whole: Path) -> tuple[int, int]:
     check_tables(pieces, whole)
     for name in ("results.csv", "summary.json", "metrics.jsonl"):
         assert (pieces / name).read_bytes() == (whole / name).read_bytes(), name
-    rows = read_results(pieces)
-    networks = sorted({(row.member, row.selection) for row in rows})
+    table = read_results(pieces)
+    networks = sorted(set(zip(table["member"], table["selection"], strict=True)))
     for network in networks:
         ours, theirs = (load_member(folder, *network)[1] for folder in (pieces, whole))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     files, others = ({p.relative_to(d) for d in [x] for p in d.rglob("*")} for x in (pieces, whole))
     left_over = [path for path in files - others if "tmp" in path.name]
     assert not left_over, left_over
-    return len(rows), len(networks)
+    return len(table), len(networks)
 
 
 def soak(folder: Path, moments: Sequence[Moment], has_figures: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""Saved members and resumed runs."""
+"""Checkpoints of training, and runs that are interrupted and resumed."""
 
 import json
 import os
@@ -14,113 +14,20 @@ import numpy as np
 import optax
 import pytest
 
-from normjax import sweep
-from normjax.batch_norm import absorb_batch_norm
-from normjax.networks.models import make_model
 from normjax.plots import paper as plotting
-from normjax.results.rows import read_results, write_results
-from normjax.training import ensemble
-from normjax.training import record as records
+from normjax.results import metrics
+from normjax.results.table import read_results
+from normjax.training import ensemble, plan, record
 from normjax.training.checkpoints import (
     copy_progress,
     drop_progress,
-    group_folder,
-    load_member,
     open_progress,
     restore_progress,
-    save_members,
     save_progress,
 )
-from tests.helpers.synthetic_results import synthetic_rows
+from normjax.training.saved import load_member, rows_path
 
 ROOT = Path(__file__).parents[2]
-
-# --- saved members
-
-
-def stacked_variables(model, num_members, seed=0):
-    """Members' variables of the right shapes, positive as variances must be."""
-    rng = np.random.default_rng(seed)
-    images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
-    return jax.tree.map(
-        lambda leaf: rng.uniform(0.5, 1.5, (num_members, *leaf.shape)).astype(leaf.dtype),
-        jax.eval_shape(model.init, jax.random.key(0), images),
-    )
-
-
-def write_run(run_dir, model, groups, rows_of):
-    """A run's folder with the rows `rows_of(member)` in each finished group."""
-    run_dir.mkdir()
-    run = {"model": model, "num_classes": 10, "groups": groups}
-    (run_dir / "run.json").write_text(json.dumps(run))
-    template = synthetic_rows()[0]
-    for group, members in enumerate(groups):
-        rows = [
-            template._replace(member=member, selection=selection)
-            for member in members
-            for selection in rows_of(member)
-        ]
-        if rows:
-            write_results(group_folder(run_dir, group) / "results.csv", rows)
-
-
-def test_members_come_back_as_they_were_saved(tmp_path):
-    run_dir = tmp_path / "run"
-    write_run(run_dir, "linear", [[0, 1], [2]], lambda member: ["final", "loss=0.05"])
-    variables = {
-        (group, selection): stacked_variables(make_model("linear"), size, seed=10 * group + seed)
-        for group, size in enumerate((2, 1))
-        for seed, selection in enumerate(("final", "loss=0.05"))
-    }
-    for (group, selection), stacked in variables.items():
-        save_members(run_dir, group, selection, stacked)
-    images = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 8, 8, 1)
-    for member, place in enumerate([(0, 0), (0, 1), (1, 0)]):
-        for selection in ("final", "loss=0.05"):
-            model, loaded = load_member(run_dir, member, selection)
-            kernel = loaded["params"]["Dense_0"]["kernel"]
-            saved = variables[place[0], selection]["params"]["Dense_0"]["kernel"][place[1]]
-            assert isinstance(kernel, np.ndarray) and kernel.dtype == np.float32
-            np.testing.assert_array_equal(kernel, saved)
-            np.testing.assert_allclose(
-                model.apply(loaded, images), images.reshape(2, -1) @ saved, rtol=1e-4, atol=1e-4
-            )
-
-
-def test_a_loaded_member_has_its_batch_norm_absorbed(tmp_path):
-    write_run(tmp_path / "run", "convnet5", [[0, 1]], lambda member: ["final"])
-    trained = make_model("convnet5", batch_norm=True)
-    stacked = stacked_variables(trained, 2)
-    save_members(tmp_path / "run", 0, "final", stacked)
-    model, loaded = load_member(tmp_path / "run", 1)
-    assert model == make_model("convnet5") and loaded.keys() == {"params"}
-    expected = absorb_batch_norm(jax.tree.map(lambda x: x[1], stacked))
-    assert jax.tree.structure(loaded["params"]) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
-        assert isinstance(ours, np.ndarray)
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
-
-
-def test_loading_what_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no run here \(run.json is missing\)"):
-        load_member(tmp_path / "nowhere", 0)
-    # Member 1 never came near its target, group 1 is not trained to its end.
-    run_dir = tmp_path / "run"
-    reached = {0: ["final", "loss=0.05"], 1: ["final"], 2: []}
-    write_run(run_dir, "linear", [[0, 1], [2]], reached.get)
-    for selection in ("final", "loss=0.05"):
-        save_members(run_dir, 0, selection, stacked_variables(make_model("linear"), 2))
-    for member in (3, -1):
-        with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
-            load_member(run_dir, member)
-    with pytest.raises(FileNotFoundError, match="member 2 is not trained to its end yet"):
-        load_member(run_dir, 2)
-    for member, selection, known in ((0, "best", "final, loss=0.05"), (1, "loss=0.05", "final")):
-        message = f"member {member} has no network '{selection}'; it has: {known}$"
-        with pytest.raises(ValueError, match=message):
-            load_member(run_dir, member, selection)
-    assert load_member(run_dir, 0, "loss=0.05")[1]["params"]
-
 
 # --- progress
 
@@ -217,7 +124,7 @@ def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path, 
         assert step == 4
         assert_same(state, progress_at(4))
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("checkpoint of epoch 6 can't be read: ")
+        assert line.startswith("checkpoint of epoch 6 cannot be read: ")
         save_progress(checkpointer, 6, progress_at(6), MEMBERS)  # in its place
     with open_progress(tmp_path, 0, every=2) as checkpointer:
         assert restore_progress(checkpointer, progress_at(0), MEMBERS)[1] == 6
@@ -276,18 +183,18 @@ RUN = [
 KILLED_AT_STEP_6 = """
 import os, signal
 from experiments import flags, random_pretrain
-from normjax.training import record as records
+from normjax.results import metrics
+from normjax.training.config import SweepConfig
 
-append = records.append_metrics
+append = metrics.append_metrics
 
 def append_and_die(run_dir, members, common, values):
     append(run_dir, members, common, values)
     if common["step"] == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-records.append_metrics = append_and_die
-flags.define_flags("random_pretrain")
-flags.run(random_pretrain.main)
+metrics.append_metrics = append_and_die
+flags.run(random_pretrain.main, SweepConfig, workdir="runs/random_pretrain")
 """
 
 
@@ -306,7 +213,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
             ensembles.append(ensemble.make_ensemble(*args, **kwargs))
         return ensembles[0]
 
-    monkeypatch.setattr(sweep, "make_ensemble", make_ensemble)
+    monkeypatch.setattr(plan, "make_ensemble", make_ensemble)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     invoke(*RUN, f"--workdir={whole}")
 
@@ -328,7 +235,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
             (common["group"], common["step"]) == (group, step)
         )
 
-    interrupt(records, "append_metrics", at(0, 1))
+    interrupt(metrics, "append_metrics", at(0, 1))
     assert "starting from the beginning" not in capsys.readouterr().out
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_AT_STEP_6, *RUN, f"--workdir={pieces}", "--resume"],
@@ -344,18 +251,18 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
 
     # The checkpoint of step 4 is the end of the first phase: the optimizer is reset after it.
     # First, before the second group's first checkpoint.
-    interrupt(records, "append_metrics", at(1, 2), "--resume")
-    assert load_rows(pieces, 0) == load_rows(whole, 0) and load_rows(pieces, 1) is None
+    interrupt(metrics, "append_metrics", at(1, 2), "--resume")
+    assert load_rows(pieces, 0).equals(load_rows(whole, 0)) and load_rows(pieces, 1) is None
     # Then in its second phase, after step 8's; and when all is trained.
-    interrupt(records, "append_metrics", at(1, 11), "--resume")
-    interrupt(records, "finish_run", lambda *_: True, "--resume")
+    interrupt(metrics, "append_metrics", at(1, 11), "--resume")
+    interrupt(record, "finish_run", lambda *_: True, "--resume")
     assert not json.loads((pieces / "run.json").read_text())["finished"]
     invoke(*RUN, f"--workdir={pieces}", "--resume")
 
     assert (pieces / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
-    rows = read_results(pieces)
-    assert {row.selection for row in rows} == {"final", "loss=0.1"}
-    assert len({row.train_loss for row in rows}) == len(rows) == 8
+    table = read_results(pieces)
+    assert set(table["selection"]) == {"final", "loss=0.1"}
+    assert table["train_loss"].nunique() == len(table) == 8
     assert metrics_of(pieces) == metrics_of(whole)
     for member in range(4):
         for selection in ("final", "loss=0.1"):
@@ -375,7 +282,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
 
 def load_rows(run_dir, group):
     """A finished group's rows, None while it is not finished."""
-    path = group_folder(run_dir, group) / "results.csv"
+    path = rows_path(run_dir, group)
     return read_results(path) if path.exists() else None
 
 

@@ -40,7 +40,7 @@ def test_networks_have_the_losses_of_the_results(run_dir):
     run = trained.load_run(run_dir)
     networks = list(trained.networks_at(run, "final"))
     assert [n.member.family for n in networks] == ["pretrain", "random_labels"]
-    for network, row in zip(networks, run.rows, strict=True):
+    for network, row in zip(networks, run.table.itertuples(), strict=True):
         for split in ("train", "test"):
             labels = getattr(network, f"{split}_labels")
             images = getattr(run.dataset, split).images
@@ -57,10 +57,10 @@ def test_networks_have_the_losses_of_the_results(run_dir):
 def test_initial_parameters_are_those_that_training_started_from(run_dir):
     run = trained.load_run(run_dir)
     member = run.members[1]
-    model, twin = make_model("convnet5", 10, batch_norm=True), make_model("convnet5", 10)
+    model = make_model("convnet5", 10, batch_norm=True)
     ensemble = make_ensemble(
         model,
-        twin,
+        make_model("convnet5", 10),
         optax.sgd(0.1),
         image_shape=(8, 8, 1),
         batch_size=32,
@@ -81,7 +81,7 @@ def test_what_can_not_be_loaded_is_named(run_dir, tmp_path):
         trained.load_run(tmp_path)
     run = json.loads((run_dir / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**run, "finished": False}))
-    with pytest.raises(ValueError, match="not finished; go on with it by --resume"):
+    with pytest.raises(ValueError, match="not finished; --resume continues it"):
         trained.load_run(tmp_path)
     config = run["config"]
     for change, message in (

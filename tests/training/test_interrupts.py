@@ -1,19 +1,17 @@
 """Signals: the first one ends a run where it can go on, the second one at once."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from normjax import sweep
 from normjax.plots import paper as plotting
-from normjax.results.rows import read_results
-from normjax.training import interrupts
-from normjax.training.interrupts import StoppedError, exit_code
+from normjax.results.table import read_results
+from normjax.training import groups, interrupts
 
 ROOT = Path(__file__).parents[2]
 RUN = [
@@ -57,7 +55,7 @@ def test_what_is_ignored_stays_ignored(monkeypatch):
 def test_the_second_signal_ends_the_program_at_once(second):
     code = (
         "import os, signal\n"
-        "from experiments import interrupts\n"
+        "from normjax.training import interrupts\n"
         "with interrupts.delayed() as received:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print('noted', flush=True)\n"
@@ -69,23 +67,24 @@ def test_the_second_signal_ends_the_program_at_once(second):
     assert done.stderr.strip().startswith("SIGTERM: stopping after this epoch with a checkpoint")
 
 
-def test_exit_codes_are_those_of_a_shell():
-    assert exit_code(StoppedError(signal.SIGINT)) == 130
-    assert exit_code(StoppedError(signal.SIGTERM)) == 143
+def test_other_threads_get_no_signals():
+    found = []
 
+    def enter():
+        with interrupts.delayed() as received:
+            found.append(received())
 
-def test_the_command_to_go_on(monkeypatch):
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "x", "--workdir=a b"])
-    assert shlex.split(interrupts.resume_command()) == [*sys.orig_argv, "--resume"]
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "x", "--resume"])
-    assert interrupts.resume_command() == "python -m x --resume"
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [0]
 
 
 def test_a_run_stopped_while_it_is_evaluated_trains_no_more(invoke, tmp_path, monkeypatch, capsys):
     """The checkpoint of the last epoch is there, whatever --checkpoint_every says."""
     monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     invoke(*RUN, f"--workdir={tmp_path / 'whole'}")
-    evaluate = sweep.evaluate_selection
+    evaluate = groups.evaluate_selection
     targets = ["--target_losses=0.1", f"--workdir={tmp_path / 'run'}"]
 
     def evaluate_and_signal(*args):
@@ -93,11 +92,12 @@ def test_a_run_stopped_while_it_is_evaluated_trains_no_more(invoke, tmp_path, mo
         return evaluate(*args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sweep, "evaluate_selection", evaluate_and_signal)
+        patch.setattr(groups, "evaluate_selection", evaluate_and_signal)
         invoke(*RUN, *targets)
     assert stop.value.code == 143
     assert "stopped by SIGTERM; go on with: " in capsys.readouterr().err
     invoke(*RUN, *targets, "--resume")
     assert "epoch" not in capsys.readouterr().err
-    final = [row for row in read_results(tmp_path / "run") if row.selection == "final"]
-    assert final == read_results(tmp_path / "whole")
+    table = read_results(tmp_path / "run")
+    final = table[table["selection"] == "final"].reset_index(drop=True)
+    assert final.equals(read_results(tmp_path / "whole"))

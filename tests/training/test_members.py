@@ -20,22 +20,25 @@ def dataset() -> Dataset:
 
 
 def test_grids_of_members():
-    found = members.numbered(
-        [
-            *members.pretrained(CONFIG),
-            *members.scaled(CONFIG),
-            *members.repeated(CONFIG),
-            *members.randomly_labeled(CONFIG, 0.05),
-        ]
-    )
-    expected = [
-        *[("pretrain", x, seed, None) for x in (0.0, 0.5) for seed in (0, 1)],
-        *[("init_scale", x, seed, x) for x in (0.02, 0.1) for seed in (0, 1)],
-        *[("default_init", 0.0, seed, None) for seed in (0, 1)],
-        *[("random_labels", 1.0, seed, 0.05) for seed in (0, 1)],
-    ]
-    assert [(m.family, m.level, m.seed, m.init_std) for m in found] == expected
-    assert [m.index for m in found] == list(range(12))
+    pretrained = [("pretrain", x, seed, None) for x in (0.0, 0.5) for seed in (0, 1)]
+    random = {std: [("random_labels", 1.0, seed, std) for seed in (0, 1)] for std in (None, 0.05)}
+    scaled = [("init_scale", x, seed, x) for x in (0.02, 0.1) for seed in (0, 1)]
+    expected = {
+        "random_pretrain": pretrained,
+        "init_scale": [*scaled, *random[0.05]],
+        "default_init": [("default_init", 0.0, seed, None) for seed in (0, 1)],
+        "random_labels": [*pretrained, *random[None]],
+    }
+    assert members.EXPERIMENTS.keys() == expected.keys()
+    for experiment, grid in expected.items():
+        found = members.make_members(experiment, CONFIG)
+        assert [(m.family, m.level, m.seed, m.init_std) for m in found] == grid
+        assert [m.index for m in found] == list(range(len(grid)))
+
+
+def test_experiments_without_networks_are_refused():
+    with pytest.raises(ValueError, match="'training': allowed are random_pretrain, init_scale"):
+        members.make_members("training", CONFIG)
 
 
 def test_pretraining_corrupts_the_first_labels_only(dataset):

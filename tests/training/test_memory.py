@@ -11,16 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from normjax import sweep
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
 from normjax.plots import paper as plotting
 from normjax.report import run_page as report
-from normjax.results.rows import read_results
-from normjax.training import group as training
-from normjax.training import memory
+from normjax.results.table import read_results
+from normjax.training import memory, phases, plan
 from normjax.training.ensemble import Member, make_ensemble, make_order_key, shard_members, share
 from normjax.training.memory import group_memory, host_memory, is_out_of_memory, networks_that_fit
+from tests.helpers.tables import assert_close
 
 NUM_TRAIN, NUM_TEST, NUM_PARAMS, NUM_TARGETS = 90, 40, 64 * 10, 2
 SHAPES = {"train_shape": (NUM_TRAIN, 8, 8, 1)}
@@ -212,7 +211,7 @@ def shared_ensemble(monkeypatch):
             used.extend(made)
         return used[0]
 
-    monkeypatch.setattr(sweep, "make_ensemble", make_shared)
+    monkeypatch.setattr(plan, "make_ensemble", make_shared)
     monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     monkeypatch.setattr(report, "write_report", lambda *_: None)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
@@ -229,9 +228,7 @@ def groups_of(run_dir):
 
 
 def assert_same_rows(ours, theirs):
-    for a, b in zip(read_results(ours), read_results(theirs), strict=True):
-        assert a[:8] == b[:8]
-        np.testing.assert_allclose(a[9:], b[9:], rtol=1e-5, atol=1e-6)
+    assert_close(read_results(ours), read_results(theirs), rtol=1e-5, atol=1e-6)
     lines = [
         [json.loads(line) for line in (d / "metrics.jsonl").read_text().splitlines()]
         for d in (ours, theirs)
@@ -299,8 +296,8 @@ def test_out_of_memory_halves_the_group_and_loses_nothing(
         starts.append((group, start))
         return epochs(sweep, group, start)
 
-    epochs = training.epochs_progress
-    monkeypatch.setattr(training, "epochs_progress", epochs_progress)
+    epochs = phases.epochs_progress
+    monkeypatch.setattr(phases, "epochs_progress", epochs_progress)
     capsys.readouterr()
     invoke(*arguments, f"--workdir={halved}")
     assert groups_of(halved) == [members[i : i + size] for i in range(0, len(members), size)]
@@ -334,11 +331,11 @@ def test_a_finished_group_is_kept_and_a_single_network_is_an_error(
         f"error: out of memory with one network on a device (members {numbers}): "
     )
     folder = tmp_path / "run" / "checkpoints"
-    assert (folder / "members" / "000" / "results.csv").exists()
-    before = (folder / "members" / "000" / "results.csv").stat().st_mtime_ns
+    assert (folder / "groups" / "000.csv").exists()
+    before = (folder / "groups" / "000.csv").stat().st_mtime_ns
     shared_ensemble[0] = ensemble
     invoke(*arguments, "--resume")
-    assert (folder / "members" / "000" / "results.csv").stat().st_mtime_ns == before
+    assert (folder / "groups" / "000.csv").stat().st_mtime_ns == before
     assert_same_rows(tmp_path / "run", tmp_path / "whole")
 
 

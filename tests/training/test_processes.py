@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normjax.results.rows import read_results
-from normjax.training import processes as distributed
-from normjax.training.checkpoints import load_member
+from normjax.results.table import read_results
+from normjax.training import processes
+from normjax.training.saved import load_member
+from tests.helpers.tables import assert_close
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,11 +46,12 @@ from experiments import flags, random_pretrain
 from normjax.training import ensemble
 from normjax.plots import paper as plotting
 from normjax.report import run_page as report
-from normjax.training import group as training
+from normjax.training import phases
+from normjax.training.config import SweepConfig
 
 plotting.draw_figures = lambda *_: []
 report.write_report = lambda run_dir: (run_dir / "report.html").write_text("")
-epoch_of = training.epoch_of
+epoch_of = phases.epoch_of
 
 def act(sweep, now):
     if now + 1 == step and not number:
@@ -58,9 +60,8 @@ def act(sweep, now):
         os.kill(os.getpid(), number)
     return epoch_of(sweep, now)
 
-training.epoch_of = act
-flags.define_flags("random_pretrain")
-flags.run(random_pretrain.main)
+phases.epoch_of = act
+flags.run(random_pretrain.main, SweepConfig, workdir="runs/random_pretrain")
 """
 NOTHING = (0, 1)
 LIMIT_S = 100
@@ -76,7 +77,7 @@ class Ended:
 
 
 @contextlib.contextmanager
-def launched(commands, num_devices):
+def launch(commands, num_devices):
     """These processes, each with so many CPU devices; none outlives the block."""
     environment = {
         **os.environ,
@@ -85,11 +86,11 @@ def launched(commands, num_devices):
         " --xla_cpu_multi_thread_eigen=false",
     }
     options = {"env": environment, "text": True, "stdout": -1, "stderr": -1, "cwd": ROOT}
-    processes = [subprocess.Popen(command, **options) for command in commands]
+    launched = [subprocess.Popen(command, **options) for command in commands]
     try:
-        yield processes
+        yield launched
     finally:
-        for process in processes:
+        for process in launched:
             process.kill()
             process.communicate()
 
@@ -103,8 +104,8 @@ def run(arguments, num_devices, num_processes=1, acts=(NOTHING, NOTHING)):
     for i, act in zip(range(num_processes), acts, strict=False):
         place = [f"--distributed=localhost:{port},{num_processes},{i}"] if num_processes > 1 else []
         commands.append([sys.executable, "-c", DRIVER, *map(str, act), *RUN, *arguments, *place])
-    with launched(commands, num_devices) as processes:
-        return [Ended(process) for process in processes]
+    with launch(commands, num_devices) as launched:
+        return [Ended(process) for process in launched]
 
 
 def assert_all_well(ended):
@@ -113,9 +114,7 @@ def assert_all_well(ended):
 
 def assert_same_run(ours, theirs):
     """Two runs' tables, metrics and networks, member by member."""
-    for a, b in zip(read_results(ours), read_results(theirs), strict=True):
-        assert a[:8] == b[:8]  # who, and at which epoch
-        np.testing.assert_allclose(a[9:], b[9:], rtol=1e-5, atol=1e-6)
+    assert_close(read_results(ours), read_results(theirs), rtol=1e-5, atol=1e-6)
     mine, others = metrics_of(ours), metrics_of(theirs)
     assert mine.keys() == others.keys() and len(mine) == 5 * 8
     for key, values in mine.items():
@@ -144,10 +143,10 @@ def whole(tmp_path_factory):
     """An uninterrupted run on one device."""
     run_dir = tmp_path_factory.mktemp("one") / "device"
     assert_all_well(run([f"--workdir={run_dir}"], 1))
-    rows = read_results(run_dir)
-    final = {row.member: row.train_loss for row in rows if row.selection == "final"}
-    assert sorted(final) == sorted(range(5)) and len(set(final.values())) == 5
-    assert 1 <= len(rows) - 5 < 5  # some reach the target
+    table = read_results(run_dir)
+    final = table[table["selection"] == "final"]
+    assert sorted(final["member"]) == [0, 1, 2, 3, 4] and final["train_loss"].nunique() == 5
+    assert 1 <= len(table) - 5 < 5  # some reach the target
     return run_dir
 
 
@@ -201,10 +200,10 @@ def test_processes_that_cannot_start_end_together(tmp_path):
     for i, data in enumerate(["--dataset=digits", "--dataset=folder:no/such/folder"]):
         place = f"--distributed=localhost:{port},2,{i}"
         commands.append([sys.executable, "-c", DRIVER, "0", "1", *RUN, *arguments, data, place])
-    with launched(commands, 1) as processes:
-        first, second = [Ended(process) for process in processes]
+    with launch(commands, 1) as launched:
+        first, second = [Ended(process) for process in launched]
     assert (first.code, second.code) == (1, 1)
-    assert "error: another process can not go on, and says why" in first.stderr
+    assert "error: another process cannot go on and says why" in first.stderr
     assert "error: " in second.stderr and "no/such/folder" in second.stderr
     assert not (tmp_path / "run").exists()
 
@@ -234,15 +233,15 @@ def test_outside_a_cluster_auto_is_an_error(tmp_path):
 
 
 def test_a_coordinator_that_does_not_answer_is_an_error(monkeypatch):
-    monkeypatch.setattr(distributed, "START_TIMEOUT_S", 0)
+    monkeypatch.setattr(processes, "START_TIMEOUT_S", 0)
     with socket.socket() as free:  # bound, but nobody listens
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
         with pytest.raises(ValueError, match=f"process 0 does not answer at localhost:{port}"):
-            distributed.connect(f"localhost:{port},2,1")
+            processes.connect(f"localhost:{port},2,1")
 
 
 def test_what_the_flag_says():
-    assert distributed.parse("none") is distributed.parse("auto") is None
-    assert distributed.parse("a.b:80,4,3") == ("a.b:80", 4, 3)
-    assert distributed.parse("[::1]:80,1,0") == ("[::1]:80", 1, 0)
+    assert processes.parse("none") is processes.parse("auto") is None
+    assert processes.parse("a.b:80,4,3") == processes.Address("a.b:80", 4, 3)
+    assert processes.parse("[::1]:80,1,0") == processes.Address("[::1]:80", 1, 0)

@@ -9,7 +9,7 @@ def test_a_run_survives_kills_while_it_writes(tmp_path):
     """In a checkpoint, with a group's table written but not in its place, and in the summary."""
     moments = [
         Moment(0, 15, "orbax-checkpoint-tmp", count=3, delay_s=0.002),
-        Moment(pattern="members/000/.results.csv.", count=2),
+        Moment(pattern="groups/.000.csv.", count=2),
         Moment(pattern="/pieces/.summary.json.", count=2),
     ]
     said = soak(tmp_path, moments, has_figures=False)
@@ -23,5 +23,5 @@ def test_moments_are_spread_over_the_run():
         steps = [(m.group, m.step) for m in moments if m.step]
         assert steps == sorted(steps) and {group for group, _ in steps} == {0, 1}
         assert sum(moment.at_start is not None for moment in moments) == 3
-        assert sum(".results.csv" in moment.pattern for moment in moments) >= 1
+        assert sum(".csv." in moment.pattern for moment in moments) >= 1
         assert sum("progress" in m.pattern or "orbax" in m.pattern for m in moments) >= 3

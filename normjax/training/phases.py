@@ -1,4 +1,4 @@
-"""Training a group of networks through both phases, with its metrics and its checkpoints."""
+"""Train a group of networks through both phases, with metrics and checkpoints."""
 
 import sys
 import time
@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from normjax.training import checkpoints
-from normjax.training import processes as distributed
-from normjax.training import record as records
+from normjax.results import metrics
+from normjax.training import checkpoints, processes
 from normjax.training.ensemble import (
     gather_members,
     make_order_key,
@@ -22,12 +21,13 @@ from normjax.training.ensemble import (
     share,
 )
 from normjax.training.interrupts import StoppedError
-from normjax.training.members import Sweep, first_labels, own_labels
+from normjax.training.members import first_labels, own_labels
+from normjax.training.plan import Sweep
 from normjax.training.selection import evaluation_data
 
 
 def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
-    """Trains a group through both phases.
+    """Train a group through both phases.
 
     Returns:
       (state, snapshots) of this process's members, as `pad_members` deals them out.
@@ -49,26 +49,26 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         stds = [member.init_std for member in padded]
         state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
-        diverged_at = shard_members(np.zeros(len(padded), np.int32))  # a step; 0: it did not
+        diverged_at = shard_members(np.zeros(len(padded), np.int32))  # a step; 0: not diverged
         progress = state, ensemble.init_snapshots(state), diverged_at
         return progress, share(dataset.train.images), test
 
-    progress, images, test = distributed.attempt(start_networks)
+    progress, images, test = processes.attempt(start_networks)
 
     def train_epoch(step, state, snapshots, diverged_at, labels):
-        """The first three and values by name [M'] after an epoch; `step` counts from 0."""
+        """Return the first three and values by name [M'] after an epoch; `step` is from 0."""
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(order_key, step)
-        state, metrics = ensemble.train_epoch(state, labels, images, key)
-        values = {f"running_{name}": value for name, value in metrics._asdict().items()}
-        is_finite = jnp.isfinite(metrics.loss)
+        state, running = ensemble.train_epoch(state, labels, images, key)
+        values = {f"running_{name}": value for name, value in running._asdict().items()}
+        is_finite = jnp.isfinite(running.loss)
         if step >= config.pretrain_epochs:
             now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
-            snapshots, measured = ensemble.track(snapshots, state, labels, metrics, images, *now)
+            snapshots, measured = ensemble.track(snapshots, state, labels, running, images, *now)
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
-            if epoch == config.epochs:  # the last step's result is in no running mean
+            if epoch == config.epochs:  # no running mean includes the last step's result
                 is_finite &= jnp.isfinite(measured.loss)
         if config.test_every and (step + 1) % config.test_every == 0:
             measured = ensemble.evaluate_plainly(state.variables, *test)
@@ -79,51 +79,50 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
 
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
-        if distributed.is_first():
-            records.keep_metrics(run_dir, group, members, start)
+        if processes.is_first():
+            metrics.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
-            *progress, values = distributed.attempt(
+            *progress, values = processes.attempt(
                 lambda now=(step, *progress, labels): train_epoch(*now)
             )
             values = gather_members(values, len(members))
-            if distributed.is_first():
+            if processes.is_first():
                 phase = "pretrain" if step < config.pretrain_epochs else "train"
                 common = {"group": group, "step": step + 1, "phase": phase}
                 common["epoch"] = epoch_of(sweep, step)
-                records.append_metrics(run_dir, members, common, values)
-            signum = distributed.worst(sweep.signal())
+                metrics.append_metrics(run_dir, members, common, values)
+            signum = processes.all_max(sweep.signal())
             is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
             checkpoints.save_progress(
                 checkpointer, step + 1, tuple(progress), numbers, is_phase_end or signum > 0
             )
             if signum:
-                raise StoppedError(signum)
+                raise StoppedError(signum, run_dir)
     state, snapshots, _ = progress
     return state, snapshots
 
 
 def last_step(sweep: Sweep) -> int:
-    """The epochs of both phases together."""
+    """Return the number of epochs of both phases together."""
     return sweep.config.pretrain_epochs + sweep.config.epochs
 
 
 def epoch_of(sweep: Sweep, step: int) -> int:
-    """The number of an epoch within its phase, from 1; `step` counts both phases, from 0."""
+    """Return an epoch's number within its phase, from 1; `step` counts both phases, from 0."""
     pretrain_epochs = sweep.config.pretrain_epochs
     return step + 1 - (pretrain_epochs if step >= pretrain_epochs else 0)
 
 
 def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
-    """The epochs of both phases that are still to be trained.
+    """Yield the epochs of both phases that remain to be trained, and report the progress.
 
-    With a bar on a terminal; elsewhere, as into a log file, with a line after each; of several
-    processes, the first one reports.
+    A terminal shows a bar; a log file gets a line per epoch. Only process 0 reports.
     """
     total = last_step(sweep)
-    if not distributed.is_first():
+    if not processes.is_first():
         yield from range(start, total)
         return
     name = f"group {group + 1} of {len(sweep.groups)}, {len(sweep.groups[group])} networks"

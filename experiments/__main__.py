@@ -1,0 +1,30 @@
+"""Print a line for each command.
+
+python -m experiments
+"""
+
+import ast
+from pathlib import Path
+
+
+def list_commands(folder: Path = Path(__file__).parent) -> dict[str, str]:
+    """Return the first line of the docstring of each module that can be run, by its name."""
+    commands = {}
+    for path in sorted(folder.glob("[!_]*.py")):
+        text = path.read_text(encoding="utf-8")
+        if '\nif __name__ == "__main__":\n' in text:
+            commands[path.stem] = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return commands
+
+
+def main() -> None:
+    """Print the commands."""
+    commands = list_commands()
+    width = max(map(len, commands))
+    print("python -m experiments.COMMAND --help; the commands are\n")
+    for name, summary in commands.items():
+        print(f"  {name:{width}}  {summary}")
+
+
+if __name__ == "__main__":
+    main()

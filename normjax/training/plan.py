@@ -1,0 +1,213 @@
+"""What is trained: the data, the network and the functions that all stages of a sweep share."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from normjax.batch_norm import absorb_batch_norm
+from normjax.data import Dataset, Split, load_dataset, standardize_images
+from normjax.data.dataset import take_subset
+from normjax.files import one_line
+from normjax.networks.models import make_model
+from normjax.normalize import check_homogeneity
+from normjax.norms import parse_norm
+from normjax.training.config import SweepConfig
+from normjax.training.ensemble import Ensemble, Member, make_ensemble
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Images uint8 [N, H, W, C] and labels int [N]."""
+
+_TOLERANCE = 1e-4  # relative; rounding in float32 is near 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What the stages of a sweep share.
+
+    Attributes:
+      experiment: its name.
+      config: its configuration.
+      dataset: its images and their true labels.
+      ensemble: the compiled functions.
+      groups: the networks that are trained at once.
+      parameters: the shape of each parameter of the network without batch normalization.
+      signal: returns the number of the signal that came, 0 while none has.
+    """
+
+    experiment: str
+    config: SweepConfig
+    dataset: Dataset
+    ensemble: Ensemble
+    groups: list[list[Member]]
+    parameters: dict[str, list[int]]
+    signal: Callable[[], int] = lambda: 0
+
+
+def make_sweep(
+    experiment: str,
+    config: SweepConfig,
+    dataset: Dataset,
+    members: Sequence[Member],
+    model: nn.Module | None = None,
+) -> Sweep:
+    """Return a sweep whose networks are one group; nothing is compiled yet.
+
+    Args:
+      experiment: its name.
+      config: its configuration.
+      dataset: its data.
+      members: its networks.
+      model: the user's own network; None makes the one that the configuration names.
+
+    Raises:
+      ValueError: the network cannot be trained on such images.
+    """
+    if model is None:
+        model = make_model(config.model, dataset.num_classes, batch_norm=config.batch_norm)
+    else:
+        check_own_model(model, dataset, members)
+    ensemble = make_ensemble(
+        model,
+        without_batch_norm(model),
+        optax.sgd(config.learning_rate, momentum=config.momentum),
+        image_shape=dataset.image_shape,
+        batch_size=config.batch_size,
+        target_losses=config.target_losses,
+        norms=[parse_norm(name) for name in config.norms],
+    )
+    parameters = parameter_shapes(model, dataset.image_shape)
+    return Sweep(experiment, config, dataset, ensemble, [list(members)], parameters)
+
+
+def without_batch_norm(model: nn.Module) -> nn.Module:
+    """Return the network that `absorb_batch_norm` gives the parameters of."""
+    return model.clone(batch_norm=False) if getattr(model, "batch_norm", False) else model
+
+
+def abstract_params(model: nn.Module, image_shape: Sequence[int]) -> Any:
+    """Return shapes and dtypes of a network's parameters, without its batch normalization."""
+    init = without_batch_norm(model).init
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    return jax.eval_shape(init, jax.random.key(0), images)["params"]
+
+
+def parameter_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, list[int]]:
+    """Return the shape of each parameter by its path, as run.json has it."""
+    leaves = jax.tree.leaves_with_path(abstract_params(model, image_shape))
+    return {path_name(path): list(leaf.shape) for path, leaf in leaves}
+
+
+def path_name(path: Any) -> str:
+    """Return a leaf's path as "Dense_0/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def load_data(config: SweepConfig, own: Dataset | tuple[Arrays, Arrays] | None = None) -> Dataset:
+    """Return the data of a configuration, checked against its batch size.
+
+    Args:
+      config: the configuration; its sizes choose a subset.
+      own: the user's own data; None loads those that the configuration names.
+
+    Raises:
+      ValueError: the data cannot be found or used.
+    """
+    if own is None:
+        sizes = {"train_size": config.train_size, "test_size": config.test_size}
+        dataset = load_dataset(config.dataset, data_dir=config.data_dir, **sizes)
+    else:
+        dataset = as_dataset(own)
+        dataset = dataset._replace(
+            train=take_subset(dataset.train, config.train_size, "train"),
+            test=take_subset(dataset.test, config.test_size, "test"),
+        )
+    num_examples = len(dataset.train.labels)
+    if config.batch_size > num_examples:
+        raise ValueError(
+            f"--batch_size={config.batch_size}: must not exceed the {num_examples} training images"
+        )
+    return dataset
+
+
+def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
+    """Return the user's data as a data set; classes of bare arrays are named by their labels.
+
+    Raises:
+      ValueError: images are not uint8 [N, H, W, C] of one shape, or labels are not 0 to K - 1.
+    """
+    if not isinstance(own, Dataset):
+        try:
+            (images, labels), (test_images, test_labels) = own
+        except (TypeError, ValueError):
+            raise ValueError(
+                "dataset: a Dataset or ((images, labels), (images, labels)) is needed"
+            ) from None
+        num_classes = 1 + max(np.max(labels, initial=1), np.max(test_labels, initial=1))
+        names = tuple(map(str, range(int(num_classes))))
+        own = Dataset(Split(images, labels), Split(test_images, test_labels), names, "own data")
+    splits = {}
+    for name in ("train", "test"):
+        images, labels = (np.asarray(part) for part in getattr(own, name))
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+            raise ValueError(f"dataset: {name} images must be uint8 [N, H, W, C]")
+        if images.shape[1:] != np.shape(own.train.images)[1:]:
+            raise ValueError("dataset: training and test images must have one shape")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise ValueError(f"dataset: {name} labels must be integers [N], one for each image")
+        if labels.min() < 0 or labels.max() >= own.num_classes:
+            raise ValueError(f"dataset: {name} labels must be from 0 to {own.num_classes - 1}")
+        splits[name] = Split(images, labels.astype(np.int32))
+    return own._replace(**splits)
+
+
+def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member]) -> None:
+    """Check that the user's network can be trained here, and that eq. 2 holds for it.
+
+    Parameters are drawn at random for the check, biases too, which are often zero at first.
+
+    Raises:
+      ValueError: one line that says what is wrong.
+    """
+    name = f"model {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{name}: a Linen module is needed")
+    if any(member.init_std is not None for member in members) and not hasattr(model, "init_std"):
+        raise ValueError(f"{name}: it needs a field init_std, as these networks differ in it")
+    plain = without_batch_norm(model)
+    images = standardize_images(dataset.test.images[:16])
+    try:
+        variables = model.init(jax.random.key(0), images[:1])
+        params = absorb_batch_norm(variables)
+        expected = plain.init(jax.random.key(0), images[:1])
+        logits = plain.apply({"params": params}, images)
+    except Exception as error:  # a stranger's code may raise anything
+        raise ValueError(
+            f"{name}: it cannot be applied to the images: {one_line(error)}"
+        ) from error
+    if set(variables) - {"params"} and plain is model:
+        raise ValueError(f"{name}: batch normalization needs a field batch_norm that is true")
+    if set(expected) != {"params"} or jax.tree.map(jnp.shape, dict(params)) != jax.tree.map(
+        jnp.shape, dict(expected["params"])
+    ):
+        raise ValueError(f"{name}: with batch_norm=False it must have the absorbed parameters")
+    if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(variables)):
+        raise ValueError(f"{name}: its parameters must be float32")
+    if logits.shape != (len(images), dataset.num_classes):
+        raise ValueError(
+            f"{name}: its logits have shape {logits.shape}, not "
+            f"{(len(images), dataset.num_classes)}"
+        )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
+    check = check_homogeneity(lambda p, x: plain.apply({"params": p}, x), params, images)
+    if not check.relative_error < _TOLERANCE:
+        raise ValueError(
+            f"{name}: it is not homogeneous in its layers' weights, so that normalizing changes "
+            f"its predictions (relative error {check.relative_error:.2g})"
+        )

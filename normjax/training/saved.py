@@ -1,0 +1,189 @@
+"""What is saved of finished networks: their parameters, and the rows of results.csv.
+
+DIR/checkpoints/members/003_final.npz   one network at one selection, an array for each parameter
+DIR/checkpoints/groups/000.csv          the rows of a group of networks, written when it is finished
+DIR/checkpoints/groups/000.csv.sha256   their digest, in the format of sha256sum
+"""
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pandas as pd
+
+from normjax.batch_norm import absorb_batch_norm
+from normjax.files import one_line, read_object, replacing
+from normjax.networks.models import make_model
+from normjax.results.table import read_results, write_results
+from normjax.training.checkpoints import RUN_FILE
+from normjax.training.plan import abstract_params, parameter_shapes, path_name, without_batch_norm
+from normjax.types import Params
+
+
+def save_network(run_dir: str | os.PathLike, number: int, selection: str, variables: Any) -> None:
+    """Save a network at one selection, batch normalization absorbed.
+
+    Args:
+      run_dir: the run's folder.
+      number: the network's number.
+      selection: "final" or "loss=0.0044".
+      variables: the network's as trained, numpy arrays.
+    """
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path, leaf in jax.tree.leaves_with_path(absorb_batch_norm(variables)):
+            with archive.open(f"{path_name(path)}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(leaf), allow_pickle=False)
+    with replacing(network_path(run_dir, number, selection)) as temporary:
+        temporary.write_bytes(content.getvalue())
+
+
+def network_path(run_dir: str | os.PathLike, number: int, selection: str) -> Path:
+    """Return the file of a network."""
+    return Path(run_dir) / "checkpoints" / "members" / f"{number:03d}_{selection}.npz"
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays in a network's file by their names.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is damaged. The checksum of each array is compared.
+    """
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with zipfile.ZipFile(content) as archive:
+            return {
+                name.removesuffix(".npy"): np.lib.format.read_array(
+                    io.BytesIO(archive.read(name)), allow_pickle=False
+                )
+                for name in archive.namelist()
+            }
+    except Exception as error:  # zipfile and numpy raise many kinds
+        raise ValueError(f"{path}: damaged, it cannot be read: {one_line(error)}") from error
+
+
+def load_member(
+    run_dir: str | os.PathLike,
+    member: int,
+    selection: str = "final",
+    *,
+    model: nn.Module | None = None,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained network of a run.
+
+    Args:
+      run_dir: the run's folder.
+      member: the network's number, as in results.csv.
+      selection: "final" or "loss=0.0044", as in results.csv.
+      model: the network, if the run was given the user's own.
+
+    Returns:
+      (model, variables) with `model.apply(variables, images)` on standardized float images
+      [N, H, W, C]; numpy arrays; batch normalization, if there was any, is absorbed.
+
+    Raises:
+      FileNotFoundError: there is no run in that folder, or it has not trained the network yet.
+      ValueError: there is no such member or selection (the message lists those there are), the
+        file is damaged, or the run's own model is not given.
+    """
+    path = Path(run_dir) / RUN_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
+    kinds = {"groups": list[list[int]], "model": str, "num_classes": int}
+    run = read_object(path, **kinds, image_shape=list[int], given=list[str], parameters=dict)
+    num_members = sum(map(len, run["groups"]))
+    if member not in range(num_members):
+        raise ValueError(f"{run_dir}: no member {member}; there are 0 to {num_members - 1}")
+    file = network_path(run_dir, member, selection)
+    known = sorted(path.stem.partition("_")[2] for path in file.parent.glob(f"{member:03d}_*.npz"))
+    if not known:
+        raise FileNotFoundError(f"{run_dir}: member {member} is not trained to its end yet")
+    if selection not in known:
+        raise ValueError(
+            f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
+        )
+    model = choose_model(path, run, model)
+    return model, {"params": _load_params(file, model, run["image_shape"])}
+
+
+def choose_model(path: Path, run: dict[str, Any], own: nn.Module | None) -> nn.Module:
+    """Return the network of a run, without batch normalization.
+
+    Args:
+      path: its run.json, for messages.
+      run: what that file holds.
+      own: the network that the user gives, needed if the run was given one.
+
+    Raises:
+      ValueError: it is missing, or not the run's.
+    """
+    if own is None and "model" in run["given"]:
+        raise ValueError(f"{path}: the run was given its network {run['model']}: give it again")
+    if own is not None and "model" not in run["given"]:
+        raise ValueError(f"{path}: the run's network is {run['model']}; no other can be given")
+    try:
+        model = without_batch_norm(own or make_model(run["model"], run["num_classes"]))
+        shapes = parameter_shapes(model, run["image_shape"])
+    except Exception as error:  # a stranger's network, or a damaged record
+        raise ValueError(f"{path}: the network cannot be made: {one_line(error)}") from error
+    if shapes != run["parameters"]:
+        raise ValueError(f"{path}: the network has other parameters than the run's")
+    return model
+
+
+def save_rows(run_dir: str | os.PathLike, group: int, table: pd.DataFrame) -> None:
+    """Save the rows of a group; the group is finished once they are there."""
+    path = rows_path(run_dir, group)
+    with replacing(path) as temporary:
+        write_results(temporary, table)
+        with replacing(_digest_path(path)) as digest:
+            digest.write_text(_digest_line(temporary, path.name), encoding="ascii")
+
+
+def read_rows(run_dir: str | os.PathLike, group: int) -> pd.DataFrame:
+    """Read the rows of a finished group.
+
+    Raises:
+      OSError: a file cannot be read.
+      ValueError: the rows are damaged.
+    """
+    path = rows_path(run_dir, group)
+    text = _digest_path(path).read_text(encoding="ascii", errors="replace")
+    if text != _digest_line(path, path.name):
+        raise ValueError(
+            f"{path}: damaged, its SHA-256 is not that of what was saved; remove this file and "
+            "those of later groups, and --resume trains them again"
+        )
+    return read_results(path)
+
+
+def rows_path(run_dir: str | os.PathLike, group: int) -> Path:
+    """Return the file with a group's rows."""
+    return Path(run_dir) / "checkpoints" / "groups" / f"{group:03d}.csv"
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _digest_line(path: Path, name: str) -> str:
+    return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n"
+
+
+def _load_params(path: Path, model: nn.Module, image_shape: Sequence[int]) -> Params:
+    """Return a network's parameters as the tree that its model has."""
+    arrays = read_arrays(path)
+    expected = abstract_params(model, image_shape)
+    leaves, structure = jax.tree.flatten_with_path(expected)
+    wanted = {path_name(place): (leaf.shape, leaf.dtype) for place, leaf in leaves}
+    if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
+        raise ValueError(f"{path}: damaged, its arrays are not the network's parameters")
+    return jax.tree.unflatten(structure, [arrays[path_name(place)] for place, _ in leaves])

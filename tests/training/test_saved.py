@@ -1,0 +1,183 @@
+"""Networks and rows of finished groups, as they are saved and loaded."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from normjax.batch_norm import absorb_batch_norm
+from normjax.networks.models import make_model
+from normjax.training.ensemble import take_member
+from normjax.training.plan import parameter_shapes
+from normjax.training.saved import load_member, network_path, read_arrays, save_network
+
+IMAGE_SHAPE = (8, 8, 1)
+
+
+def random_variables(model, seed=0):
+    """Variables of the right shapes, positive as variances must be."""
+    rng = np.random.default_rng(seed)
+    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    return jax.tree.map(
+        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(0), images),
+    )
+
+
+def write_record(run_dir, model, groups, **changes):
+    """The run.json of a run."""
+    run_dir.mkdir(exist_ok=True)
+    run = {"model": model, "num_classes": 10, "groups": groups, "given": []}
+    run |= {"image_shape": IMAGE_SHAPE}
+    if "parameters" not in changes:
+        run["parameters"] = parameter_shapes(make_model(model), IMAGE_SHAPE)
+    (run_dir / "run.json").write_text(json.dumps(run | changes))
+
+
+def test_members_come_back_as_they_were_saved(tmp_path):
+    write_record(tmp_path, "linear", [[0, 1], [2]])
+    trained = {
+        (member, selection): random_variables(make_model("linear"), seed)
+        for seed, (member, selection) in enumerate(
+            (member, selection) for member in range(3) for selection in ("final", "loss=0.05")
+        )
+    }
+    for (member, selection), variables in trained.items():
+        save_network(tmp_path, member, selection, variables)
+    images = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, *IMAGE_SHAPE)
+    for (member, selection), variables in trained.items():
+        model, loaded = load_member(tmp_path, member, selection)
+        kernel, saved = (v["params"]["Dense_0"]["kernel"] for v in (loaded, variables))
+        assert isinstance(kernel, np.ndarray) and kernel.dtype == np.float32
+        np.testing.assert_array_equal(kernel, saved)
+        np.testing.assert_allclose(
+            model.apply(loaded, images), images.reshape(2, -1) @ saved, rtol=1e-4, atol=1e-4
+        )
+        # numpy alone reads the file, too.
+        with np.load(network_path(tmp_path, member, selection)) as arrays:
+            np.testing.assert_array_equal(arrays["Dense_0/kernel"], saved)
+
+
+def test_one_network_is_read_alone(tmp_path):
+    """Damage to every other file of the run leaves it."""
+    write_record(tmp_path, "linear", [[0, 1]])
+    for member in (0, 1):
+        for selection in ("final", "loss=0.05"):
+            save_network(tmp_path, member, selection, random_variables(make_model("linear")))
+    for path in (tmp_path / "checkpoints").rglob("*.npz"):
+        if path != network_path(tmp_path, 1, "final"):
+            path.write_bytes(b"")
+    assert load_member(tmp_path, 1)[1]["params"]
+    with pytest.raises(ValueError, match="damaged"):
+        load_member(tmp_path, 0)
+
+
+def test_equal_networks_make_equal_bytes(tmp_path):
+    for folder in ("a", "b"):
+        save_network(tmp_path / folder, 0, "final", random_variables(make_model("convnet3")))
+    ours, theirs = (network_path(tmp_path / folder, 0, "final") for folder in ("a", "b"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_loaded_member_has_its_batch_norm_absorbed(tmp_path):
+    write_record(tmp_path, "convnet5", [[0, 1]])
+    stacked = [random_variables(make_model("convnet5", batch_norm=True), seed) for seed in (0, 1)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
+    for member in (0, 1):
+        save_network(tmp_path, member, "final", take_member(stacked, member))
+    model, loaded = load_member(tmp_path, 1)
+    assert model == make_model("convnet5") and loaded.keys() == {"params"}
+    expected = absorb_batch_norm(jax.tree.map(lambda x: x[1], stacked))
+    assert jax.tree.structure(loaded["params"]) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        assert isinstance(ours, np.ndarray)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_loading_what_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no run here \(run.json is missing\)"):
+        load_member(tmp_path / "nowhere", 0)
+    # Member 1 never came near its target, member 2 is not trained yet.
+    write_record(tmp_path, "linear", [[0, 1], [2]])
+    for member, selection in ((0, "final"), (0, "loss=0.05"), (1, "final")):
+        save_network(tmp_path, member, selection, random_variables(make_model("linear")))
+    for member in (3, -1):
+        with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
+            load_member(tmp_path, member)
+    with pytest.raises(FileNotFoundError, match="member 2 is not trained to its end yet"):
+        load_member(tmp_path, 2)
+    for member, selection, known in ((0, "best", "final, loss=0.05"), (1, "loss=0.05", "final")):
+        message = f"member {member} has no network '{selection}'; it has: {known}$"
+        with pytest.raises(ValueError, match=message):
+            load_member(tmp_path, member, selection)
+    assert load_member(tmp_path, 0, "loss=0.05")[1]["params"]
+
+
+class Narrow(nn.Module):
+    """A network of the user's own."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, images):
+        """Flatten, and two dense layers."""
+        x = nn.relu(nn.Dense(self.features, use_bias=False)(images.reshape(len(images), -1)))
+        return nn.Dense(10, use_bias=False)(x)
+
+
+def test_an_own_network_must_be_given_again(tmp_path):
+    shapes = parameter_shapes(Narrow(3), IMAGE_SHAPE)
+    write_record(tmp_path, "Narrow", [[0]], given=["model"], parameters=shapes)
+    variables = random_variables(Narrow(3))
+    save_network(tmp_path, 0, "final", variables)
+    model, loaded = load_member(tmp_path, 0, model=Narrow(3))
+    assert model == Narrow(3)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+    with pytest.raises(ValueError, match=r"run.json: the run was given its network Narrow: give"):
+        load_member(tmp_path, 0)
+    with pytest.raises(ValueError, match=r"run.json: the network has other parameters"):
+        load_member(tmp_path, 0, model=Narrow(4))
+    write_record(tmp_path, "linear", [[0]])
+    with pytest.raises(ValueError, match=r"the run's network is linear; no other can be given"):
+        load_member(tmp_path, 0, model=Narrow(3))
+
+
+class Tiny(nn.Module):
+    """A network with two small arrays."""
+
+    @nn.compact
+    def __call__(self, images):
+        """Two of the pixels, and a dense layer."""
+        return nn.Dense(2)(images.reshape(len(images), -1)[:, :2])
+
+
+def test_flipped_bits_are_refused_or_harmless(tmp_path):
+    """Every third bit: of the zip's own fields, of the arrays and of their headers."""
+    shapes = parameter_shapes(Tiny(), IMAGE_SHAPE)
+    write_record(tmp_path, "Tiny", [[0]], given=["model"], parameters=shapes)
+    variables = random_variables(Tiny())
+    save_network(tmp_path, 0, "final", variables)
+    path = network_path(tmp_path, 0, "final")
+    whole = path.read_bytes()
+    expected = {f"Dense_0/{name}": x for name, x in variables["params"]["Dense_0"].items()}
+    refused = 0
+    for bit in range(0, 8 * len(whole), 3):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            arrays = read_arrays(path)
+            if arrays.keys() != expected.keys():  # a flip in the list of arrays can hide one
+                load_member(tmp_path, 0, model=Tiny())
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: damaged") and "\n" not in str(error)
+            refused += 1
+            continue
+        assert arrays.keys() == expected.keys()
+        for name, array in arrays.items():
+            assert array.dtype == np.float32
+            np.testing.assert_array_equal(array, expected[name])
+    assert refused > len(whole)
