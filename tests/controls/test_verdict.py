@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from normjax.statistics.influence import MarginPrediction
 
 from benchmarks.verdict_errors import KINDS, draw_line, verdict_rates
 from normjax.controls.explain import explain_line
@@ -14,7 +15,6 @@ from normjax.controls.verdict import (
     UNDECIDED,
     judge,
 )
-from normjax.statistics.influence import MarginPrediction
 from normjax.statistics.resampling import MarginShuffle, shuffle_margins
 from tests.helpers.synthetic_lines import rows_of
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
-
 from normjax.statistics.error_prediction import kendall_of_counts, rank_errors, spearman_of_counts
+from scipy import stats
 
 
 def measures(n=12, seed=0):
