@@ -310,10 +310,13 @@ def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> 
 
 def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
     """Return the networks one by one."""
-    known = np.full(len(every), np.nan) if distances is None else distances
-    rows = every.assign(
-        level=every["level_name"],
-        cooks_distance=[float(d) if np.isfinite(d) else None for d in known],
+    known = [math.nan] * len(every) if distances is None else distances.tolist()
+    rows = every.assign(level=every["level_name"]).to_dict("records")
+    names = [f.name for f in dataclasses.fields(NetworkControls) if f.name != "cooks_distance"]
+    return tuple(
+        NetworkControls(
+            **{name: row[name] for name in names},
+            cooks_distance=distance if math.isfinite(distance) else None,
+        )
+        for row, distance in zip(rows, known, strict=True)
     )
-    names = [field.name for field in dataclasses.fields(NetworkControls)]
-    return tuple(NetworkControls(*row) for row in rows[names].astype(object).to_numpy().tolist())

@@ -5,6 +5,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from normjax.statistics.leave_out import predict_left_out
@@ -66,9 +67,9 @@ class MarginRatio:
 
 
 def predict_margins(
-    train_margins: Sequence[float],
-    test_margins: Sequence[float],
-    product_norms: Sequence[float],
+    train_margins: ArrayLike,
+    test_margins: ArrayLike,
+    product_norms: ArrayLike,
     levels: Sequence[Hashable],
 ) -> MarginPrediction:
     """Predict test margins left out, with and without the training margins.
@@ -104,7 +105,7 @@ def predict_margins(
 
 
 def margin_ratio(
-    train_margins: Sequence[float], test_margins: Sequence[float], product_norms: Sequence[float]
+    train_margins: ArrayLike, test_margins: ArrayLike, product_norms: ArrayLike
 ) -> MarginRatio:
     """Return the spread of test margin / training margin over the networks.
 
@@ -118,7 +119,7 @@ def margin_ratio(
     ratio = test / train
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))
-    with_norm = float(stats.spearmanr(ratio, rho).statistic) if has_spread else math.nan
+    with_norm = float(stats.spearmanr(ratio, rho)[0]) if has_spread else math.nan
     partial, p_value = _partial_correlation(train, test, rho / rho.max())
     return MarginRatio(
         mean=float(ratio.mean()),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
 from normjax.statistics.resampling import permute_within_levels
@@ -52,9 +53,9 @@ class MarginShuffle:
 
 
 def permute_norms(
-    train_excess: Sequence[float],
-    test_excess: Sequence[float],
-    product_norms: Sequence[float],
+    train_excess: ArrayLike,
+    test_excess: ArrayLike,
+    product_norms: ArrayLike,
     *,
     num_draws: int = 10_000,
     seed: int = 0,
@@ -117,9 +118,9 @@ def permute_losses(
 
 
 def shuffle_margins(
-    train_excess: Sequence[float],
-    test_excess: Sequence[float],
-    product_norms: Sequence[float],
+    train_excess: ArrayLike,
+    test_excess: ArrayLike,
+    product_norms: ArrayLike,
     levels: Sequence[Hashable] | None = None,
     *,
     num_draws: int = 10_000,
@@ -174,7 +175,7 @@ def shuffle_margins(
 
 
 def _check_excess(
-    train_excess: Sequence[float], test_excess: Sequence[float], product_norms: Sequence[float]
+    train_excess: ArrayLike, test_excess: ArrayLike, product_norms: ArrayLike
 ) -> list[np.ndarray]:
     """Return the columns as vectors, each divided by its largest absolute value.
 

@@ -163,7 +163,7 @@ def on_own_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 def is_finite(table: pd.DataFrame) -> pd.Series:
     """Return, per row, whether every number is finite: the network did not diverge."""
-    return pd.Series(np.isfinite(table[FLOAT_COLUMNS]).all(axis=1), index=table.index)
+    return pd.Series(np.isfinite(table[FLOAT_COLUMNS].to_numpy()).all(axis=1), index=table.index)
 
 
 def groups(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -263,12 +263,17 @@ def _parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
     return pd.Series(values, dtype=_DTYPES[kind])
 
 
+def _first(is_it: Any) -> int:
+    """Return the position of the first True."""
+    return int(np.flatnonzero(is_it)[0])
+
+
 def _check_values(table: pd.DataFrame, path: Path) -> None:
     """Raise unless every value is possible in its column; NaN can be any loss or error."""
 
     def check(is_possible: pd.Series, name: str, allowed: str) -> None:
         if not is_possible.all():
-            row = int((~is_possible).idxmax())
+            row = _first(~is_possible)
             value = one_line(repr(table[name].tolist()[row]), 40)
             raise ValueError(
                 f"{path}, line {row + 2}, column {name}: {value} is not possible: {allowed}"
@@ -299,7 +304,7 @@ def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
         error = (ln_k - math.log(max(known, 1))).abs()
         bad = np.isfinite(error) & (error > _TOLERANCE * np.maximum(1, loss.abs()))
         if not 2 <= known < 2**31 or bad.any():
-            row = int(bad.idxmax())
+            row = _first(bad)
             raise ValueError(
                 f"{path}, line {row + 2}: normalized {split} loss - excess is {ln_k[row]:g}; it "
                 "must be ln K of one number of classes in all lines"
@@ -313,21 +318,21 @@ def _check_networks(table: pd.DataFrame, path: Path) -> None:
             column = table[name].map(repr)  # NaN is the same as NaN
             first = column.groupby([table[key] for key in keys]).transform("first")
             if (differs := column != first).any():
-                row = int(differs.idxmax())
+                row = _first(differs)
                 same = (table[keys] == table.loc[row, keys]).all(axis=1)
                 raise ValueError(
                     f"{path}, line {row + 2}, column {name}: {one_line(column[row], 40)}, but line "
-                    f"{int(same.idxmax()) + 2} of the same network has {one_line(first[row], 40)}"
+                    f"{_first(same) + 2} of the same network has {one_line(first[row], 40)}"
                 )
     keys = [*_EVALUATION, "norm"]
     if (repeated := table.duplicated(keys)).any():
-        row = int(repeated.idxmax())
+        row = _first(repeated)
         same = (table[keys] == table.loc[row, keys]).all(axis=1)
-        raise ValueError(f"{path}, line {row + 2}: repeats line {int(same.idxmax()) + 2}")
+        raise ValueError(f"{path}, line {row + 2}: repeats line {_first(same) + 2}")
     all_norms = set(table["norm"])
     for _, rows in table.groupby(_EVALUATION, sort=False):
         if missing := sorted(all_norms - set(rows["norm"])):
             raise ValueError(
-                f"{path}, line {int(rows.index[0]) + 2}: this network has no line for norm "
+                f"{path}, line {_first(table.index == rows.index[0]) + 2}: this network has no line for norm "
                 f"{one_line(missing[0], 40)}"
             )

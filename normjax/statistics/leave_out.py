@@ -5,6 +5,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
 
@@ -28,7 +29,7 @@ class PredictionErrors:
 
 
 def leave_out(
-    x: Sequence[float], y: Sequence[float], parts: Sequence[Hashable], where: Sequence[str]
+    x: ArrayLike, y: ArrayLike, parts: Sequence[Hashable], where: Sequence[str]
 ) -> PredictionErrors:
     """Predict each part of the points by the least-squares line through all others.
 

@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class DemingFit:
     variance_ratio: float
 
 
-def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> LineFit:
+def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
     """Fit y = intercept + slope * x by ordinary least squares, in float64.
 
     Both axes are centered first: losses of normalized networks differ by 1e-4 around ln K.
@@ -124,7 +125,7 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     )
 
 
-def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) -> AnchoredFit:
+def fit_through_anchor(x: ArrayLike, y: ArrayLike, anchor: float) -> AnchoredFit:
     """Fit a line through (anchor, anchor) by least squares; for losses the anchor is ln K.
 
     Networks whose margins vanish lie there, so every line of normalized losses aims at it.
@@ -145,7 +146,7 @@ def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) ->
     return AnchoredFit(float(slope), float(r2), math.sqrt(sse / (x.size - 1)), x.size)
 
 
-def deming_line(x: Sequence[float], y: Sequence[float], variance_ratio: float = 1.0) -> DemingFit:
+def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> DemingFit:
     """Fit the maximum-likelihood line for errors in both x and y.
 
     With d the ratio of the errors' variances,
@@ -173,7 +174,7 @@ def deming_line(x: Sequence[float], y: Sequence[float], variance_ratio: float = 
     return DemingFit(float(slope), float(y.mean() - slope * x.mean()), float(variance_ratio))
 
 
-def cooks_distances(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
+def cooks_distances(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     """Return how far each point moves the line, float64 [n]; a point above 1 governs it.
 
     Cook (1977): ``D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)``, leverage h_i, s^2 = SSE / (n - 2).
@@ -190,7 +191,7 @@ def cooks_distances(x: Sequence[float], y: Sequence[float]) -> np.ndarray:
         return residuals**2 * leverage / (2 * fit.rmse**2 * (1 - leverage) ** 2)
 
 
-def check_points(*columns: Sequence[float], minimum: int) -> list[np.ndarray]:
+def check_points(*columns: ArrayLike, minimum: int) -> list[np.ndarray]:
     """Return the columns as float64 vectors.
 
     Raises:

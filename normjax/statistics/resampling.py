@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
 
@@ -59,8 +60,8 @@ def permute_within_levels(
 
 
 def bootstrap_line(
-    x: Sequence[float],
-    y: Sequence[float] | np.ndarray,
+    x: ArrayLike,
+    y: ArrayLike,
     levels: Sequence[Hashable],
     ln_num_classes: float,
     *,
@@ -69,7 +70,9 @@ def bootstrap_line(
 ) -> LineBootstrap:
     """Return intervals of a line's numbers, from networks drawn with replacement.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With few levels the
+    intervals are too short: with 6 to 12 of them, nominal 95% cover the slope and R2 in about 90%
+    of synthetic runs, and the RMSE, which a resample makes smaller, in 65% to 80%.
 
     Args:
       x: n values of normalized training loss - ln K.
