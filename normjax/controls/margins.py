@@ -119,7 +119,11 @@ def margin_ratio(
     ratio = test / train
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))
-    with_norm = float(stats.spearmanr(ratio, rho)[0]) if has_spread else math.nan
+    with_norm = (
+        float(np.corrcoef(stats.rankdata(ratio), stats.rankdata(rho))[0, 1])
+        if has_spread
+        else math.nan
+    )
     partial, p_value = _partial_correlation(train, test, rho / rho.max())
     return MarginRatio(
         mean=float(ratio.mean()),

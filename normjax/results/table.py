@@ -163,7 +163,7 @@ def on_own_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 def is_finite(table: pd.DataFrame) -> pd.Series:
     """Return, per row, whether every number is finite: the network did not diverge."""
-    return pd.Series(np.isfinite(table[FLOAT_COLUMNS].to_numpy()).all(axis=1), index=table.index)
+    return table[FLOAT_COLUMNS].map(math.isfinite).all(axis=1)
 
 
 def groups(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -264,8 +264,8 @@ def _parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
 
 
 def _first(is_it: Any) -> int:
-    """Return the position of the first True."""
-    return int(np.flatnonzero(is_it)[0])
+    """Return the position of the first True, 0 where there is none."""
+    return int(np.argmax(is_it))
 
 
 def _check_values(table: pd.DataFrame, path: Path) -> None:
@@ -332,7 +332,5 @@ def _check_networks(table: pd.DataFrame, path: Path) -> None:
     all_norms = set(table["norm"])
     for _, rows in table.groupby(_EVALUATION, sort=False):
         if missing := sorted(all_norms - set(rows["norm"])):
-            raise ValueError(
-                f"{path}, line {_first(table.index == rows.index[0]) + 2}: this network has no line for norm "
-                f"{one_line(missing[0], 40)}"
-            )
+            line, norm = _first(table.index == rows.index[0]) + 2, one_line(missing[0], 40)
+            raise ValueError(f"{path}, line {line}: this network has no line for norm {norm}")

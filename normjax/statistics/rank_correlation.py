@@ -80,14 +80,15 @@ def rank_correlation(
         )
     except ValueError as error:
         reason = str(error)
-    tau = float(stats.kendalltau(x, y)[0])
+    once = np.ones((1, x.size))
+    tau = float(kendall_of_counts(x, y, once)[0])
     shuffled = y[permute_within_levels(levels, num_draws, rng)]
     taus = _kendall_of_orders(x, shuffled)
     num_at_least = int(np.sum(np.abs(taus) >= abs(tau) - 1e-12))
     return RankCorrelation(
         kendall=tau,
         kendall_interval=intervals[0],
-        spearman=float(stats.spearmanr(x, y)[0]),
+        spearman=float(spearman_of_counts(x, y, once)[0]),
         spearman_interval=intervals[1],
         p_value=(num_at_least + 1) / (num_draws + 1),
         unit=unit,
