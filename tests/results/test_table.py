@@ -77,7 +77,16 @@ def test_round_trip_is_exact_and_deterministic(table, written, tmp_path):
 
 def test_bytes_are_those_of_python_floats(table, written):
     """Bit for bit what the csv module makes of Python's numbers, also of the odd ones."""
-    odd = [5e-324, 1e16, 0.1 + 0.2, 123456789.12345678, math.inf, -0.0, 1e-5, 1.7976931348623157e308]
+    odd = [
+        5e-324,
+        1e16,
+        0.1 + 0.2,
+        123456789.12345678,
+        math.inf,
+        -0.0,
+        1e-5,
+        1.7976931348623157e308,
+    ]
     table.loc[: len(odd) - 1, "product_norm"] = odd
     table.loc[8, "test_loss"] = math.nan
     write_results(written, table)

@@ -1,0 +1,274 @@
+"""metrics.jsonl: a line for each network and epoch, and the epoch each loss would stop at.
+
+The paper's closing recommendation is to monitor the training loss of the normalized network. The
+stopping epochs show, from metrics.jsonl alone, what that is good for.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from normjax.files import check_types, naming, parse_object, read_text, replacing
+
+METRICS_FILE = "metrics.jsonl"
+_NEEDED = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
+_NEEDED |= {"running_loss": float | None, "running_normalized_excess": float | None}
+_MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --test_every epochs
+
+
+class Definition(Protocol):
+    """What the lines of a network say of it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """The epochs at which three losses would stop one network, among those with true labels.
+
+    Epochs count from 1 over both phases; of equal losses the earliest epoch counts.
+
+    Attributes:
+      member: number of the network.
+      level: its level.
+      best_epoch: epoch of the least test loss.
+      raw_epoch: epoch of the least training loss, as trained.
+      normalized_epoch: epoch of the least training loss of the normalized network.
+      test_loss_at_best: test loss at the first of these epochs, nats.
+      test_loss_at_raw: test loss at the second.
+      test_loss_at_normalized: test loss at the third.
+      test_error_at_raw: test error at the second, a fraction.
+      test_error_at_normalized: test error at the third.
+    """
+
+    member: int
+    level: float
+    best_epoch: int
+    raw_epoch: int
+    normalized_epoch: int
+    test_loss_at_best: float
+    test_loss_at_raw: float
+    test_loss_at_normalized: float
+    test_error_at_raw: float
+    test_error_at_normalized: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelStops:
+    """The stopping epochs of a level's networks; losses and errors are means over these.
+
+    Attributes:
+      level: the level.
+      num_networks: number of its networks.
+      is_better: whether the test loss at the normalized loss's epochs is below that at the raw
+        loss's.
+      num_lower: networks whose own test loss is lower there.
+      num_higher: networks whose own test loss is higher there.
+      test_loss_at_best: as in `Stop`, as are the next four.
+    """
+
+    level: float
+    num_networks: int
+    is_better: bool
+    num_lower: int
+    num_higher: int
+    test_loss_at_best: float
+    test_loss_at_raw: float
+    test_loss_at_normalized: float
+    test_error_at_raw: float
+    test_error_at_normalized: float
+
+
+def append_metrics(
+    run_dir: str | os.PathLike,
+    members: Sequence[Definition],
+    common: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> None:
+    """Append a line for each member and one epoch; a number that is not finite becomes null.
+
+    Args:
+      run_dir: the run's folder.
+      members: M of them.
+      common: what their lines share: group, step (epochs of both phases), phase, epoch.
+      values: arrays [M] by name. One is diverged_at: the step at which the member's loss ceased to
+        be finite, 0 (null in the file) while it is.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        for i, member in enumerate(members):
+            who = {"member": member.index, "family": member.family}
+            who |= {"level": member.level, "seed": member.seed}
+            own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
+            own["diverged_at"] = own["diverged_at"] or None
+            file.write(json.dumps({**who, **common, **own}) + "\n")
+
+
+def keep_metrics(
+    run_dir: str | os.PathLike, group: int, members: Sequence[Definition], step: int
+) -> None:
+    """Drop torn lines, and the lines of a group's epochs after `step`, which are trained again.
+
+    Print a line if earlier epochs lack lines: those epochs are not trained again.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    before = path.read_bytes() if path.exists() else b""
+    kept = []
+    missing = {(member.index, epoch) for member in members for epoch in range(1, step + 1)}
+    for line in before.splitlines():
+        try:
+            record = json.loads(line)
+            if record["group"] != group or record["step"] <= step:
+                kept.append(line + b"\n")
+                missing.discard((record["member"], record["step"]))
+        except (ValueError, TypeError, KeyError):
+            continue
+    if missing:
+        print(f"{path}: {len(missing)} lines are lost for good", file=sys.stderr)
+    after = b"".join(kept)
+    if after != before:
+        with replacing(path) as temporary:
+            temporary.write_bytes(after)
+
+
+def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a run's metrics.jsonl, without the lines of networks of random labels.
+
+    Nothing about test examples can be learned from random labels, so these networks say nothing
+    about when to stop.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line is cut, is not a JSON object with the values that all lines have, is
+        repeated or contradicts an earlier one; the message names file and line.
+    """
+    path = Path(run_dir) / METRICS_FILE
+    lines: dict[tuple[int, int], dict[str, Any]] = {}
+    networks: dict[int, tuple] = {}
+    for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+        place = f"{path}, line {number}: not a line of metrics"
+        line = parse_object(text, place, **_NEEDED)
+        if set(_MEASURED) & set(line):
+            check_types(line, _MEASURED, place)
+        if line["phase"] not in ("pretrain", "train"):
+            raise ValueError(f"{place}: phase is neither pretrain nor train")
+        key = line["member"], line["step"]
+        if key in lines:
+            raise ValueError(f"{place}: epoch {key[1]} of member {key[0]} is repeated")
+        lines[key] = line
+        network = line["family"], line["level"], line["seed"]
+        if networks.setdefault(line["member"], network) != network:
+            raise ValueError(f"{place}: member {line['member']} was another network before")
+    return [line for line in lines.values() if line["family"] != "random_labels"]
+
+
+def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
+    """Return the stopping epochs of each network, among epochs with true labels and a test loss.
+
+    Epochs with true labels are those of the second phase, and those of the first if nothing was
+    corrupted. Training losses are running means over an epoch, which training computes anyway.
+
+    Args:
+      metrics: the lines of metrics.jsonl. Epochs with a loss of null do not count.
+
+    Returns:
+      A `Stop` for each network that has a test loss, ordered by level and member.
+
+    Raises:
+      ValueError: no lines, or a line without one of the values needed; it is named.
+    """
+    stops = []
+    for member, lines in lines_by_member(metrics).items():
+        late = [line for line in lines if has_true_labels(line)]
+        epochs, errors, test, raw, normalized = (
+            column(late, name)
+            for name in (
+                *("step", "test_error", "test_loss"),
+                *("running_loss", "running_normalized_excess"),
+            )
+        )
+        known = np.flatnonzero(np.isfinite([epochs, errors, test, raw, normalized]).all(axis=0))
+        if not known.size:
+            continue
+        at_best, at_raw, at_normalized = (
+            known[losses[known].argmin()] for losses in (test, raw, normalized)
+        )
+        stops.append(
+            Stop(
+                member=member,
+                level=lines[0]["level"],
+                best_epoch=int(epochs[at_best]),
+                raw_epoch=int(epochs[at_raw]),
+                normalized_epoch=int(epochs[at_normalized]),
+                test_loss_at_best=float(test[at_best]),
+                test_loss_at_raw=float(test[at_raw]),
+                test_loss_at_normalized=float(test[at_normalized]),
+                test_error_at_raw=float(errors[at_raw]),
+                test_error_at_normalized=float(errors[at_normalized]),
+            )
+        )
+    return sorted(stops, key=lambda stop: (stop.level, stop.member))
+
+
+def stopping_by_level(stops: Sequence[Stop]) -> list[LevelStops]:
+    """Return, per level, whether the normalized loss chooses better epochs than the raw one."""
+    levels = []
+    for level in sorted({stop.level for stop in stops}):
+        own = [stop for stop in stops if stop.level == level]
+        means = {
+            name: float(np.mean([getattr(stop, name) for stop in own]))
+            for name in (field.name for field in dataclasses.fields(Stop))
+            if name.startswith("test_")
+        }
+        gains = [stop.test_loss_at_raw - stop.test_loss_at_normalized for stop in own]
+        levels.append(
+            LevelStops(
+                level=level,
+                num_networks=len(own),
+                is_better=means["test_loss_at_normalized"] < means["test_loss_at_raw"],
+                num_lower=sum(gain > 0 for gain in gains),
+                num_higher=sum(gain < 0 for gain in gains),
+                **means,
+            )
+        )
+    return levels
+
+
+def has_true_labels(line: Mapping[str, Any]) -> bool:
+    """Return whether the epoch was on labels that are not corrupted."""
+    return line["phase"] == "train" or line["family"] != "pretrain" or line["level"] == 0
+
+
+def lines_by_member(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """Return the lines of each network in the order of their epochs, checked.
+
+    Raises:
+      ValueError: no lines, or a line without one of the values needed; it is named.
+    """
+    if not metrics:
+        raise ValueError("no lines of metrics")
+    members: dict[int, list[Mapping[str, Any]]] = {}
+    for number, line in enumerate(metrics, 1):
+        missing = [name for name in _NEEDED if name not in line]
+        if missing:
+            raise ValueError(f"line {number} of the metrics has no {', '.join(missing)}")
+        members.setdefault(line["member"], []).append(line)
+    return {m: sorted(lines, key=lambda line: line["step"]) for m, lines in members.items()}
+
+
+def column(lines: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Return one value of each line in float64; NaN where it is null or absent."""
+    return np.array([line.get(name) for line in lines], np.float64)
