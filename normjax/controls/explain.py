@@ -66,6 +66,7 @@ class NetworkControls:
       test_excess: normalized test loss - ln K, nats.
       train_margin: -train_excess * rho.
       test_margin: -test_excess * rho.
+      margin_ratio: test_margin / train_margin; None without a training margin.
       cooks_distance: its influence on the line of normalized losses; None if not defined.
     """
 
@@ -77,6 +78,7 @@ class NetworkControls:
     test_excess: float
     train_margin: float
     test_margin: float
+    margin_ratio: float | None
     cooks_distance: float | None
 
 
@@ -311,11 +313,12 @@ def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> 
 def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
     """Return the networks one by one."""
     known = [math.nan] * len(every) if distances is None else distances.tolist()
+    names = [field.name for field in dataclasses.fields(NetworkControls)][:-2]
     rows = every.assign(level=every["level_name"]).to_dict("records")
-    names = [f.name for f in dataclasses.fields(NetworkControls) if f.name != "cooks_distance"]
     return tuple(
         NetworkControls(
             **{name: row[name] for name in names},
+            margin_ratio=row["test_margin"] / row["train_margin"] if row["train_margin"] else None,
             cooks_distance=distance if math.isfinite(distance) else None,
         )
         for row, distance in zip(rows, known, strict=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import types
 import typing
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 
 from normjax.controls.explain import Explanation, explain_line
 from normjax.files import one_line, read_text, replacing
-from normjax.results.table import groups
+from normjax.results.table import groups, on_own_labels
 
 SUMMARY_FILE = "summary.json"
 
@@ -24,6 +25,7 @@ def explain_all(table: pd.DataFrame) -> list[Explanation]:
     Raises:
       ValueError: the table is empty.
     """
+    table = on_own_labels(table)
     if table.empty:
         raise ValueError("no results to explain")
     return [explain_line(table, selection, norm) for selection, norm in groups(table)]
@@ -56,13 +58,18 @@ def read_summary(path: str | os.PathLike) -> list[Explanation]:
         path = path / SUMMARY_FILE
     text = read_text(path)
     try:
-        return list(_parse(tuple[Explanation, ...], json.loads(text), "it"))
+        values = json.loads(text, parse_constant=_refuse)
+        return list(_parse(tuple[Explanation, ...], values, "it"))
     except RecursionError:
         raise ValueError(f"{path}: not JSON (too deeply nested)") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({one_line(error)})") from None
     except ValueError as error:
         raise ValueError(f"{path}: not the summary of a run: {one_line(error, 300)}") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"not JSON ({constant})")
 
 
 def _plain(value: Any) -> Any:
@@ -79,8 +86,7 @@ def _plain(value: Any) -> Any:
 def _parse(kind: Any, value: Any, place: str) -> Any:
     """Return what `_plain` made of a value of this type; null in place of a float is NaN."""
     if isinstance(kind, types.UnionType):
-        present, absent = typing.get_args(kind)
-        assert absent is types.NoneType
+        present = typing.get_args(kind)[0]  # every union here is with None
         return None if value is None else _parse(present, value, place)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -96,8 +102,9 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
             items = enumerate(zip(kinds, value, strict=True))
             return tuple(_parse(kind, item, f"{place}[{i}]") for i, (kind, item) in items)
     if kind is float:
-        value = math.nan if value is None else value
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if value is None:
+            return math.nan
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value

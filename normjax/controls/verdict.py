@@ -24,7 +24,7 @@ class Threshold:
 
 THRESHOLDS = {
     "MIN_NETWORKS": Threshold(
-        MIN_NETWORKS,
+        float(MIN_NETWORKS),
         "fewer networks with true labels decide nothing: a line with one left out has two "
         "parameters for six points or fewer",
     ),
