@@ -1,10 +1,10 @@
-"""How often the verdict on a line is wrong, on networks whose margins are drawn by known rules.
+"""How often the verdict on a line is wrong, for networks whose margins follow known rules.
 
     python -m benchmarks.verdict_errors --lines=200
 
-Each line is a set of networks: margins and norms in about the ranges of 3-layer networks on
-CIFAR-10. Rates are printed as a table; "independent" rows give the false alarms, "constant ratio"
-rows what is missed. Nothing is trained; it takes some ten seconds.
+Each line is a set of networks with margins and norms in about the ranges of 3-layer networks on
+CIFAR-10. The rates are printed as a table: "independent" rows show false alarms, "constant ratio"
+rows misses. Nothing is trained; it takes about ten seconds.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from normjax.controls.verdict import ARTEFACT, SUPPORTED, UNDECIDED, judge
-from normjax.statistics.influence import predict_margins
-from normjax.statistics.resampling import shuffle_margins
+from normjax.controls.margins import predict_margins
+from normjax.controls.shuffles import shuffle_margins
+from normjax.controls.verdict import ARTIFACT, SUPPORTED, UNDECIDED, judge
 
 KINDS = (
     "independent",
@@ -30,14 +30,16 @@ SIZES = ((8, 1), (6, 2), (6, 3), (12, 1))  # levels x networks of each
 def draw_line(
     kind: str, rng: np.random.Generator, num_levels: int, num_seeds: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Training margins, test margins, norms and levels of num_levels x num_seeds networks.
+    """Return training margins, test margins, norms and levels of num_levels x num_seeds networks.
 
     Args:
-      kind: one of `KINDS`. "independent": every number on its own, the pure artifact; "by level":
-        so by level, with networks of a level alike; "both follow the norm": margins are powers of
-        the norm, each with a noise of its own; "constant ratio": test margin = 0.6 training margin.
-      rng: where they are drawn from.
-      num_levels, num_seeds: how many levels, and networks at each.
+      kind: one of `KINDS`. "independent": all numbers are independent, the pure artifact; "by
+        level": levels are independent, networks of one level alike; "both follow the norm": margins
+        are powers of the norm, each with its own noise; "constant ratio": test margin = 0.6
+        training margin.
+      rng: source of the draws.
+      num_levels: number of levels.
+      num_seeds: number of networks of each level.
     """
     n = num_levels * num_seeds
     position = np.repeat(np.linspace(0, 1, num_levels), num_seeds)
@@ -68,7 +70,7 @@ def verdict_rates(
     num_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """{verdict: fraction} over lines of one kind."""
+    """Return {verdict: fraction} over lines of one kind."""
     rng = np.random.default_rng(seed)
     verdicts = []
     for _ in range(num_lines):
@@ -79,11 +81,11 @@ def verdict_rates(
         )
         prediction = predict_margins(train, test, rho, levels)
         verdicts.append(judge(train.size, shuffle, prediction).verdict)
-    return {name: verdicts.count(name) / num_lines for name in (ARTEFACT, SUPPORTED, UNDECIDED)}
+    return {name: verdicts.count(name) / num_lines for name in (ARTIFACT, SUPPORTED, UNDECIDED)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=200, help="synthetic lines for each rate")
     num_lines = parser.parse_args(argv).lines

@@ -1,42 +1,49 @@
-"""Is the line real? What of its fit is made by construction, and what is not.
+"""Is the line real? The one analysis of a run's selection and norm.
 
 To first order ln K - CE = mean(f_y - mean_k f_k): the normalized losses are mean centered margins
 on the training and on the test set, both divided by the same product of norms. Networks with
-unrelated margins would still line up with (ln K, ln K), if only their product norms differ enough.
+unrelated margins would still line up with (ln K, ln K) if their product norms differ enough.
 """
 
+import dataclasses
+import math
 import os
-from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from normjax.controls.verdict import THRESHOLDS, judge
-from normjax.results.rows import ResultRow, on_own_labels, read_results, select
-from normjax.results.summary import finite_rows, groups, member_name, norm_name, selection_name
-from normjax.statistics import regression
-from normjax.statistics.error_prediction import ErrorRanking, rank_errors
-from normjax.statistics.influence import (
-    DemingFit,
-    LeftOut,
-    MarginPrediction,
-    MarginRatio,
-    cooks_distances,
-    deming_line,
-    leave_out,
-    margin_ratio,
-    predict_margins,
-)
-from normjax.statistics.regression import AnchoredFit, LineFit, fit_line, fit_through_anchor
-from normjax.statistics.resampling import (
-    LineBootstrap,
+from normjax.controls.margins import MarginPrediction, MarginRatio, margin_ratio, predict_margins
+from normjax.controls.shuffles import (
     MarginShuffle,
     NormPermutation,
-    bootstrap_line,
     permute_norms,
     shuffle_margins,
 )
+from normjax.controls.verdict import THRESHOLDS, Threshold, judge
+from normjax.results.table import (
+    groups,
+    is_finite,
+    level_names,
+    member_names,
+    num_classes,
+    on_own_labels,
+    read_results,
+    select,
+)
+from normjax.statistics import regression
+from normjax.statistics.leave_out import PredictionErrors, leave_out
+from normjax.statistics.rank_correlation import RankCorrelation, rank_correlation
+from normjax.statistics.regression import (
+    AnchoredFit,
+    DemingFit,
+    LineFit,
+    cooks_distances,
+    deming_line,
+    fit_line,
+    fit_through_anchor,
+)
+from normjax.statistics.resampling import LineBootstrap, bootstrap_line
 
 MEASURE_NAMES = {
     "normalized_train_loss": "normalized training loss",
@@ -46,17 +53,21 @@ MEASURE_NAMES = {
 }
 
 
-class NetworkControls(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NetworkControls:
     """One network among the others; margins are raw, to first order.
 
     Attributes:
       name: its number, family, level and seed.
-      level: its family and level, the networks of which are not independent.
-      has_random_labels: it was trained, and is evaluated, on random labels.
+      level: its family and level. Networks of one level are not independent.
+      has_random_labels: whether it was trained, and is evaluated, on random labels.
       product_norm: rho.
-      train_excess, test_excess: normalized loss - ln K, nats.
-      train_margin, test_margin: -excess * rho.
-      cooks_distance: in the line of normalized losses; None if that is not defined.
+      train_excess: normalized training loss - ln K, nats.
+      test_excess: normalized test loss - ln K, nats.
+      train_margin: -train_excess * rho.
+      test_margin: -test_excess * rho.
+      margin_ratio: test_margin / train_margin; None without a training margin.
+      cooks_distance: its influence on the line of normalized losses; None if not defined.
     """
 
     name: str
@@ -67,53 +78,67 @@ class NetworkControls(NamedTuple):
     test_excess: float
     train_margin: float
     test_margin: float
+    margin_ratio: float | None
     cooks_distance: float | None
 
 
-class Explanation(NamedTuple):
-    """What a line of normalized losses is made of. None stands where `reasons` says why.
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What a line of normalized losses is made of. A field is None where `reasons` says why.
+
+    Networks of random labels have test margins near zero whatever they learned. Only the fields
+    marked "all networks" include them.
 
     Attributes:
       verdict: "artifact of the shared divisor", "supported" or "undecided" (`verdict.judge`).
       because: the numbers that decided it.
-      text: all of it in one paragraph of plain words.
-      selection, norm: which networks, and how they are normalized.
-      num_networks: how many there are with finite losses, each on its own labels.
-      num_random_labels: how many of these have random labels. Their test margins are near zero
-        whatever they learned, and only what is marked "all networks" counts them in.
-      num_diverged: how many were left out because a loss or norm is not finite.
+      selection: selection of the networks, as in results.csv.
+      norm: norm that normalizes them, as in results.csv.
+      num_networks: number of all networks with finite losses, each on its own labels.
+      num_random_labels: how many of these have random labels.
+      num_diverged: how many others have a loss or norm that is not finite.
+      left_out: {network of the run that is not among them: reason}.
+      not_interpolating: networks among them with a training error above zero.
+      num_classes: K; None without networks.
       ln_num_classes: ln K, nats.
       fit: normalized test on normalized training loss, all networks, as in the paper's figures.
       raw_fit: the same of the losses as trained.
-      fit_without_random_labels: the first without the networks of random labels.
-      anchored_fit: the line forced through (ln K, ln K), in terms of the excess.
-      divisor_fit: normalized test loss on 1 / rho alone, without any training loss.
+      bootstrap: intervals of `fit`, over levels.
+      fit_without_random_labels: as `fit`, true labels only; equal to it without random labels.
+      raw_fit_without_random_labels: as `raw_fit`, true labels only.
+      bootstrap_without_random_labels: as `bootstrap`, true labels only.
+      anchored_fit: the line through (ln K, ln K), in terms of the excess.
+      divisor_fit: normalized test loss on 1 / rho, without any training loss.
       deming: the line with errors in both variables of equal variance.
       norm_permutation: R2 with the product norms shuffled, each network's margins kept.
       margin_shuffle: the line with training and test margins shuffled, norms kept.
       ratio: of raw test to training margin.
       prediction: raw test margins of levels left out, from the line and from the norms alone.
-      left_out: {"network", "level", "family"}: prediction errors of the normalized test loss, all
+      leave_out: {"network", "level", "family"}: prediction errors of the normalized test loss, all
         networks; that of families says whether random labels lie on the line of the true ones.
-      bootstrap: intervals over networks.
-      error_ranking: {measure: rank correlations with the test error}.
-      networks: one entry for each of all networks.
-      thresholds: what the verdict rests on, {name: (value, reason)}.
+      error_ranking: {measure: rank correlation with the test error}.
+      networks: all networks.
+      thresholds: what the verdict rests on.
       reasons: {name of a field: why it is None}.
     """
 
     verdict: str
     because: str
-    text: str
     selection: str
     norm: str
     num_networks: int
     num_random_labels: int
     num_diverged: int
-    ln_num_classes: float
+    left_out: dict[str, str]
+    not_interpolating: tuple[str, ...]
+    num_classes: int | None
+    ln_num_classes: float | None
     fit: LineFit | None
     raw_fit: LineFit | None
+    bootstrap: LineBootstrap | None
     fit_without_random_labels: LineFit | None
+    raw_fit_without_random_labels: LineFit | None
+    bootstrap_without_random_labels: LineBootstrap | None
     anchored_fit: AnchoredFit | None
     divisor_fit: LineFit | None
     deming: DemingFit | None
@@ -121,231 +146,180 @@ class Explanation(NamedTuple):
     margin_shuffle: MarginShuffle | None
     ratio: MarginRatio | None
     prediction: MarginPrediction | None
-    left_out: dict[str, LeftOut | None]
-    bootstrap: LineBootstrap | None
-    error_ranking: dict[str, ErrorRanking] | None
+    leave_out: dict[str, PredictionErrors | None]
+    error_ranking: dict[str, RankCorrelation] | None
     networks: tuple[NetworkControls, ...]
-    thresholds: dict[str, tuple[float, str]]
+    thresholds: dict[str, Threshold]
     reasons: dict[str, str]
 
 
-class _Columns(NamedTuple):
-    """Networks in columns of float64 [n]; margins (training, test) are raw, to first order."""
-
-    names: list[str]
-    families: list[str]
-    levels: list[str]
-    x: np.ndarray  # normalized losses - ln K
-    y: np.ndarray
-    rho: np.ndarray
-    train: np.ndarray  # normalized losses
-    test: np.ndarray
-    raw_train: np.ndarray
-    raw_test: np.ndarray
-    error: np.ndarray
-    margins: tuple[np.ndarray, np.ndarray]
-
-
 def explain_line(
-    results: Sequence[ResultRow] | str | os.PathLike,
+    results: pd.DataFrame | str | os.PathLike,
     selection: str | None = None,
     norm: str | None = None,
     *,
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> Explanation:
-    """What the line of normalized losses is made of: all controls that need results.csv only.
+    """Explain the line of normalized losses: all controls that need results.csv only.
 
     Args:
-      results: rows, a results.csv, or the folder of a run.
-      selection, norm: as in results.csv; by default "final" and "2", or the first that there is.
+      results: a results table, a results.csv, or the folder of a run.
+      selection: as in results.csv; by default "final", or the first one.
+      norm: as in results.csv; by default "2", or the first one.
       num_draws: shuffles in each of the permutation tests.
       seed: seed of the shuffles and bootstraps.
 
     Raises:
       FileNotFoundError: there is no results.csv.
-      ValueError: a file that is not one, no such selection or norm, no network that converged, or
-        a product norm that is not positive.
+      ValueError: the file is damaged, the table is empty, or has no such selection or norm.
     """
-    rows = read_results(results) if isinstance(results, str | os.PathLike) else results
-    group = choose_rows(rows, selection, norm)
-    points = finite_rows(group)
-    if not points:
-        raise ValueError(f"none of the {len(group)} networks has finite losses and norms")
-    every = _columns(points)
-    true = _columns([row for row in points if row.family != "random_labels"])
-    if (every.rho <= 0).any():
-        raise ValueError(f"product norm {every.rho.min()}; every product norm must be positive")
-    ln_num_classes = float(np.mean(every.train - every.x))
+    table = results if isinstance(results, pd.DataFrame) else read_results(results)
+    table = on_own_labels(table)
+    group = choose_rows(table, selection, norm)
+    every = _with_margins(group[is_finite(group)])
+    true = every[~every["has_random_labels"]]
+    classes = num_classes(every)
+    ln_k = math.log(classes) if classes else None
+    levels, draws = true["level_name"].tolist(), {"num_draws": num_draws, "seed": seed}
+    excess = true["train_excess"], true["test_excess"]
+    margins = true["train_margin"], true["test_margin"]
+    rho = true["product_norm"]
     reasons: dict[str, str] = {}
-
     attempt = partial(regression.attempt, reasons)
 
-    draws = {"num_draws": num_draws, "seed": seed}
-    shuffle = attempt(
-        "margin_shuffle", lambda: shuffle_margins(true.x, true.y, true.rho, true.levels, **draws)
-    )
-    prediction = attempt(
-        "prediction", lambda: predict_margins(*true.margins, true.rho, true.levels)
-    )
-    verdict = judge(len(true.names), shuffle, prediction)
-    measures = dict(
-        zip(MEASURE_NAMES, (true.x, true.raw_train, true.rho, true.margins[0]), strict=True)
-    )
-    parts = {"network": every.names, "level": every.levels, "family": every.families}
-    found = Explanation(
+    def fit(rows: pd.DataFrame, kind: str = "") -> LineFit:
+        return fit_line(rows[f"{kind}train_loss"], rows[f"{kind}test_loss"])
+
+    def bootstrap(rows: pd.DataFrame) -> LineBootstrap:
+        names = rows["level_name"].tolist()
+        return bootstrap_line(
+            rows["train_excess"], rows["test_excess"], names, ln_k or 0.0, seed=seed
+        )
+
+    def ranking() -> dict[str, RankCorrelation]:
+        measures = true.assign(mean_train_margin=true["train_margin"])
+        return {
+            name: rank_correlation(measures[name], true["test_error"], levels, seed=seed)
+            for name in MEASURE_NAMES
+        }
+
+    def divisor_fit() -> LineFit:
+        with np.errstate(divide="ignore"):
+            return fit_line(1 / rho, true["normalized_test_loss"])
+
+    shuffle = attempt("margin_shuffle", lambda: shuffle_margins(*excess, rho, levels, **draws))
+    prediction = attempt("prediction", lambda: predict_margins(*margins, rho, levels))
+    verdict = judge(len(true), shuffle, prediction)
+    distances = attempt("cooks_distance", lambda: cooks_distances(*_excess_of(every)))
+    parts = {"network": "name", "level": "level_name", "family": "family"}
+    return Explanation(
         verdict=verdict.verdict,
         because=verdict.because,
-        text="",
-        selection=points[0].selection,
-        norm=points[0].norm,
-        num_networks=len(points),
-        num_random_labels=len(points) - len(true.names),
-        num_diverged=len(group) - len(points),
-        ln_num_classes=ln_num_classes,
-        fit=attempt("fit", lambda: fit_line(every.train, every.test)),
-        raw_fit=attempt("raw_fit", lambda: fit_line(true.raw_train, true.raw_test)),
+        selection=group["selection"].iloc[0],
+        norm=group["norm"].iloc[0],
+        num_networks=len(every),
+        num_random_labels=len(every) - len(true),
+        num_diverged=len(group) - len(every),
+        left_out=_left_out(table, group, every),
+        not_interpolating=tuple(every["name"][every["train_error"] > 0]),
+        num_classes=classes,
+        ln_num_classes=ln_k,
+        fit=attempt("fit", lambda: fit(every, "normalized_")),
+        raw_fit=attempt("raw_fit", lambda: fit(every)),
+        bootstrap=attempt("bootstrap", lambda: bootstrap(every)),
         fit_without_random_labels=attempt(
-            "fit_without_random_labels", lambda: fit_line(true.train, true.test)
+            "fit_without_random_labels", lambda: fit(true, "normalized_")
         ),
-        anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(true.x, true.y, 0.0)),
-        divisor_fit=attempt("divisor_fit", lambda: fit_line(1 / true.rho, true.test)),
-        deming=attempt("deming", lambda: deming_line(true.train, true.test)),
-        norm_permutation=attempt(
-            "norm_permutation", lambda: permute_norms(true.x, true.y, true.rho, **draws)
+        raw_fit_without_random_labels=attempt("raw_fit_without_random_labels", lambda: fit(true)),
+        bootstrap_without_random_labels=attempt(
+            "bootstrap_without_random_labels", lambda: bootstrap(true)
         ),
+        anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(*excess, 0.0)),
+        divisor_fit=attempt("divisor_fit", divisor_fit),
+        deming=attempt(
+            "deming",
+            lambda: deming_line(true["normalized_train_loss"], true["normalized_test_loss"]),
+        ),
+        norm_permutation=attempt("norm_permutation", lambda: permute_norms(*excess, rho, **draws)),
         margin_shuffle=shuffle,
-        ratio=attempt("ratio", lambda: margin_ratio(*true.margins, true.rho)),
+        ratio=attempt("ratio", lambda: margin_ratio(*margins, rho)),
         prediction=prediction,
-        left_out={
-            name: attempt(
-                f"left_out.{name}",
-                lambda labels=labels: leave_out(every.x, every.y, labels, every.names),
+        leave_out={
+            part: attempt(
+                f"leave_out.{part}",
+                lambda column=column: leave_out(
+                    *_excess_of(every), every[column].tolist(), every["name"].tolist()
+                ),
             )
-            for name, labels in parts.items()
+            for part, column in parts.items()
         },
-        bootstrap=attempt(
-            "bootstrap",
-            lambda: bootstrap_line(true.x, true.y, true.levels, ln_num_classes, seed=seed),
-        ),
-        error_ranking=attempt(
-            "error_ranking", lambda: rank_errors(measures, true.error, true.levels, seed=seed)
-        ),
-        networks=_networks(
-            every, attempt("cooks_distance", lambda: cooks_distances(every.x, every.y))
-        ),
+        error_ranking=attempt("error_ranking", ranking),
+        networks=_networks(every, distances),
         thresholds=THRESHOLDS,
         reasons=reasons,
     )
-    return found._replace(text=_describe(found))
 
 
 def choose_rows(
-    rows: Sequence[ResultRow], selection: str | None = None, norm: str | None = None
-) -> list[ResultRow]:
-    """The rows of one selection and norm, each network on the labels that it was trained on.
+    table: pd.DataFrame, selection: str | None = None, norm: str | None = None
+) -> pd.DataFrame:
+    """Return the rows of one selection and norm, each network on the labels it was trained on.
 
     By default those that a report opens with: the last epoch and the Frobenius norm.
 
     Raises:
       ValueError: no rows, or none of that selection or norm; the message lists those there are.
     """
-    rows = on_own_labels(rows)
-    if not rows:
+    table = on_own_labels(table)
+    if table.empty:
         raise ValueError("no results to explain")
-    known = select(rows, selection=selection, norm=norm)
-    pair = max(groups(known), key=lambda pair: (pair[0] == "final", pair[1] == "2"))
-    return select(rows, selection=pair[0], norm=pair[1])
+    known = select(table, selection=selection, norm=norm)
+    selection, norm = max(groups(known), key=lambda pair: (pair[0] == "final", pair[1] == "2"))
+    return select(table, selection=selection, norm=norm)
 
 
-def _describe(found: Explanation) -> str:
-    """One paragraph of plain words."""
-    where = f"{found.num_networks} networks ({selection_name(found.selection)}, "
-    where += f"{norm_name(found.norm)})"
-    if found.fit is None:
-        return f"No line through {where}: {found.reasons['fit']}. Verdict: {found.verdict}."
-    parts = [
-        f"The normalized test loss of {where} is a line in the normalized training loss with R² = "
-        f"{found.fit.r2:.5f} and an RMSE of {found.fit.rmse:.2g} nats."
-    ]
-    if found.num_random_labels and found.fit_without_random_labels:
-        parts.append(
-            f"Without the {found.num_random_labels} networks of random labels, whom what follows "
-            f"leaves out, R² = {found.fit_without_random_labels.r2:.5f} and the RMSE "
-            f"{found.fit_without_random_labels.rmse:.2g}."
-        )
-    if found.divisor_fit:
-        parts.append(
-            f"A line in 1 / product norm, which knows no training loss, has R² = "
-            f"{found.divisor_fit.r2:.5f}."
-        )
-    if found.margin_shuffle:
-        low, middle, high = found.margin_shuffle.r2_quantiles
-        parts.append(
-            "Unrelated margins over the same norms, which is what shuffling them makes, have R² = "
-            f"{middle:.3f} (5% to 95%: {low:.3f} to {high:.3f})."
-        )
-    if found.norm_permutation:
-        low, middle, high = found.norm_permutation.r2_quantiles
-        parts.append(
-            "With the norms shuffled instead, and every network keeping both its margins, R² = "
-            f"{middle:.5f} ({low:.5f} to {high:.5f}); "
-            f"{found.norm_permutation.fraction_at_least:.2%} of the orders reach the real R²."
-        )
-    if found.ratio:
-        ratio = found.ratio
-        parts.append(
-            f"Freed of the norms, test margin / training margin goes from {ratio.low:.3f} to "
-            f"{ratio.high:.3f}, a spread of {ratio.spread:.1%} where unrelated margins would have "
-            f"{ratio.spread_if_unrelated:.1%}; its rank correlation with the product norm is "
-            f"{ratio.correlation_with_norm:.2f}."
-        )
-    if found.error_ranking:
-        taus = (
-            f"{MEASURE_NAMES[name]} {ranking.kendall:.2f}"
-            for name, ranking in found.error_ranking.items()
-        )
-        parts.append(f"Kendall's tau-b with the test error: {', '.join(taus)}.")
-    parts.append(f"Verdict: {found.verdict}: {found.because}.")
-    return " ".join(parts)
-
-
-def _columns(points: Sequence[ResultRow]) -> _Columns:
-    """The columns of rows of one selection and norm."""
-    numbers = {
-        key: np.array([getattr(row, name) for row in points], np.float64)
-        for key, name in (
-            ("x", "normalized_train_excess"),
-            ("y", "normalized_test_excess"),
-            ("rho", "product_norm"),
-            ("train", "normalized_train_loss"),
-            ("test", "normalized_test_loss"),
-            ("raw_train", "train_loss"),
-            ("raw_test", "test_loss"),
-            ("error", "test_error"),
-        )
-    }
-    return _Columns(
-        names=[member_name(row) for row in points],
-        families=[row.family for row in points],
-        levels=[f"{row.family} {row.level:g}" for row in points],
-        margins=(-numbers["x"] * numbers["rho"], -numbers["y"] * numbers["rho"]),
-        **numbers,
+def _with_margins(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the columns that the controls need beside those of results.csv."""
+    excess = rows["normalized_train_excess"], rows["normalized_test_excess"]
+    return rows.assign(
+        name=member_names(rows),
+        level_name=level_names(rows),
+        has_random_labels=rows["family"] == "random_labels",
+        train_excess=excess[0],
+        test_excess=excess[1],
+        train_margin=-excess[0] * rows["product_norm"],
+        test_margin=-excess[1] * rows["product_norm"],
     )
 
 
-def _networks(every: _Columns, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
-    """The networks one by one; a Cook's distance that is no number is None."""
-    known = np.full(len(every.names), np.nan) if distances is None else distances
-    columns = (every.rho, every.x, every.y, *every.margins)
-    return tuple(
-        NetworkControls(name, level, family == "random_labels", *numbers, distance)
-        for name, level, family, *numbers, distance in zip(
-            every.names,
-            every.levels,
-            every.families,
-            *(values.tolist() for values in columns),
-            [float(value) if np.isfinite(value) else None for value in known],
-            strict=True,
+def _excess_of(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    return rows["train_excess"], rows["test_excess"]
+
+
+def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
+    """Return the run's networks that are not among those explained, each with its reason."""
+    members = table.drop_duplicates("member").sort_values("member")
+    members = members[~members["member"].isin(every["member"])]
+    absent = f"no snapshot at zero training error for selection {group['selection'].iloc[0]}"
+    return {
+        name: "diverged: a loss or a norm is not finite" if is_present else absent
+        for name, is_present in zip(
+            member_names(members), members["member"].isin(group["member"]), strict=True
         )
+    }
+
+
+def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
+    """Return the networks one by one."""
+    known = [math.nan] * len(every) if distances is None else distances.tolist()
+    names = [field.name for field in dataclasses.fields(NetworkControls)][:-2]
+    rows = every.assign(level=every["level_name"]).to_dict("records")
+    return tuple(
+        NetworkControls(
+            **{name: row[name] for name in names},
+            margin_ratio=row["test_margin"] / row["train_margin"] if row["train_margin"] else None,
+            cooks_distance=distance if math.isfinite(distance) else None,
+        )
+        for row, distance in zip(rows, known, strict=True)
     )

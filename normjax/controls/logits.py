@@ -1,26 +1,23 @@
 """Controls of the line that need every example's logits: what divisor and noise do to it.
 
 A network's logits are measured once, at many divisors (`measure_network`); all lines follow from
-that (`explain_logits`).
+these means (`explain_logits`).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
+from normjax.controls.margins import MarginRatio, margin_ratio
+from normjax.controls.shuffles import NormPermutation, permute_losses
 from normjax.losses import excess_cross_entropy
 from normjax.statistics import regression
-from normjax.statistics.influence import DemingFit, MarginRatio, deming_line, margin_ratio
-from normjax.statistics.regression import LineFit, fit_line
-from normjax.statistics.resampling import (
-    LineBootstrap,
-    NormPermutation,
-    bootstrap_line,
-    permute_losses,
-)
+from normjax.statistics.regression import DemingFit, LineFit, deming_line, fit_line
+from normjax.statistics.resampling import LineBootstrap, bootstrap_line
 
 NUM_TEMPERATURES = 17
 SPLITS = ("train", "test")
@@ -28,15 +25,18 @@ DIVISORS = ("product_norm", "balanced", "last_layer", "rms", "one_norm")
 NOT_BALANCED = "networks are balanced for entrywise norms only"
 
 
-class NetworkLogits(NamedTuple):
-    """One network's logits, and the divisors that they are to be measured at.
+@dataclasses.dataclass(frozen=True)
+class NetworkLogits:
+    """One network's logits, and its own divisors.
 
     Attributes:
-      train_logits, test_logits: float32 [N, K], of the network as trained.
-      train_labels, test_labels: int32 [N], those that it was trained for.
+      train_logits: float32 [N, K], of the network as trained, on the training set.
+      train_labels: int32 [N], the labels it was trained on.
+      test_logits: as train_logits, on the test set.
+      test_labels: int32 [N].
       product_norm: rho.
-      last_norm: the norm of its last layer.
-      balanced_product_norm: rho after `balance_params`; None where there is none.
+      last_norm: norm of its last layer.
+      balanced_product_norm: rho after `balance_params`; None if it is not defined.
     """
 
     train_logits: np.ndarray
@@ -48,13 +48,17 @@ class NetworkLogits(NamedTuple):
     balanced_product_norm: float | None
 
 
-class NetworkMeasures(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NetworkMeasures:
     """What is kept of a network's logits, in nats.
 
     Attributes:
-      train_margin, test_margin: mean over the examples of f_y - mean_k f_k, not normalized.
-      train, test: {divisor's name: float64 [1 or more]}, mean loss - ln K of the logits over it.
-      test_examples: float32 [N], the same for each test example at the network's own rho.
+      train_margin: mean over the training examples of f_y - mean_k f_k, not normalized.
+      test_margin: the same over the test examples.
+      train: {name of a divisor: mean training loss - ln K of the logits over it, float64 [1 or
+        more]}.
+      test: the same of the test loss.
+      test_examples: float32 [N], loss - ln K of each test example at the network's own rho.
       train_variance: sampling variance of the mean at rho, over the training examples.
     """
 
@@ -66,14 +70,15 @@ class NetworkMeasures(NamedTuple):
     train_variance: float
 
 
-class Sampling(NamedTuple):
-    """The error that the finite test set alone gives, in nats.
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The error that a finite test set gives by itself, in nats.
 
     Attributes:
-      rmse: of the line.
+      rmse: RMSE of the line.
       of_a_loss: standard error of one normalized test loss: root mean over the networks of the
         variance over test examples / N.
-      of_a_residual: what such errors leave as the line's RMSE. All networks meet the same test
+      of_a_residual: the line's RMSE that such errors give. All networks see the same test
         images, so most of the error is common to all and moves the line, not its residuals. With C
         the covariance of the losses and M the matrix that makes residuals, sqrt(tr(M C) / (n - 2)).
       num_examples: N.
@@ -85,11 +90,13 @@ class Sampling(NamedTuple):
     num_examples: int
 
 
-class FirstOrder(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FirstOrder:
     """How much of ln K - loss is mean centered margin / rho; the rest is of second order.
 
     Attributes:
-      train, test: smallest and largest share over the networks; 1 is all. None if a loss is ln K.
+      train: least and greatest fraction over the networks, training set. None if a loss is ln K.
+      test: the same, test set.
       fit: the line of the first-order losses, ln K - margin / rho.
     """
 
@@ -98,35 +105,37 @@ class FirstOrder(NamedTuple):
     fit: LineFit
 
 
-class LogitExplanation(NamedTuple):
-    """Controls from logits. None stands where `reasons` says why.
+@dataclasses.dataclass(frozen=True)
+class LogitExplanation:
+    """Controls from the logits of n networks. A field is None where `reasons` says why.
 
     Attributes:
       first_order: the split of the excess into mean centered margin and second order.
-      norm_permutation: R2 with the norms shuffled, the losses computed anew from every network's
-        own logits at every other network's norm, nothing approximated.
+      norm_permutation: R2 with the norms shuffled; the losses are computed from every network's own
+        logits at every other network's norm, without an approximation.
       ratio: of the exact raw margins.
       fits: {divisor: line of test on training loss}: "product_norm" (the paper's), "balanced"
         (product norm of the balanced weights), "last_layer" (norm of the last layer only), "rms"
         (the logits' own root mean square on the training set), "one_norm" (the geometric mean rho
         for all networks: no divisor of its own for any).
-      points: {divisor: (training losses [n], test losses [n])}, of the same.
+      points: {divisor: (training losses [n], test losses [n])} of these lines.
       temperatures: [T] further divisors; over "one_norm", the first leaves the logits as trained.
-      temperature_r2, temperature_slope: {"product_norm" or "one_norm": [T]} of the lines at each.
-      bootstrap: intervals over networks and test examples.
-      deming: with errors in both losses, in the proportion of their sampling variances.
+      temperature_r2: {"product_norm" or "one_norm": R2 of the line at each temperature, [T]}.
+      temperature_slope: the same of the slope.
+      bootstrap: intervals over levels and test examples.
+      deming: the line with errors in both losses, in the proportion of their sampling variances.
       sampling: the error of the finite test set.
-      reasons: {name: why it is None}.
+      reasons: {name of a field: why it is None}.
     """
 
     first_order: FirstOrder | None
     norm_permutation: NormPermutation | None
     ratio: MarginRatio | None
     fits: dict[str, LineFit | None]
-    points: dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
+    points: dict[str, tuple[tuple[float, ...], ...]]
     temperatures: tuple[float, ...]
-    temperature_r2: dict[str, tuple[float, ...]]
-    temperature_slope: dict[str, tuple[float, ...]]
+    temperature_r2: dict[str, tuple[float | None, ...]]
+    temperature_slope: dict[str, tuple[float | None, ...]]
     bootstrap: LineBootstrap | None
     deming: DemingFit | None
     sampling: Sampling | None
@@ -134,20 +143,20 @@ class LogitExplanation(NamedTuple):
 
 
 def geometric_mean(product_norms: Sequence[float]) -> float:
-    """The norm that stands for all where networks have none of their own."""
+    """Return the one norm that replaces the networks' own."""
     return math.exp(np.mean(np.log(product_norms)))
 
 
 def temperatures_of(product_norms: Sequence[float]) -> np.ndarray:
-    """Divisors of normalized logits [T], from the scale of the networks as trained to 10."""
+    """Return divisors of normalized logits [T], from the scale of networks as trained to 10."""
     return np.geomspace(min(0.1, 1 / geometric_mean(product_norms)), 10, NUM_TEMPERATURES)
 
 
 def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> NetworkMeasures:
-    """Means of a network's losses over all the divisors that `explain_logits` needs.
+    """Return a network's mean losses at all divisors that `explain_logits` needs.
 
     Args:
-      network: its logits.
+      network: the network's logits.
       product_norms: n product norms, of all networks.
 
     Raises:
@@ -166,21 +175,19 @@ def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> N
     }
     if network.balanced_product_norm is not None:
         divisors["balanced"] = np.array([network.balanced_product_norm])
-    splits = (
-        (network.train_logits, network.train_labels),
-        (network.test_logits, network.test_labels),
+    train = network.train_logits, network.train_labels
+    test = network.test_logits, network.test_labels
+    train_examples, test_examples = (
+        _excess(logits, labels, own) for logits, labels in (train, test)
     )
-    train, test = (
-        {name: _mean_excess(*split, values) for name, values in divisors.items()}
-        for split in splits
-    )
-    examples = [np.asarray(excess_cross_entropy(z / np.float32(own), y)) for z, y in splits]
     return NetworkMeasures(
-        *(_mean_margin(*split) for split in splits),
-        train,
-        test,
-        examples[1],
-        float(np.var(examples[0], ddof=1, dtype=np.float64) / len(examples[0])),
+        train_margin=_mean_margin(*train),
+        test_margin=_mean_margin(*test),
+        train={name: _mean_excess(*train, values) for name, values in divisors.items()},
+        test={name: _mean_excess(*test, values) for name, values in divisors.items()},
+        test_examples=test_examples,
+        train_variance=float(np.var(train_examples, ddof=1, dtype=np.float64))
+        / len(train_examples),
     )
 
 
@@ -188,35 +195,33 @@ def explain_logits(
     networks: Sequence[NetworkMeasures],
     product_norms: Sequence[float],
     levels: Sequence[Hashable],
-    num_classes: int,
+    ln_num_classes: float,
     *,
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> LogitExplanation:
-    """All controls from the logits of n networks, of true labels for a `controls.Explanation`.
+    """Explain a line by all controls from the logits of its networks of true labels.
 
     Args:
       networks: n networks' measures, made with the same product norms.
       product_norms: n product norms.
       levels: n labels; networks of one label are not independent.
-      num_classes: K.
+      ln_num_classes: ln K.
       num_draws: permutations of the norms.
       seed: seed of permutations and bootstrap.
     """
-    ln_num_classes = math.log(num_classes)
     temperatures = temperatures_of(product_norms).tolist()
     rho = np.asarray(product_norms, np.float64)
     margins = np.array([[n.train_margin, n.test_margin] for n in networks]).T
     reasons: dict[str, str] = {}
-
     attempt = partial(regression.attempt, reasons)
 
     def excess_at(name: str) -> np.ndarray:
-        """[2, n, divisors]: of training and test set."""
+        """Return float64 [2, n, divisors] of training and test set."""
         return np.array([[getattr(n, split)[name] for n in networks] for split in SPLITS])
 
     def line(excess: np.ndarray) -> LineFit:
-        return fit_line(*(ln_num_classes + excess))
+        return fit_line(ln_num_classes + excess[0], ln_num_classes + excess[1])
 
     own = excess_at("product_norm")[..., 0]
     examples = np.stack([network.test_examples for network in networks])
@@ -237,7 +242,7 @@ def explain_logits(
             "norm_permutation",
             lambda: permute_losses(*excess_at("norms"), num_draws=num_draws, seed=seed),
         ),
-        ratio=attempt("ratio", lambda: margin_ratio(*margins, rho)),
+        ratio=attempt("ratio", lambda: margin_ratio(margins[0], margins[1], rho)),
         fits={
             name: attempt(f"fits.{name}", lambda name=name: line(excess_at(name)[..., 0]))
             for name in names
@@ -266,27 +271,30 @@ def explain_logits(
 def _first_order(
     first: np.ndarray, excess: np.ndarray, line: Callable[[np.ndarray], LineFit]
 ) -> FirstOrder:
-    """The split, of margins / rho [2, n] and the excess [2, n]."""
-    shares = [
-        None if (e == 0).any() else (float((m / -e).min()), float((m / -e).max()))
-        for m, e in zip(first, excess, strict=True)
-    ]
-    return FirstOrder(*shares, line(-first))
+    """Return the split, from margins / rho [2, n] and the excess [2, n]."""
+
+    def extremes(margins: np.ndarray, losses: np.ndarray) -> tuple[float, float] | None:
+        if (losses == 0).any():
+            return None
+        fractions = margins / -losses
+        return float(fractions.min()), float(fractions.max())
+
+    return FirstOrder(extremes(first[0], excess[0]), extremes(first[1], excess[1]), line(-first))
 
 
 def _deming(
     networks: Sequence[NetworkMeasures], examples: np.ndarray, losses: np.ndarray
 ) -> DemingFit:
-    """The line with errors in both, in the proportion of the finite sets' sampling variances."""
+    """Fit the line with errors in both, in the proportion of the sampling variances."""
     train = np.mean([network.train_variance for network in networks])
     test = np.mean(_sampling_variances(examples))
     if not train > 0:
         raise ValueError("the training losses have no sampling variance")
-    return deming_line(*losses, float(test / train))
+    return deming_line(losses[0], losses[1], float(test / train))
 
 
 def _sampling(excess: np.ndarray, examples: np.ndarray, fit: LineFit) -> Sampling:
-    """What the finite test set gives, from each example's excess [n, N]."""
+    """Return the finite test set's error, from each example's excess [n, N]."""
     num_networks, num_examples = examples.shape
     deviations = examples - examples.mean(axis=1, keepdims=True, dtype=np.float64)
     columns = np.stack([np.ones(num_networks), excess[0] / np.abs(excess[0]).max()], axis=1)
@@ -294,29 +302,36 @@ def _sampling(excess: np.ndarray, examples: np.ndarray, fit: LineFit) -> Samplin
     left = deviations - basis @ (basis.T @ deviations)
     variance = np.sum(left**2) / (num_examples - 1) / num_examples
     return Sampling(
-        fit.rmse,
-        math.sqrt(np.mean(_sampling_variances(examples))),
-        math.sqrt(variance / (num_networks - 2)),
-        num_examples,
+        rmse=fit.rmse,
+        of_a_loss=math.sqrt(np.mean(_sampling_variances(examples))),
+        of_a_residual=math.sqrt(variance / (num_networks - 2)),
+        num_examples=num_examples,
     )
 
 
 def _sampling_variances(examples: np.ndarray) -> np.ndarray:
-    """Variances [n] of the means over examples [n, N]."""
+    """Return the variances [n] of the means over examples [n, N]."""
     return np.var(examples, axis=1, ddof=1, dtype=np.float64) / examples.shape[1]
 
 
 def _centered(logits: np.ndarray) -> np.ndarray:
-    """f_k - mean_k f_k, float64."""
+    """Return f_k - mean_k f_k, float64."""
     return logits - logits.mean(axis=-1, keepdims=True, dtype=np.float64)
 
 
 def _mean_margin(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The mean over examples of f_y - mean_k f_k."""
+    """Return the mean over examples of f_y - mean_k f_k."""
     return float(np.mean(_centered(logits)[np.arange(len(labels)), labels]))
 
 
 def _mean_excess(logits: np.ndarray, labels: np.ndarray, divisors: np.ndarray) -> np.ndarray:
-    """Mean loss - ln K of the logits over each divisor, float64."""
-    per_example = [excess_cross_entropy(logits / np.float32(d), labels) for d in divisors]
-    return np.array([np.mean(np.asarray(values), dtype=np.float64) for values in per_example])
+    """Return the mean loss - ln K of the logits over each divisor, float64."""
+    return np.array(
+        [np.mean(_excess(logits, labels, divisor), dtype=np.float64) for divisor in divisors]
+    )
+
+
+def _excess(logits: np.ndarray, labels: np.ndarray, divisor: float) -> np.ndarray:
+    """Return each example's loss - ln K of the logits over the divisor, float32."""
+    scaled = jnp.asarray(logits / np.float32(divisor))
+    return np.asarray(excess_cross_entropy(scaled, jnp.asarray(labels)))

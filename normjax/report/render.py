@@ -10,6 +10,8 @@ import jinja2
 
 from normjax import formatting
 from normjax.files import replacing
+from normjax.norms import norm_name
+from normjax.results.table import selection_name
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,7 +21,8 @@ def render(template: str, **context: Any) -> str:
 
     Everything that is put into a page is escaped: HTML's characters in both kinds of pages, and in
     Markdown the bars and line ends that would break a table. Filters: `number`, `fixed`, `percent`,
-    `interval` (`normjax.formatting`) and `data_uri` (a PNG file, embedded).
+    `interval` (`normjax.formatting`), `selection_name`, `norm_name`, and `data_uri` (a PNG file,
+    embedded).
 
     Args:
       template: file name; its suffix (.html or .md) decides how values are escaped.
@@ -49,12 +52,13 @@ def _environment(suffix: str) -> jinja2.Environment:
     )
     names = ("number", "fixed", "percent", "interval")
     environment.filters |= {name: getattr(formatting, name) for name in names}
+    environment.filters |= {"selection_name": selection_name, "norm_name": norm_name}
     environment.filters["data_uri"] = _data_uri
     return environment
 
 
 def _in_one_cell(value: Any) -> Any:
-    """Text that stays in its cell of a Markdown table."""
+    """Return text that stays in its cell of a Markdown table."""
     return " ".join(value.split()).replace("|", "\\|") if type(value) is str else value
 
 

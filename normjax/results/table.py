@@ -20,6 +20,7 @@ A network of family `random_labels` is trained on random labels and has rows for
 network that diverged has NaN in its losses.
 """
 
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -67,19 +68,53 @@ _TOLERANCE = 1e-6  # our tables are right to 1e-15; rounded ones can be read too
 
 
 def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return rows as a table with the columns and dtypes of results.csv."""
-    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
-    return table.astype({name: _DTYPES[kind] for name, kind in COLUMNS.items()})
+    """Return rows as a table with the columns and dtypes of results.csv.
+
+    NumPy and JAX scalars are accepted; further keys of the rows are dropped.
+
+    Raises:
+      KeyError: a row has no value for a column.
+    """
+    rows = list(rows)
+    return pd.DataFrame(
+        {
+            name: pd.Series([kind(row[name]) for row in rows], dtype=_DTYPES[kind])
+            for name, kind in COLUMNS.items()
+        }
+    )
 
 
 def write_results(path: str | os.PathLike, table: pd.DataFrame) -> None:
-    """Write a table as CSV and replace the file at `path` atomically.
+    """Write results.csv and replace the file at `path` atomically."""
+    dtypes = {name: _DTYPES[kind] for name, kind in COLUMNS.items()}
+    write_columns(path, table[list(COLUMNS)].astype(dtypes))
+
+
+def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    """Write any table as CSV and replace the file at `path` atomically.
 
     Floats have the shortest digits that give the same float64 back, so that equal tables make equal
-    bytes.
+    bytes; NaN is written as nan.
     """
     with replacing(path) as temporary:
-        table[list(COLUMNS)].to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
+        table.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
+
+
+def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataFrame:
+    """Read a table with these columns, each a str, int or float.
+
+    Columns may be in any order; further columns are dropped.
+
+    Raises:
+      OSError: the file can not be read.
+      ValueError: it is not CSV or cut, a column is missing, or a value is of another type; the
+        message names file and line.
+    """
+    path = Path(path)
+    texts = _read_texts(path, kinds)
+    return pd.DataFrame(
+        {name: _parse_column(path, texts[name], kind) for name, kind in kinds.items()}
+    )
 
 
 def read_results(path: str | os.PathLike) -> pd.DataFrame:
@@ -98,76 +133,10 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
     path = Path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
-    texts = read_texts(path, list(COLUMNS))
-    table = pd.DataFrame(
-        {name: parse_column(path, texts[name], kind) for name, kind in COLUMNS.items()}
-    )
+    table = read_columns(path, COLUMNS)
     _check_values(table, path)
     _check_networks(table, path)
     return table
-
-
-def read_texts(path: Path, needed: Iterable[str] = ()) -> pd.DataFrame:
-    """Read a CSV file as text; row i is line i + 2 of the file.
-
-    Raises:
-      OSError: the file can not be read.
-      ValueError: it is empty, not CSV or cut, or a needed column is missing or repeated.
-    """
-    text = read_text(path)
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
-    try:
-        whole = pd.read_csv(
-            path,
-            header=None,
-            dtype=str,
-            keep_default_na=False,
-            na_filter=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-        )
-    except ValueError as error:  # pandas' ParserError and EmptyDataError are
-        raise ValueError(f"{path}: not CSV ({one_line(error)})") from None
-    header = whole.iloc[0].tolist()
-    if missing := [name for name in needed if name not in header]:
-        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} is repeated")
-    table = whole.iloc[1:].set_axis(header, axis=1).reset_index(drop=True)
-    for name in header:
-        if (cut := table[name].isna()).any():
-            line = int(cut.idxmax()) + 2
-            raise ValueError(
-                f"{path}, line {line}: too few values, the line is cut at column "
-                f"{one_line(name, 40)}"
-            )
-    return table
-
-
-def parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
-    """Return a column of text as strings, int64 or float64.
-
-    Raises:
-      ValueError: a text is no such number; the message names file, line and column.
-    """
-    values = []
-    for row, text in enumerate(texts):
-        try:
-            values.append(kind(text))
-            if kind is float and math.isinf(values[-1]) and "inf" not in text.lower():
-                raise ValueError("the number overflows")
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            place = f"{path}, line {row + 2}, column {texts.name}"
-            raise ValueError(f"{place}: {one_line(text, 40)!r} is not {wanted}") from None
-    try:
-        return pd.Series(values, name=texts.name, dtype=_DTYPES[kind])
-    except OverflowError:
-        raise ValueError(f"{path}, column {texts.name}: a number needs more than 64 bits") from None
 
 
 def select(
@@ -194,7 +163,7 @@ def on_own_labels(table: pd.DataFrame) -> pd.DataFrame:
 
 def is_finite(table: pd.DataFrame) -> pd.Series:
     """Return, per row, whether every number is finite: the network did not diverge."""
-    return pd.Series(np.isfinite(table[FLOAT_COLUMNS]).all(axis=1), index=table.index)
+    return table[FLOAT_COLUMNS].map(math.isfinite).all(axis=1)
 
 
 def groups(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -206,12 +175,16 @@ def groups(table: pd.DataFrame) -> list[tuple[str, str]]:
 def num_classes(table: pd.DataFrame) -> int | None:
     """Return K, the number of classes; None where all networks diverged.
 
-    A normalized loss and its excess differ by ln K. `read_results` has checked that they do so with
-    one whole K in all rows, so that this is exact.
+    A normalized loss and its excess differ by ln K; `read_results` checks that they do so with one
+    K in all rows. Huge losses have no digits of it.
     """
-    differences = _ln_num_classes(table).to_numpy()
-    known = differences[np.isfinite(differences)]
-    return round(math.exp(known[0])) if known.size else None
+    rows = table[is_finite(table)]
+    losses = rows["normalized_train_loss"].abs()
+    small = rows[losses <= losses.median()]
+    if small.empty:
+        return None
+    ln_k = (small["normalized_train_loss"] - small["normalized_train_excess"]).median()
+    return round(math.exp(min(ln_k, 700.0)))  # a larger one is refused with the rest
 
 
 def level_names(table: pd.DataFrame) -> list[str]:
@@ -236,8 +209,63 @@ def selection_name(selection: str) -> str:
     return selection.replace("loss=", "training loss nearest ")
 
 
-def _ln_num_classes(table: pd.DataFrame) -> pd.Series:
-    return table["normalized_train_loss"] - table["normalized_train_excess"]
+def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
+    """Return a CSV file as text; row i is line i + 2 of the file."""
+    text = read_text(path)
+    if not text:
+        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
+    if not text.endswith("\n"):
+        line = text.count("\n") + 1
+        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
+    try:
+        # The C engine fills short lines up without a word.
+        whole = pd.read_csv(
+            io.StringIO(text, newline=""),
+            engine="python",
+            header=None,
+            dtype=str,
+            na_filter=False,
+            skip_blank_lines=False,
+        )
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"{path}: not CSV ({one_line(error)})") from None
+    if len(whole) != text.count("\n"):
+        raise ValueError(f"{path}: a value holds a line end; a network has one line")
+    header = whole.iloc[0].tolist()
+    if missing := [name for name in needed if name not in header]:
+        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} is repeated")
+    table = whole.iloc[1:].set_axis(header, axis=1).reset_index(drop=True)
+    if (cut := table.isna()).any(axis=None):
+        row, column = np.argwhere(cut.to_numpy())[0]
+        raise ValueError(
+            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is cut "
+            f"at column {one_line(header[column], 40)}"
+        )
+    return table
+
+
+def _parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
+    """Return a column of text as strings, int64 or float64."""
+    values = []
+    for row, text in enumerate(texts):
+        place = f"{path}, line {row + 2}, column {texts.name}: {one_line(text, 40)!r}"
+        try:
+            value = kind(text)
+        except ValueError:
+            wanted = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{place} is not {wanted}") from None
+        overflows = kind is float and math.isinf(value) and "inf" not in text.lower()
+        if overflows or (kind is int and abs(value) >= 2**63):
+            raise ValueError(f"{place} needs more than 64 bits")
+        values.append(value)
+    return pd.Series(values, dtype=_DTYPES[kind])
+
+
+def _first(is_it: Any) -> int:
+    """Return the position of the first True, 0 where there is none."""
+    return int(np.argmax(is_it))
 
 
 def _check_values(table: pd.DataFrame, path: Path) -> None:
@@ -245,7 +273,7 @@ def _check_values(table: pd.DataFrame, path: Path) -> None:
 
     def check(is_possible: pd.Series, name: str, allowed: str) -> None:
         if not is_possible.all():
-            row = int((~is_possible).idxmax())
+            row = _first(~is_possible)
             value = one_line(repr(table[name].tolist()[row]), 40)
             raise ValueError(
                 f"{path}, line {row + 2}, column {name}: {value} is not possible: {allowed}"
@@ -268,15 +296,18 @@ def _check_values(table: pd.DataFrame, path: Path) -> None:
 def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
     """Raise unless loss - excess is ln K with one whole number K in all rows."""
     known = num_classes(table)
+    if known is None:
+        return
     for split in ("train", "test"):
         loss = table[f"normalized_{split}_loss"]
         ln_k = loss - table[f"normalized_{split}_excess"]
-        bad = (ln_k - math.log(max(known or 1, 1))).abs() > _TOLERANCE * np.maximum(1, loss.abs())
-        if known is not None and (bad.any() or known < 2):
-            row = int(bad.idxmax())
+        error = (ln_k - math.log(max(known, 1))).abs()
+        bad = np.isfinite(error) & (error > _TOLERANCE * np.maximum(1, loss.abs()))
+        if not 2 <= known < 2**31 or bad.any():
+            row = _first(bad)
             raise ValueError(
                 f"{path}, line {row + 2}: normalized {split} loss - excess is {ln_k[row]:g}; it "
-                f"must be ln K of one whole number of classes, here ln {known}"
+                "must be ln K of one number of classes in all lines"
             )
 
 
@@ -287,21 +318,19 @@ def _check_networks(table: pd.DataFrame, path: Path) -> None:
             column = table[name].map(repr)  # NaN is the same as NaN
             first = column.groupby([table[key] for key in keys]).transform("first")
             if (differs := column != first).any():
-                row = int(differs.idxmax())
+                row = _first(differs)
                 same = (table[keys] == table.loc[row, keys]).all(axis=1)
                 raise ValueError(
                     f"{path}, line {row + 2}, column {name}: {one_line(column[row], 40)}, but line "
-                    f"{int(same.idxmax()) + 2} of the same network has {one_line(first[row], 40)}"
+                    f"{_first(same) + 2} of the same network has {one_line(first[row], 40)}"
                 )
     keys = [*_EVALUATION, "norm"]
     if (repeated := table.duplicated(keys)).any():
-        row = int(repeated.idxmax())
+        row = _first(repeated)
         same = (table[keys] == table.loc[row, keys]).all(axis=1)
-        raise ValueError(f"{path}, line {row + 2}: repeats line {int(same.idxmax()) + 2}")
+        raise ValueError(f"{path}, line {row + 2}: repeats line {_first(same) + 2}")
     all_norms = set(table["norm"])
     for _, rows in table.groupby(_EVALUATION, sort=False):
         if missing := sorted(all_norms - set(rows["norm"])):
-            raise ValueError(
-                f"{path}, line {int(rows.index[0]) + 2}: this network has no line for norm "
-                f"{one_line(missing[0], 40)}"
-            )
+            line, norm = _first(table.index == rows.index[0]) + 2, one_line(missing[0], 40)
+            raise ValueError(f"{path}, line {line}: this network has no line for norm {norm}")

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from normjax.statistics.regression import check_points
@@ -43,8 +44,8 @@ class RankCorrelation:
 
 
 def rank_correlation(
-    x: Sequence[float],
-    y: Sequence[float],
+    x: ArrayLike,
+    y: ArrayLike,
     levels: Sequence[Hashable],
     *,
     num_draws: int = NUM_DRAWS,
@@ -79,14 +80,15 @@ def rank_correlation(
         )
     except ValueError as error:
         reason = str(error)
-    tau = float(stats.kendalltau(x, y).statistic)
+    once = np.ones((1, x.size))
+    tau = float(kendall_of_counts(x, y, once)[0])
     shuffled = y[permute_within_levels(levels, num_draws, rng)]
     taus = _kendall_of_orders(x, shuffled)
     num_at_least = int(np.sum(np.abs(taus) >= abs(tau) - 1e-12))
     return RankCorrelation(
         kendall=tau,
         kendall_interval=intervals[0],
-        spearman=float(stats.spearmanr(x, y).statistic),
+        spearman=float(spearman_of_counts(x, y, once)[0]),
         spearman_interval=intervals[1],
         p_value=(num_at_least + 1) / (num_draws + 1),
         unit=unit,
@@ -131,7 +133,7 @@ def _kendall_of_orders(x: np.ndarray, ys: np.ndarray, at_once: int = 200) -> np.
     return np.concatenate(sums) / spread
 
 
-def _ranks(values: Sequence[float]) -> np.ndarray:
+def _ranks(values: ArrayLike) -> np.ndarray:
     """Return ranks, which infinities have too."""
     values = np.asarray(values, np.float64)
     if np.isnan(values).any():

@@ -1,11 +1,12 @@
-"""A straight line fitted by least squares, with the numbers the paper prints beside its figures."""
+"""Straight lines through points: least squares, through a given point, with errors in both axes."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 T = TypeVar("T")
@@ -14,6 +15,9 @@ T = TypeVar("T")
 @dataclasses.dataclass(frozen=True)
 class LineFit:
     """The least-squares line y = intercept + slope * x, and how well it fits.
+
+    The intervals assume independent points. Networks of one level are not independent: their lines
+    are printed with `resampling.bootstrap_line`'s intervals.
 
     Attributes:
       slope: change of y per unit of x.
@@ -36,31 +40,45 @@ class LineFit:
     intercept_interval: tuple[float, float]
 
     def predict(self, x):
-        """The line's y at x, a number or an array."""
+        """Return the line's y at x, a number or an array."""
         return self.intercept + self.slope * np.asarray(x, np.float64)
 
 
-class AnchoredFit(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class AnchoredFit:
     """The least-squares line through the point (anchor, anchor).
 
     Attributes:
       slope: change of y per unit of x.
-      slope_interval: (low, high), 95% Student's t interval, n - 1 degrees of freedom.
-      r2: 1 - SSE / SST about the mean of y, so that it compares with the free line's; it can be
-        negative. NaN if all y are equal.
+      r2: 1 - SSE / SST about the mean of y, as for the free line; it can be negative. NaN if all y
+        are equal.
       rmse: sqrt(SSE / (n - 1)), in units of y.
       n: number of points.
     """
 
     slope: float
-    slope_interval: tuple[float, float]
     r2: float
     rmse: float
     n: int
 
 
-def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -> LineFit:
-    """Fits y = intercept + slope * x by ordinary least squares, in float64.
+@dataclasses.dataclass(frozen=True)
+class DemingFit:
+    """The line of least squares with errors in both variables (Deming 1943).
+
+    Attributes:
+      slope: change of y per unit of x.
+      intercept: y at x = 0.
+      variance_ratio: variance of the errors in y over that of the errors in x.
+    """
+
+    slope: float
+    intercept: float
+    variance_ratio: float
+
+
+def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
+    """Fit y = intercept + slope * x by ordinary least squares, in float64.
 
     Both axes are centered first: losses of normalized networks differ by 1e-4 around ln K.
 
@@ -82,6 +100,8 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     dx, dy = x - mean_x, y - mean_y
     sxx = dx @ dx
     slope = dx @ dy / sxx
+    # scipy's linregress takes its standard errors from 1 - r**2, which loses six digits more than
+    # the residuals do where R2 is 1 - 1e-8.
     residuals = dy - slope * dx
     sse = residuals @ residuals
     r2 = 1 - sse / (dy @ dy) if np.ptp(y) > 0 else math.nan
@@ -105,8 +125,8 @@ def fit_line(x: Sequence[float], y: Sequence[float], confidence: float = 0.95) -
     )
 
 
-def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) -> AnchoredFit:
-    """The least-squares line forced through (anchor, anchor), with anchor = ln K for losses.
+def fit_through_anchor(x: ArrayLike, y: ArrayLike, anchor: float) -> AnchoredFit:
+    """Fit a line through (anchor, anchor) by least squares; for losses the anchor is ln K.
 
     Networks whose margins vanish lie there, so every line of normalized losses aims at it.
 
@@ -118,21 +138,65 @@ def fit_through_anchor(x: Sequence[float], y: Sequence[float], anchor: float) ->
     dx, dy = x - anchor, y - anchor
     if not dx.any():
         raise ValueError(f"all x are at the anchor {anchor}, no line is defined")
-    sxx = dx @ dx
-    slope = dx @ dy / sxx
+    slope = dx @ dy / (dx @ dx)
     residuals = dy - slope * dx
     sse = residuals @ residuals
     deviations = y - y.mean()
     r2 = 1 - sse / (deviations @ deviations) if np.ptp(y) > 0 else math.nan
-    rmse = math.sqrt(sse / (x.size - 1))
-    margin = stats.t.ppf(0.975, x.size - 1) * rmse / math.sqrt(sxx)
-    return AnchoredFit(
-        float(slope), (float(slope - margin), float(slope + margin)), float(r2), rmse, x.size
-    )
+    return AnchoredFit(float(slope), float(r2), math.sqrt(sse / (x.size - 1)), x.size)
 
 
-def check_points(*columns: Sequence[float], minimum: int) -> list[np.ndarray]:
-    """The columns as float64 vectors, if they are finite, of one length, and long enough."""
+def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> DemingFit:
+    """Fit the maximum-likelihood line for errors in both x and y.
+
+    With d the ratio of the errors' variances,
+    ``slope = (syy - d sxx + sqrt((syy - d sxx)^2 + 4 d sxy^2)) / (2 sxy)``. Least squares alone
+    (d infinite) makes the slope too small by what is error in the spread of x.
+
+    Args:
+      x: n numbers, n >= 3.
+      y: n numbers.
+      variance_ratio: variance of the errors in y over that of the errors in x; 1 gives orthogonal
+        distances.
+
+    Raises:
+      ValueError: bad points as for `fit_line`, x and y uncorrelated, or a ratio not above 0.
+    """
+    x, y = check_points(x, y, minimum=3)
+    if not 0 < variance_ratio < math.inf:
+        raise ValueError(f"variance_ratio is {variance_ratio}; it must be positive and finite")
+    dx, dy = x - x.mean(), y - y.mean()
+    sxx, sxy, syy = dx @ dx, dx @ dy, dy @ dy
+    if sxy == 0:
+        raise ValueError("x and y are uncorrelated: no line with errors in both is defined")
+    difference = syy - variance_ratio * sxx
+    slope = (difference + math.hypot(difference, 2 * math.sqrt(variance_ratio) * sxy)) / (2 * sxy)
+    return DemingFit(float(slope), float(y.mean() - slope * x.mean()), float(variance_ratio))
+
+
+def cooks_distances(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Return how far each point moves the line, float64 [n]; a point above 1 governs it.
+
+    Cook (1977): ``D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)``, leverage h_i, s^2 = SSE / (n - 2).
+
+    Raises:
+      ValueError: see `fit_line`.
+    """
+    x, y = check_points(x, y, minimum=3)
+    fit = fit_line(x, y)
+    dx = x - x.mean()
+    leverage = 1 / x.size + dx**2 / (dx @ dx)
+    residuals = y - fit.predict(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return residuals**2 * leverage / (2 * fit.rmse**2 * (1 - leverage) ** 2)
+
+
+def check_points(*columns: ArrayLike, minimum: int) -> list[np.ndarray]:
+    """Return the columns as float64 vectors.
+
+    Raises:
+      ValueError: they are not finite, not of one length, or shorter than `minimum`.
+    """
     arrays = [np.asarray(column, np.float64) for column in columns]
     lengths = [array.shape for array in arrays]
     if any(array.ndim != 1 for array in arrays) or len(set(lengths)) != 1:
@@ -147,7 +211,7 @@ def check_points(*columns: Sequence[float], minimum: int) -> list[np.ndarray]:
 
 
 def attempt(reasons: dict[str, str], name: str, compute: Callable[[], T]) -> T | None:
-    """What `compute` gives; None, with the reason by name, where there are no such statistics."""
+    """Return `compute()`; where it raises ValueError, note the reason by name and return None."""
     try:
         return compute()
     except ValueError as error:

@@ -1,108 +1,147 @@
-"""The controls against loops, statsmodels, and data whose answer is known."""
+"""The one analysis of a run against scipy, and what it says of networks that do not count."""
 
-import itertools
+import math
 
 import numpy as np
+import pandas as pd
 import pytest
-import statsmodels.api as sm
+from scipy import stats
 
-from normjax.controls.explain import fit_through_anchor, permute_norms
-
-
-def networks(n, seed=0):
-    rng = np.random.default_rng(seed)
-    rho = np.exp(rng.uniform(5, 7, n))
-    train, test = rng.uniform(16, 25, n), rng.uniform(10, 12, n)
-    return -train / rho, -test / rho, rho
+import normjax
+from normjax.controls.explain import choose_rows, explain_line
+from normjax.results.table import groups, select, write_results
+from tests.helpers.synthetic_results import synthetic_table
 
 
-def test_enumeration_against_a_loop():
-    x, y, rho = networks(5)
-    expected = []
-    for order in itertools.permutations(range(5)):
-        divisor = rho[list(order)]
-        expected.append(np.corrcoef(x * rho / divisor, y * rho / divisor)[0, 1] ** 2)
-    real = np.corrcoef(x, y)[0, 1] ** 2
-    result = permute_norms(x, y, rho)
-    assert result.is_exact and result.num_permutations == 120
-    np.testing.assert_allclose(result.r2, real, rtol=1e-12)
-    np.testing.assert_allclose(
-        result.r2_quantiles, np.quantile(expected, [0.05, 0.5, 0.95]), rtol=1e-10
+def test_numbers_against_scipy():
+    table = synthetic_table(selections=("final", "loss=0.0044"))
+    for selection, norm in (("final", "2"), ("loss=0.0044", "1/100")):
+        found = explain_line(table, selection, norm)
+        points = select(table, selection=selection, norm=norm)
+        x, y = points["normalized_train_excess"], points["normalized_test_excess"]
+        line = stats.linregress(x, y)
+        assert found.num_classes == 10 and found.ln_num_classes == math.log(10)
+        np.testing.assert_allclose(found.fit.slope, line.slope, rtol=1e-8)
+        np.testing.assert_allclose(found.fit.r2, line.rvalue**2, rtol=1e-8)
+        intercept = line.intercept + np.log(10) * (1 - line.slope)
+        np.testing.assert_allclose(found.fit.intercept, intercept, rtol=1e-8)
+        raw = stats.linregress(points["train_loss"], points["test_loss"])
+        np.testing.assert_allclose(found.raw_fit.slope, raw.slope, rtol=1e-10)
+        np.testing.assert_allclose(found.anchored_fit.slope, x @ y / (x @ x), rtol=1e-10)
+        np.testing.assert_allclose(found.norm_permutation.r2, line.rvalue**2, rtol=1e-10)
+        divisor = stats.linregress(1 / points["product_norm"], points["normalized_test_loss"])
+        np.testing.assert_allclose(found.divisor_fit.r2, divisor.rvalue**2, rtol=1e-8)
+        for name in ("product_norm", "normalized_train_loss", "train_loss"):
+            expected = stats.kendalltau(points[name], points["test_error"]).statistic
+            assert found.error_ranking[name].kendall == pytest.approx(expected)
+        margin = -x * points["product_norm"]
+        for network, ratio, m in zip(found.networks, y / x, margin, strict=True):
+            assert network.margin_ratio == pytest.approx(ratio)
+            assert network.train_margin == pytest.approx(m)
+        assert found.left_out == {} and found.not_interpolating == ()
+        assert (found.selection, found.norm, found.num_networks) == (selection, norm, 12)
+        # 4 levels of 3 networks are too few for intervals over levels.
+        assert found.bootstrap is found.bootstrap_without_random_labels is None
+        assert set(found.reasons) == {
+            "bootstrap",
+            "bootstrap_without_random_labels",
+            "leave_out.family",
+        }
+        assert "4 levels; an interval needs at least 6" in found.reasons["bootstrap"]
+
+
+def test_intervals_are_over_levels():
+    found = explain_line(synthetic_table(levels=np.linspace(0, 1, 8)))
+    for name in ("slope", "intercept", "r2", "adjusted_r2", "rmse"):
+        low, high = getattr(found.bootstrap, f"{name}_interval")
+        assert low < getattr(found.fit, name) < high
+    assert found.bootstrap.unit == "levels"
+    assert found.bootstrap_without_random_labels == found.bootstrap
+    assert found.fit_without_random_labels == found.fit
+    assert found.raw_fit_without_random_labels == found.raw_fit
+
+
+def test_what_is_explained_by_default_and_on_demand(tmp_path):
+    table = synthetic_table(selections=("loss=0.0044", "final"))
+    assert normjax.explain_line is explain_line
+    assert groups(choose_rows(table)) == [("final", "2")]
+    assert groups(choose_rows(table, "loss=0.0044", "1/100")) == [("loss=0.0044", "1/100")]
+    assert groups(choose_rows(table[table["norm"] != "2"])) == [("final", "1/100")]
+    with pytest.raises(ValueError, match="no results for norm '3'; there are: 1/100, 2"):
+        choose_rows(table, norm="3")
+    with pytest.raises(ValueError, match="no results to explain"):
+        explain_line(table.iloc[:0])
+    write_results(tmp_path / "results.csv", table)
+    expected = explain_line(table, num_draws=100)
+    assert explain_line(tmp_path, num_draws=100) == expected
+    assert explain_line(tmp_path / "results.csv", num_draws=100) == expected
+    assert explain_line(table, num_draws=100, seed=1) != expected
+
+
+def test_random_labels_enter_the_fit_and_not_the_verdict():
+    table = synthetic_table(levels=np.linspace(0, 1, 7), norms=("2",))
+    odd = table.iloc[:3].assign(
+        member=[40, 41, 42],
+        family="random_labels",
+        labels="random",
+        normalized_test_excess=[-1e-5, 0.0, 1e-5],
+        normalized_test_loss=math.log(10) + np.array([-1e-5, 0.0, 1e-5]),
     )
-    np.testing.assert_allclose(
-        result.fraction_at_least, np.mean(np.array(expected) >= real - 1e-12), rtol=1e-12
-    )
+    alone, together = explain_line(table), explain_line(pd.concat([table, odd]))
+    assert (together.num_networks, together.num_random_labels) == (24, 3)
+    assert together.fit.r2 < alone.fit.r2 - 0.05
+    assert together.fit_without_random_labels == alone.fit
+    assert together.raw_fit_without_random_labels == alone.raw_fit
+    assert together.raw_fit.n == 24
+    assert together.bootstrap_without_random_labels == alone.bootstrap != together.bootstrap
+    for name in (
+        *("verdict", "because", "margin_shuffle", "prediction", "ratio", "error_ranking"),
+        *("norm_permutation", "divisor_fit", "anchored_fit", "deming"),
+    ):
+        assert getattr(together, name) == getattr(alone, name), name
+    # The line of either family is far from the other.
+    assert together.leave_out["family"].num_parts == 2
+    assert together.leave_out["family"].rmse > 10 * alone.fit.rmse
+    # On the natural labels these networks do not enter.
+    natural = pd.concat([table, odd, odd.assign(labels="natural")])
+    assert explain_line(natural) == together
 
 
-def test_random_draws_approach_the_enumeration():
-    x, y, rho = networks(7, seed=1)
-    exact = permute_norms(x, y, rho, num_draws=5040)
-    drawn = permute_norms(x, y, rho, num_draws=5000)
-    assert exact.is_exact and not drawn.is_exact
-    # Standard error of the fraction at most 0.007; of the quantiles small beside 0.02.
-    assert abs(exact.fraction_at_least - drawn.fraction_at_least) < 0.03
-    np.testing.assert_allclose(drawn.r2_quantiles, exact.r2_quantiles, atol=0.02)
-    assert drawn == permute_norms(x, y, rho, num_draws=5000)
-    assert drawn != permute_norms(x, y, rho, num_draws=5000, seed=1)
+def test_members_left_out_are_named():
+    table = synthetic_table(selections=("final", "loss=0.0044"))
+    table.loc[table["member"] == 4, "test_loss"] = math.nan
+    table.loc[table["member"] == 5, "train_error"] = 0.02
+    table = table[(table["member"] != 7) | (table["selection"] == "final")]
+    final, snapshot = (explain_line(table, name) for name in ("final", "loss=0.0044"))
+    assert (final.num_networks, snapshot.num_networks) == (11, 10)
+    assert (final.num_diverged, snapshot.num_diverged) == (1, 1)
+    assert final.fit.n == 11
+    assert list(final.left_out) == ["member 4 (pretrain, level 0.1, seed 1)"]
+    assert "diverged" in final.left_out["member 4 (pretrain, level 0.1, seed 1)"]
+    reason = snapshot.left_out["member 7 (pretrain, level 0.5, seed 1)"]
+    assert reason == "no snapshot at zero training error for selection loss=0.0044"
+    assert final.not_interpolating == ("member 5 (pretrain, level 0.1, seed 2)",)
 
 
-def test_content_is_told_from_the_shared_divisor():
-    """Margins whose ratio follows the norm make a line that shuffling breaks; unrelated do not."""
-    rng = np.random.default_rng(2)
-    rho = np.exp(rng.uniform(5, 7, 20))
-    artifact = [
-        permute_norms(-rng.uniform(16, 25, 20) / rho, -rng.uniform(10, 12, 20) / rho, rho)
-        for _ in range(5)
-    ]
-    assert min(result.r2 for result in artifact) > 0.8
-    assert max(result.fraction_at_least for result in artifact) > 0.1
-    train = rng.uniform(16, 25, 20)
-    test = (0.8 * train / rho - 0.002) * rho  # exactly a line that misses the origin
-    real = permute_norms(-train / rho, -test / rho, rho)
-    assert real.r2 == pytest.approx(1, abs=1e-12)
-    assert real.fraction_at_least == pytest.approx(1 / 10_001)
+def test_too_few_networks_give_reasons_not_errors():
+    table = synthetic_table(norms=("2",))
+    two = explain_line(table.iloc[:2])
+    assert two.verdict == "undecided" and "2 points; at least 3" in two.reasons["fit"]
+    none = explain_line(table.iloc[:2].assign(test_loss=math.nan))
+    assert (none.num_networks, none.num_diverged, len(none.left_out)) == (0, 2, 2)
+    assert none.num_classes is none.ln_num_classes is None and none.networks == ()
+    for found in (two, none):
+        for name in ("fit", "raw_fit", "bootstrap", "anchored_fit", "norm_permutation", "ratio"):
+            assert getattr(found, name) is None and found.reasons[name]
+        assert (
+            found.error_ranking is None and "points; at least 3" in found.reasons["error_ranking"]
+        )
 
 
-def test_scales_do_not_matter():
-    x, y, rho = networks(6)
-    plain = permute_norms(x, y, rho)
-    scaled = permute_norms(x * 1e-160, y * 1e-160, rho * 1e200)
-    np.testing.assert_allclose(scaled.r2_quantiles, plain.r2_quantiles, rtol=1e-10)
-    assert scaled.fraction_at_least == plain.fraction_at_least
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([-1, -2], [-1, -2], [1, 2]), "at least 3"),
-        (([-1, -2, -3], [-1, -2, -3], [1, 0, 2]), "positive"),
-        (([-1, -2, -3], [-1, -2, np.nan], [1, 1, 2]), "finite"),
-        (([-1, -1, -1], [-1, -2, -3], [1, 1, 2]), "no spread"),
-    ],
-)
-def test_permutation_bad_input(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        permute_norms(*arguments)
-    with pytest.raises(ValueError, match="num_draws"):
-        permute_norms(*networks(4), num_draws=0)
-
-
-def test_anchored_line_against_statsmodels():
-    x, y, _ = networks(9)
-    anchor = np.log(10)
-    fit = fit_through_anchor(anchor + x, anchor + y, anchor)
-    model = sm.OLS(y, x).fit()
-    np.testing.assert_allclose(fit.slope, model.params[0], rtol=1e-10)
-    np.testing.assert_allclose(fit.slope_interval, model.conf_int()[0], rtol=1e-10)
-    np.testing.assert_allclose(fit.rmse, np.sqrt(model.ssr / 8), rtol=1e-10)
-    centered = 1 - model.ssr / np.sum((y - y.mean()) ** 2)
-    np.testing.assert_allclose(fit.r2, centered, rtol=1e-10)
-    assert fit.n == 9
-
-
-def test_anchored_line_can_be_worse_than_the_mean():
-    fit = fit_through_anchor([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], 0.0)
-    assert fit.slope == pytest.approx(10 / 14, rel=1e-12)
-    assert fit.r2 == pytest.approx(1 - (14 - 100 / 14) / 2, rel=1e-12)
-    with pytest.raises(ValueError, match="at the anchor"):
-        fit_through_anchor([2.0, 2.0, 2.0], [1.0, 2.0, 3.0], 2.0)
+def test_norms_that_are_zero_give_reasons_not_errors():
+    table = synthetic_table(norms=("2",))
+    for zero in (table["member"] == 2, table["member"] >= 0):
+        found = explain_line(table.assign(product_norm=table["product_norm"].mask(zero, 0.0)))
+        assert found.verdict == "undecided"
+        assert "every product norm must be positive" in found.reasons["margin_shuffle"]
+        assert found.divisor_fit is None and found.fit is not None

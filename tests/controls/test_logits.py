@@ -59,7 +59,7 @@ def found(networks):
 def explain(networks):
     norms = [network.product_norm for network in networks]
     measures = [measure_network(network, norms) for network in networks]
-    return explain_logits(measures, norms, range(len(networks)), K, num_draws=500)
+    return explain_logits(measures, norms, range(len(networks)), math.log(K), num_draws=500)
 
 
 def line(networks, divisor_of):

@@ -5,8 +5,10 @@ import pytest
 
 from benchmarks.verdict_errors import KINDS, draw_line, verdict_rates
 from normjax.controls.explain import explain_line
+from normjax.controls.margins import MarginPrediction
+from normjax.controls.shuffles import MarginShuffle, shuffle_margins
 from normjax.controls.verdict import (
-    ARTEFACT,
+    ARTIFACT,
     MAX_P_VALUE,
     MIN_NETWORKS,
     MIN_SKILL,
@@ -14,9 +16,7 @@ from normjax.controls.verdict import (
     UNDECIDED,
     judge,
 )
-from normjax.statistics.influence import MarginPrediction
-from normjax.statistics.resampling import MarginShuffle, shuffle_margins
-from tests.helpers.synthetic_lines import rows_of
+from tests.helpers.synthetic_lines import table_of
 
 
 def shuffle_of(p_value):
@@ -33,8 +33,8 @@ def prediction_of(skill):
         (MAX_P_VALUE, MIN_SKILL, SUPPORTED),
         (MAX_P_VALUE + 0.001, MIN_SKILL, UNDECIDED),
         (MAX_P_VALUE, MIN_SKILL - 0.001, UNDECIDED),
-        (MAX_P_VALUE + 0.001, MIN_SKILL - 0.001, ARTEFACT),
-        (0.5, -3.0, ARTEFACT),
+        (MAX_P_VALUE + 0.001, MIN_SKILL - 0.001, ARTIFACT),
+        (0.5, -3.0, ARTIFACT),
         (0.001, None, UNDECIDED),
     ],
 )
@@ -50,15 +50,15 @@ def test_thresholds(p_value, skill, verdict):
 def test_known_answers_through_the_whole_of_explain():
     """One draw of each kind; the rates over many are below."""
     rng = np.random.default_rng(0)
-    artifact = explain_line(rows_of(*draw_line("independent", rng, 6, 3)))
-    assert artifact.verdict == ARTEFACT
+    artifact = explain_line(table_of(*draw_line("independent", rng, 6, 3)))
+    assert artifact.verdict == ARTIFACT
     assert artifact.fit.r2 > 0.9  # as good a line as many that were published
-    supported = explain_line(rows_of(*draw_line("constant ratio, 2% noise", rng, 6, 3)))
+    supported = explain_line(table_of(*draw_line("constant ratio, 2% noise", rng, 6, 3)))
     assert supported.verdict == SUPPORTED
     assert supported.ratio.spread < 0.04 < supported.ratio.spread_if_unrelated
-    few = explain_line(rows_of(*draw_line("constant ratio, 2% noise", rng, 5, 1)))
+    few = explain_line(table_of(*draw_line("constant ratio, 2% noise", rng, 5, 1)))
     assert few.verdict == UNDECIDED
-    assert "5 networks with true labels; 8 are needed" in few.text
+    assert "5 networks with true labels; 8 are needed" in few.because
 
 
 # `python -m benchmarks.verdict_errors` measures these rates on 200 lines of four sizes. At 6 x 2
@@ -67,7 +67,7 @@ def test_known_answers_through_the_whole_of_explain():
 def test_false_alarms_are_rare(kind):
     rates = verdict_rates(kind, 40)
     assert rates[SUPPORTED] <= 0.05
-    assert rates[ARTEFACT] >= 0.8
+    assert rates[ARTIFACT] >= 0.8
 
 
 @pytest.mark.parametrize("kind", ["constant ratio, 2% noise", "constant ratio, 5% noise"])

@@ -1,8 +1,8 @@
-"""Result rows and settings that look like a run's, made from a formula: nothing is trained."""
+"""A results table and settings like a run's, made from a formula: nothing is trained."""
 
 import numpy as np
 
-from normjax.results.rows import ResultRow
+from normjax.results.table import make_table
 
 # The fields of an `experiments.SweepConfig`.
 CONFIG = {
@@ -32,10 +32,10 @@ CONFIG = {
 }
 
 
-def synthetic_rows(
+def synthetic_table(
     levels=(0.0, 0.1, 0.5, 1.0), num_seeds=3, norms=("2", "1/100"), selections=("final",), seed=0
 ):
-    """Margins that shrink on the test set, and norms that grow, with the corruption level."""
+    """Return networks whose test margins shrink, and whose norms grow, with the level."""
     rng = np.random.default_rng(seed)
     rows = []
     for selection in selections:
@@ -52,7 +52,7 @@ def synthetic_rows(
                 train_excess = -train_margin / product_norm
                 test_excess = -test_margin / product_norm
                 rows.append(
-                    ResultRow(
+                    dict(
                         experiment="random_pretrain",
                         member=member,
                         seed=repeat,
@@ -75,4 +75,11 @@ def synthetic_rows(
                         normalized_test_excess=test_excess,
                     )
                 )
-    return rows
+    return make_table(rows)
+
+
+def synthetic_rows(**kwargs):
+    """Return the same as a list of rows, for tests that are not converted to tables yet."""
+    from normjax.results.rows import ResultRow
+
+    return [ResultRow(**row) for row in synthetic_table(**kwargs).to_dict("records")]

@@ -5,20 +5,18 @@ import json
 import re
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments import flags
-from normjax.controls.explain import explain_line
-from normjax.data import dataset_label, load_dataset
+from normjax.controls.summary import explain_all, write_summary
+from normjax.data import dataset_label
+from normjax.formatting import fixed, number
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
 from normjax.report.run_page import write_report
-from normjax.results.rows import select, write_results
-from normjax.results.summary import summarize, write_summary
-from normjax.training import record as records
-from normjax.training.config import SweepConfig
-from normjax.training.ensemble import Member
-from tests.helpers.synthetic_results import CONFIG, synthetic_rows
+from normjax.results.table import select, write_results
+from tests.helpers.synthetic_results import synthetic_table
 
 HOSTILE = '"><script>alert(1)</script>&'
 
@@ -50,9 +48,11 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(rows, run=None, flags="--dataset=digits\n", figures=("normalized_and_raw__final__2",)):
-        write_results(tmp_path / "results.csv", rows)
-        write_summary(tmp_path / "summary.json", summarize(rows))
+    def make(
+        table, run=None, flags="--dataset=digits\n", figures=("normalized_and_raw__final__2",)
+    ):
+        write_results(tmp_path / "results.csv", table)
+        write_summary(tmp_path / "summary.json", explain_all(table))
         (tmp_path / "run.json").write_text(json.dumps(run or {"jax": "0.10.2"}))
         (tmp_path / "flags.txt").write_text(flags)
         (tmp_path / "figures").mkdir(exist_ok=True)
@@ -64,27 +64,36 @@ def make_run(tmp_path):
 
 
 def test_numbers_and_settings_are_on_the_page(make_run):
-    rows = synthetic_rows()
-    run_dir = make_run(rows, run={"jax": "0.10.2", "wall_seconds": 12.5, "devices": ["cpu:0"]})
+    table = synthetic_table(levels=np.linspace(0, 1, 6), num_seeds=2)
+    run_dir = make_run(table, run={"jax": "0.10.2", "wall_seconds": 12.5, "devices": ["cpu:0"]})
     path = write_report(run_dir)
     assert path == run_dir / "report.html"
     page = Page(path.read_text())
-    part = summarize(rows)["selections"]["final"]["2"]
-    for name in ("normalized_fit", "raw_fit"):
-        for value in ("slope", "intercept", "r2", "adjusted_r2", "rmse"):
-            assert f"{part[name][value]:#.5g}".rstrip(".") in page.text
-    median = part["norm_permutation"]["r2_quantiles"][1]
-    assert f"R² = {median:#.5g} (median)" in page.text
-    assert "of 10,000" in page.text
-    assert f"{part['test_error_correlations']['product_norm']['kendall']:#.5g}" in page.text
-    assert page.tags.count("tr") == 1 + 3 + 1 + 2 + 1 + 2 + 1 + 12
-    for text in ("--dataset=digits", "12.5", "cpu:0", "Is the line real?"):
+    first, second = explain_all(table)
+    for found in (first, second):
+        for name, digits in (("slope", 4), ("intercept", 4), ("rmse", 3)):
+            low, high = getattr(found.bootstrap, f"{name}_interval")
+            value = f"{number(getattr(found.fit, name), digits)}\n"
+            assert f"{value}[{number(low, digits)} to {number(high, digits)}]" in page.text
+        for name in ("r2", "adjusted_r2"):
+            low, high = getattr(found.bootstrap, f"{name}_interval")
+            assert f"{fixed(getattr(found.fit, name), 5)}\n[{fixed(low, 5)} to" in page.text
+        assert fixed(found.margin_shuffle.r2_quantiles[1], 5) in page.text
+        ranking = found.error_ranking["product_norm"]
+        low, high = ranking.kendall_interval
+        assert f"{fixed(ranking.kendall)} [{fixed(low)} to {fixed(high)}]" in page.text
+        assert f"p = {number(ranking.p_value, 2)}" in page.text
+    assert f"R² is {fixed(first.raw_fit.r2, 5)}" in page.text
+    assert page.text.count("as trained") >= 1 and page.text.count("12.5") == 1
+    # Verdicts, lines (those as trained once), controls, rankings, networks; each with a header.
+    assert page.tags.count("tr") == (1 + 2) + (1 + 3) + (1 + 2) + (1 + 2) + (1 + 12)
+    for text in ("--dataset=digits", "cpu:0", "Is the line real?", "leave_out.family"):
         assert text in page.text
 
 
 def test_one_file_that_opens_offline_with_each_figure_once(make_run):
     names = ("a_figure", "normalized_and_raw__final__2", "z_figure")
-    run_dir = make_run(synthetic_rows(), figures=names)
+    run_dir = make_run(synthetic_table(), figures=names)
     page = Page(write_report(run_dir).read_text())
     prefix = "data:image/png;base64,"
     assert all(source.startswith(prefix) for source in page.sources)
@@ -95,14 +104,13 @@ def test_one_file_that_opens_offline_with_each_figure_once(make_run):
 
 
 def test_all_text_from_files_is_escaped(make_run):
-    rows = [
-        row._replace(experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1)
-        for row in synthetic_rows(norms=("2",))
-    ]
-    rows[0] = rows[0]._replace(test_loss=float("nan"))
-    rows += [row._replace(norm=HOSTILE) for row in rows]
+    table = synthetic_table(norms=("2",)).assign(
+        experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1
+    )
+    table.loc[0, "test_loss"] = float("nan")
+    table = pd.concat([table, table.assign(norm=HOSTILE)])
     run_dir = make_run(
-        rows, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
+        table, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
     )
     text = write_report(run_dir).read_text()
     page = Page(text)
@@ -114,16 +122,11 @@ def test_all_text_from_files_is_escaped(make_run):
 def test_a_data_set_folder_of_any_name(make_run, tmp_path):
     # With the path's separator, so that its last part, which figures show, is hostile too.
     name = f"folder:{tmp_path}/<img src=x onerror=alert(1)><script>alert(1)</script>&\" ' $x$"
-    rows = synthetic_rows()
-    run_dir = make_run(rows, figures=())
-    config = SweepConfig(**CONFIG | {"dataset": name, "workdir": str(run_dir)})
-    flags.validate(config)
-    members = [Member(i, 0, "pretrain", 0.0) for i in range(2)]
-    for file in ("run.json", "flags.txt"):
-        (run_dir / file).unlink()
-    dataset = load_dataset("digits", train_size=10)._replace(name=name)
-    records.start_run(run_dir, HOSTILE, config, dataset, [members])
-    figure = plot_normalized_and_raw(select(rows, norm="2"), dataset_label(name))
+    table = synthetic_table()
+    run = {"experiment": HOSTILE, "dataset": name, "config": {"dataset": name}}
+    run_dir = make_run(table, run=run, flags=f"--dataset={name}\n", figures=())
+    chosen = select(table, norm="2")
+    figure = plot_normalized_and_raw(chosen, explain_all(chosen)[0], dataset_label(name))
     save_figure(figure, run_dir / "figures" / "normalized_and_raw__final__2")
     line = {"member": 0, "family": HOSTILE, "level": 0.5, "seed": 0, "phase": "train", "step": 1}
     line |= dict.fromkeys(("running_loss", "running_normalized_excess"), 0.1)
@@ -142,13 +145,13 @@ def test_a_data_set_folder_of_any_name(make_run, tmp_path):
 
 
 def test_half_a_character_has_a_place_on_the_page(make_run):
-    run_dir = make_run(synthetic_rows(), run={"config": {"dataset": "folder:/\udcff"}})
+    run_dir = make_run(synthetic_table(), run={"config": {"dataset": "folder:/\udcff"}})
     assert "folder:/&#56575;" in write_report(run_dir).read_text(encoding="utf-8")
 
 
 def test_too_few_networks_and_missing_parts_still_make_a_page(make_run):
-    rows = [row for row in synthetic_rows() if row.member < 2]
-    run_dir = make_run(rows, figures=())
+    table = synthetic_table()
+    run_dir = make_run(table[table["member"] < 2], figures=())
     (run_dir / "run.json").unlink()
     (run_dir / "flags.txt").unlink()
     page = Page(write_report(run_dir).read_text())
@@ -158,15 +161,31 @@ def test_too_few_networks_and_missing_parts_still_make_a_page(make_run):
 
 
 def test_members_that_are_left_out_are_named(make_run):
-    rows = [
-        row._replace(test_loss=float("nan")) if row.member == 4 else row for row in synthetic_rows()
-    ]
-    page = Page(write_report(make_run(rows)).read_text())
+    table = synthetic_table()
+    table.loc[table["member"] == 4, "test_loss"] = float("nan")
+    page = Page(write_report(make_run(table)).read_text())
     assert "Left out: member 4 (pretrain, level 0.1, seed 1), diverged" in page.text
 
 
+def test_networks_that_all_diverged_still_make_a_page(make_run):
+    table = synthetic_table().assign(test_loss=float("nan"))
+    page = Page(write_report(make_run(table, figures=())).read_text())
+    assert "No line could be fitted to the 0 networks" in page.text
+    assert page.text.count("Left out: ") == 12
+
+
+def test_random_labels_have_lines_of_their_own(make_run):
+    table = synthetic_table(norms=("2",))
+    odd = table.iloc[:2].assign(family="random_labels", labels="random", member=[30, 31])
+    page = Page(write_report(make_run(pd.concat([table, odd]))).read_text())
+    assert "2 of the networks have random labels" in page.text
+    assert page.text.count("true labels") >= 2
+    # The same as without these networks, and one more line for each of the two.
+    assert page.tags.count("tr") == (1 + 1) + (1 + 4) + (1 + 1) + (1 + 1) + (1 + 14)
+
+
 def test_same_files_same_page_and_nothing_left_behind(make_run):
-    run_dir = make_run(synthetic_rows())
+    run_dir = make_run(synthetic_table())
     first = write_report(run_dir).read_bytes()
     assert write_report(run_dir).read_bytes() == first
     names = {"results.csv", "summary.json", "run.json", "flags.txt", "figures", "report.html"}
@@ -174,40 +193,42 @@ def test_same_files_same_page_and_nothing_left_behind(make_run):
 
 
 def test_broken_files_are_named(make_run):
-    run_dir = make_run(synthetic_rows())
+    run_dir = make_run(synthetic_table())
     (run_dir / "summary.json").write_text("{")
     with pytest.raises(ValueError, match=r"summary\.json: not JSON"):
         write_report(run_dir)
-    for rows in (synthetic_rows(num_seeds=2), synthetic_rows(norms=("2",))):
-        write_summary(run_dir / "summary.json", summarize(rows))
-        with pytest.raises(ValueError, match=r"summary\.json: .*results\.csv has other networks"):
+    for table in (synthetic_table(num_seeds=2), synthetic_table(norms=("2",))):
+        write_summary(run_dir / "summary.json", explain_all(table))
+        with pytest.raises(ValueError, match=r"summary\.json: results\.csv has other networks"):
             write_report(run_dir)
-    summary = summarize(synthetic_rows())
-    summary["selections"]["final"]["2"]["normalized_fit"]["n"] = HOSTILE
-    write_summary(run_dir / "summary.json", summary)
-    with pytest.raises(ValueError, match=r"summary\.json: not the summary of a run"):
-        write_report(run_dir)
+    for foreign in ("[]", '{"experiment": "linear_margin"}', "[{}]", f"[{json.dumps(HOSTILE)}]"):
+        (run_dir / "summary.json").write_text(foreign)
+        with pytest.raises(ValueError, match=r"summary\.json: ") as info:
+            write_report(run_dir)
+        assert "\n" not in str(info.value)
     for name, content, message in (
         ("run.json", "[" * 100_000, r"run\.json: not JSON \(too deeply nested"),
         ("run.json", "[1]", r"run\.json: a JSON object is needed, not list"),
         ("flags.txt", "\xff", r"flags\.txt: not a text file in UTF-8"),
+        ("metrics.jsonl", "{}\n", r"metrics\.jsonl, line 1: "),
         ("results.csv", "", r"results\.csv: the file is empty"),
     ):
-        run_dir = make_run(synthetic_rows())
+        run_dir = make_run(synthetic_table())
         (run_dir / name).write_text(content, encoding="latin1")
         with pytest.raises(ValueError, match=message):
             write_report(run_dir)
-    write_results(run_dir / "results.csv", [])
+        (run_dir / name).unlink()
+    write_results(run_dir / "results.csv", synthetic_table().iloc[:0])
     with pytest.raises(ValueError, match=r"results\.csv: there are no networks"):
         write_report(run_dir)
-    run_dir = make_run(synthetic_rows())
+    run_dir = make_run(synthetic_table())
     (run_dir / "summary.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"summary\.json"):
         write_report(run_dir)
 
 
 def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
-    run_dir = make_run(synthetic_rows())
+    run_dir = make_run(synthetic_table())
     common = {"member": 0, "family": "pretrain", "level": 0.5, "seed": 0, "phase": "train"}
     # The raw loss is least at epoch 2, the normalized one at epoch 1, where the test loss is too.
     values = [(1, 0.4, -0.2, 1.234), (2, 0.3, -0.1, 1.543)]
@@ -223,15 +244,17 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     page = page_of(lines)
     assert "When to stop" in page
     assert "Level 0.5: the normalized training loss would have chosen a better epoch" in page
-    assert "mean test loss 1.234 against 1.543" in page
+    assert "mean test loss 1.234 against 1.543, lower in 1 and higher in 0 of 1 networks" in page
     assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
 
 
-def test_the_verdict_stands_beside_the_headline(make_run):
-    rows = synthetic_rows()
-    text = Page(write_report(make_run(rows)).read_text()).text
-    found = explain_line(rows)
-    assert f"Verdict: {found.verdict}: {found.because}." in text
-    assert text.index("Verdict: ") < text.index("Fits")
-    few = Page(write_report(make_run(rows[:6])).read_text()).text
+def test_every_verdict_is_on_the_page(make_run):
+    table = synthetic_table(selections=("final", "loss=0.0044"))
+    text = Page(write_report(make_run(table)).read_text()).text
+    explanations = explain_all(table)
+    for found in explanations:
+        assert found.because in text
+    assert f"Verdict: {explanations[0].verdict}: {explanations[0].because}." in text
+    assert text.index("Verdict: ") < text.index("Lines")
+    few = Page(write_report(make_run(table[table["member"] < 3])).read_text()).text
     assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few

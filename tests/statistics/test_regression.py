@@ -1,11 +1,17 @@
-"""The fitted line against scipy and statsmodels, at the scale where the paper's losses lie."""
+"""Fitted lines against scipy, statsmodels and longdouble, at the scale of the paper's losses."""
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from scipy import stats
+from scipy import optimize, stats
+from statsmodels.stats.outliers_influence import OLSInfluence
 
-from normjax.statistics.regression import fit_line
+from normjax.statistics.regression import (
+    cooks_distances,
+    deming_line,
+    fit_line,
+    fit_through_anchor,
+)
 
 
 def near_ln_10(n=12, spread=1e-4, seed=0):
@@ -97,3 +103,84 @@ def test_bad_points(x, y, message):
 def test_bad_confidence(confidence):
     with pytest.raises(ValueError, match="between 0 and 1"):
         fit_line([1, 2, 3], [1, 2, 4], confidence)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-4])
+def test_rmse_keeps_its_digits_near_a_perfect_line(noise):
+    x, _ = near_ln_10()
+    y = 0.84 * x + 0.37 + noise * 1e-4 * np.random.default_rng(1).normal(size=x.size)
+    long_x, long_y = x.astype(np.longdouble), y.astype(np.longdouble)
+    dx, dy = long_x - long_x.mean(), long_y - long_y.mean()
+    slope = dx @ dy / (dx @ dx)
+    sse = np.sum((dy - slope * dx) ** 2)
+    fit = fit_line(x, y)
+    assert fit.slope == pytest.approx(float(slope), rel=1e-12)
+    assert fit.r2 == pytest.approx(float(1 - sse / (dy @ dy)), rel=1e-12)
+    assert fit.rmse == pytest.approx(float(np.sqrt(sse / 10)), rel=1e-12)
+
+
+def points(n=12, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(-0.1, -0.01, n)
+    return x, 0.6 * x - 0.001 + 0.0008 * rng.normal(size=n)
+
+
+def test_anchored_line_against_statsmodels():
+    x, y = points(9)
+    anchor = np.log(10)
+    fit = fit_through_anchor(anchor + x, anchor + y, anchor)
+    model = sm.OLS(y, x).fit()
+    np.testing.assert_allclose(fit.slope, model.params[0], rtol=1e-10)
+    np.testing.assert_allclose(fit.rmse, np.sqrt(model.ssr / 8), rtol=1e-10)
+    centered = 1 - model.ssr / np.sum((y - y.mean()) ** 2)
+    np.testing.assert_allclose(fit.r2, centered, rtol=1e-10)
+    assert fit.n == 9
+
+
+def test_anchored_line_can_be_worse_than_the_mean():
+    fit = fit_through_anchor([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], 0.0)
+    assert fit.slope == pytest.approx(10 / 14, rel=1e-12)
+    assert fit.r2 == pytest.approx(1 - (14 - 100 / 14) / 2, rel=1e-12)
+    with pytest.raises(ValueError, match="at the anchor"):
+        fit_through_anchor([2.0, 2.0, 2.0], [1.0, 2.0, 3.0], 2.0)
+
+
+def test_cooks_distances_against_statsmodels():
+    x, y = points()
+    expected = OLSInfluence(sm.OLS(y, sm.add_constant(x)).fit()).cooks_distance[0]
+    np.testing.assert_allclose(cooks_distances(x, y), expected, rtol=1e-9)
+    x[0], y[0] = 0.5, 1.0  # far out, off the line
+    assert cooks_distances(x, y)[0] > 1
+
+
+@pytest.mark.parametrize("variance_ratio", [0.2, 1.0, 7.0])
+def test_deming_line_minimizes_the_weighted_distances(variance_ratio):
+    """Against a minimizer over the points' true places as well as the line."""
+    x, y = points()
+    x, y = 10 * x, 10 * y
+
+    def residuals(values):
+        slope, intercept, places = values[0], values[1], values[2:]
+        return np.concatenate(
+            [np.sqrt(variance_ratio) * (x - places), y - intercept - slope * places]
+        )
+
+    start = np.concatenate([[0.5, 0.0], x])
+    expected = optimize.least_squares(residuals, start, xtol=1e-14, ftol=1e-14, gtol=1e-14).x
+    found = deming_line(x, y, variance_ratio)
+    assert found.slope == pytest.approx(expected[0], rel=1e-6)
+    assert found.intercept == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_deming_line_undoes_what_noise_in_x_does():
+    rng = np.random.default_rng(1)
+    true_x = rng.normal(size=20_000)
+    x = true_x + 0.5 * rng.normal(size=true_x.size)
+    y = 0.6 * true_x + 0.3 + 0.25 * rng.normal(size=true_x.size)
+    assert stats.linregress(x, y).slope == pytest.approx(0.48, abs=0.01)  # 0.6 / (1 + 0.25)
+    assert deming_line(x, y, 0.25).slope == pytest.approx(0.6, abs=0.015)
+    falling = deming_line(x, -y, 0.25)
+    assert falling.slope == pytest.approx(-deming_line(x, y, 0.25).slope, rel=1e-9)
+    for ratio in (0.0, -1.0, np.inf, np.nan):
+        with pytest.raises(ValueError, match="variance_ratio"):
+            deming_line(x, y, ratio)

@@ -1,0 +1,90 @@
+"""The controls from logits, for a finished run whose networks and data can be read."""
+
+import math
+import os
+from collections.abc import Callable
+
+import jax
+from tqdm import tqdm
+
+from normjax.balance import balance_params
+from normjax.controls.explain import Explanation, choose_rows
+from normjax.controls.logits import (
+    LogitExplanation,
+    NetworkLogits,
+    explain_logits,
+    measure_network,
+)
+from normjax.normalize import param_norms
+from normjax.norms import parse_norm
+from normjax.results.table import is_finite
+from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
+from normjax.types import Norm, Params
+
+
+def explain_run(
+    run_dir: str | os.PathLike, line: Explanation, *, data_dir: str | None = None, seed: int = 0
+) -> LogitExplanation:
+    """Explain a line by the logits of the run's networks of true labels.
+
+    Args:
+      run_dir: folder of the finished run.
+      line: what `explain_line` found there.
+      data_dir: folder of the data, if they have moved.
+      seed: seed of permutations and bootstrap.
+
+    Raises:
+      FileNotFoundError: there is no run, or its data are not found.
+      ValueError: the run or its data do not fit together; see `finished_run.load_run`.
+    """
+    run = load_run(os.fspath(run_dir), data_dir)
+    if line.ln_num_classes is None or run.dataset.num_classes != line.num_classes:
+        raise ValueError(
+            f"{run_dir}: the data have {run.dataset.num_classes} classes, the results "
+            f"{line.num_classes}"
+        )
+    rows = choose_rows(run.table, line.selection, line.norm)
+    rows = rows[is_finite(rows) & (rows["family"] != "random_labels")].set_index("member")
+    norm = parse_norm(line.norm)
+    compiled = jax.jit(lambda params: param_norms(params, norm.norm, scale=norm.scale))
+
+    def norms_of(params: Params) -> list[float]:
+        return [float(value) for value in compiled(params).values()]
+
+    product_norms = rows["product_norm"].tolist()
+    networks = [n for n in networks_at(run, line.selection) if n.member.index in rows.index]
+    measures = [
+        measure_network(_network_logits(run, network, norms_of, norm.norm), product_norms)
+        for network in tqdm(networks, "logits", unit="network", disable=None)
+    ]
+    return explain_logits(
+        measures,
+        product_norms,
+        [network.level for network in line.networks if not network.has_random_labels],
+        line.ln_num_classes,
+        seed=seed,
+    )
+
+
+def _network_logits(
+    run: FinishedRun, network: Network, norms_of: Callable[[Params], list[float]], norm: Norm
+) -> NetworkLogits:
+    """Return a network's logits on both splits, and its norms before and after balancing."""
+    norms = norms_of(network.params)
+    try:
+        balanced_norm = math.prod(norms_of(balance_params(network.params, norm)))
+    except ValueError:  # not an entrywise norm
+        balanced_norm = None
+    train, test = (
+        logits_of(run.apply_fn, network.params, split.images)
+        for split in (run.dataset.train, run.dataset.test)
+    )
+    return NetworkLogits(
+        train_logits=train,
+        train_labels=network.train_labels,
+        test_logits=test,
+        test_labels=network.test_labels,
+        product_norm=math.prod(norms),
+        last_norm=norms[-1],
+        balanced_product_norm=balanced_norm,
+    )

@@ -1,0 +1,218 @@
+"""Shuffles of norms and of margins among networks: what the shared divisor gives by itself."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from normjax.statistics.regression import check_points
+from normjax.statistics.resampling import permute_within_levels
+
+
+@dataclasses.dataclass(frozen=True)
+class NormPermutation:
+    """Where the real R2 falls among those with the product norms shuffled.
+
+    Attributes:
+      r2: R2 of normalized test excess on normalized training excess, as measured.
+      r2_quantiles: 5%, 50% and 95% quantiles of R2 over the permutations.
+      fraction_at_least: fraction of permutations whose R2 is at least the real one, the real order
+        included (a one-sided p value; Phipson and Smyth 2010).
+      num_permutations: number of permutations.
+      is_exact: whether these are all n! of them, not a random sample.
+    """
+
+    r2: float
+    r2_quantiles: tuple[float, float, float]
+    fraction_at_least: float
+    num_permutations: int
+    is_exact: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class MarginShuffle:
+    """The line compared with lines of the same norms and shuffled margins.
+
+    Attributes:
+      unexplained: fraction of the raw test margins' variance that the line leaves; it can exceed 1.
+      unexplained_quantiles: 5%, 50% and 95% quantiles of the same over the shuffles.
+      r2_quantiles: 5%, 50% and 95% quantiles of the shuffled lines' R2: what the shared divisor
+        gives to networks that have nothing else in common.
+      p_value: fraction of the shuffles, the real order included, that leave no more unexplained.
+      num_draws: number of shuffles.
+    """
+
+    unexplained: float
+    unexplained_quantiles: tuple[float, float, float]
+    r2_quantiles: tuple[float, float, float]
+    p_value: float
+    num_draws: int
+
+
+def permute_norms(
+    train_excess: ArrayLike,
+    test_excess: ArrayLike,
+    product_norms: ArrayLike,
+    *,
+    num_draws: int = 10_000,
+    seed: int = 0,
+) -> NormPermutation:
+    """Shuffle the product norms among the networks; each keeps its own training and test margins.
+
+    Network i has the margins m_i = excess_i * rho_i (first order) and is given the norm of network
+    pi(i): the points become m_i / rho_pi(i) on both axes. If their R2 is as high as the real one,
+    then the shared divisor made the line, and not what the networks learned.
+
+    Args:
+      train_excess: n values of normalized training loss - ln K, n >= 3.
+      test_excess: the same on the test set.
+      product_norms: n positive product norms rho.
+      num_draws: number of random permutations; all n! are enumerated if they are no more.
+      seed: seed of the random permutations.
+
+    Raises:
+      ValueError: fewer than 3 networks, unequal lengths, values that are not finite, product norms
+        that are not positive, num_draws < 1, or excess without spread.
+    """
+    x, y, rho = _check_excess(train_excess, test_excess, product_norms)
+    if num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}; at least 1 is needed")
+    ratios = rho[:, None] / rho
+    return permute_losses(x[:, None] * ratios, y[:, None] * ratios, num_draws=num_draws, seed=seed)
+
+
+def permute_losses(
+    train_excess: np.ndarray, test_excess: np.ndarray, *, num_draws: int = 10_000, seed: int = 0
+) -> NormPermutation:
+    """Shuffle the product norms among networks whose losses are known at every norm.
+
+    Args:
+      train_excess: float64 [n, n], n >= 3; normalized training loss - ln K of network i at norm j.
+      test_excess: the same on the test set.
+      num_draws: see `permute_norms`.
+      seed: seed of the random permutations.
+    """
+    n = len(train_excess)
+    is_exact = math.factorial(n) <= num_draws
+    if is_exact:
+        orders = np.array(list(itertools.permutations(range(n))))
+    else:
+        orders = np.random.default_rng(seed).permuted(np.tile(np.arange(n), (num_draws, 1)), axis=1)
+    draws, real = (
+        _r2_of_rows(train_excess[np.arange(n), order], test_excess[np.arange(n), order])
+        for order in (orders, np.arange(n)[None])
+    )
+    # The enumeration holds the real order, which rounding must not exclude.
+    num_at_least = int(np.sum(draws >= real[0] - 1e-12))
+    fraction = num_at_least / draws.size if is_exact else (num_at_least + 1) / (draws.size + 1)
+    return NormPermutation(
+        r2=float(real[0]),
+        r2_quantiles=_quantiles(draws),
+        fraction_at_least=fraction,
+        num_permutations=draws.size,
+        is_exact=is_exact,
+    )
+
+
+def shuffle_margins(
+    train_excess: ArrayLike,
+    test_excess: ArrayLike,
+    product_norms: ArrayLike,
+    levels: Sequence[Hashable] | None = None,
+    *,
+    num_draws: int = 10_000,
+    seed: int = 0,
+) -> MarginShuffle:
+    """Shuffle training and test margins, each on its own, among the networks; norms stay.
+
+    This is the artifact itself: unrelated margins over shared norms. The statistic is not R2, which
+    the few networks of small norm decide. The line ``y = a + b x`` times -rho reads
+
+        test margin = b * training margin - a * rho,
+
+    and fitted in this form every network counts alike. It is still a line of normalized losses. Its
+    residual variance tells unrelated margins from margins of a constant ratio, or of one that moves
+    with the norm. Shuffling the norms (`permute_norms`) cannot see a constant ratio: pairs of
+    margins in one proportion are on a line under any norms.
+
+    Args:
+      train_excess: n values of normalized training loss - ln K, n >= 3.
+      test_excess: the same on the test set.
+      product_norms: n positive product norms rho.
+      levels: n labels; networks of the same label are exchanged with each other or as a whole. By
+        default all networks are exchanged freely.
+      num_draws: number of shuffles.
+      seed: seed of the shuffles.
+
+    Raises:
+      ValueError: see `permute_norms`; also test margins without spread.
+    """
+    x, y, rho = _check_excess(train_excess, test_excess, product_norms)
+    if num_draws < 1:
+        raise ValueError(f"num_draws is {num_draws}; at least 1 is needed")
+    train, test = x * rho, y * rho
+    spread = np.sum((test - test.mean()) ** 2)
+    if spread <= 1e-20 * (test @ test):
+        raise ValueError("no spread in the raw test margins: all networks have the same")
+    rng = np.random.default_rng(seed)
+    groups = range(x.size) if levels is None else levels
+    trains = train[permute_within_levels(groups, num_draws, rng)]
+    tests = test[permute_within_levels(groups, num_draws, rng)]
+    left = _residual_sum(trains, tests, rho) / spread
+    real = float(_residual_sum(train, test, rho) / spread)
+    r2 = _r2_of_rows(trains / rho, tests / rho)
+    num_at_most = int(np.sum(left <= real + 1e-12))
+    return MarginShuffle(
+        unexplained=real,
+        unexplained_quantiles=_quantiles(left),
+        r2_quantiles=_quantiles(r2),
+        p_value=(num_at_most + 1) / (num_draws + 1),
+        num_draws=num_draws,
+    )
+
+
+def _check_excess(
+    train_excess: ArrayLike, test_excess: ArrayLike, product_norms: ArrayLike
+) -> list[np.ndarray]:
+    """Return the columns as vectors, each divided by its largest absolute value.
+
+    Only ratios of norms and of excesses matter, and raw products can be huge or tiny.
+
+    Raises:
+      ValueError: fewer than 3 networks, unequal lengths, values that are not finite, product norms
+        that are not positive, or excess without spread.
+    """
+    x, y, rho = check_points(train_excess, test_excess, product_norms, minimum=3)
+    if (rho <= 0).any():
+        raise ValueError(f"product norm {rho.min()}; every product norm must be positive")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        raise ValueError("no spread in the excess losses: all networks have the same")
+    return [values / np.abs(values).max() for values in (x, y, rho)]
+
+
+def _r2_of_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return R2 of x and y along the last axis; 0 where one of them has no spread."""
+    dx = x - x.mean(-1, keepdims=True)
+    dy = y - y.mean(-1, keepdims=True)
+    spread = np.sum(dx**2, -1) * np.sum(dy**2, -1)
+    return np.divide(np.sum(dx * dy, -1) ** 2, spread, out=np.zeros_like(spread), where=spread > 0)
+
+
+def _quantiles(draws: np.ndarray) -> tuple[float, float, float]:
+    """Return the 5%, 50% and 95% quantiles."""
+    low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
+    return float(low), float(middle), float(high)
+
+
+def _residual_sum(train: np.ndarray, test: np.ndarray, rho: np.ndarray) -> np.ndarray:
+    """Return the least sum of squares of test - b * train - a * rho along the last axis."""
+    # rho is projected out of both first, so that the difference below stays exact if train
+    # follows rho.
+    unit = rho / np.sqrt(rho @ rho)
+    rest = [values - np.sum(values * unit, -1, keepdims=True) * unit for values in (train, test)]
+    tt, ty, yy = (np.sum(a * b, -1) for a, b in ((rest[0],) * 2, rest, (rest[1],) * 2))
+    explained = np.divide(ty**2, tt, out=np.zeros_like(yy), where=tt > 1e-20 * np.sum(train**2, -1))
+    return np.maximum(yy - explained, 0)
