@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from normjax import formatting
 from normjax.files import check_types, parse_object, read_text
 from normjax.plots.style import (
     LINE_COLOR,
     STYLE,
     TEST_COLOR,
     TRAIN_COLOR,
-    digits,
     join_title,
     new_figure,
     set_linear_ticks,
@@ -132,12 +132,13 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
         best, raw, normalized, *errors = np.array([stop[-5:] for stop in own]).T
         raw_error, normalized_error = (100 * error.mean() for error in errors)
         verb = "would have chosen" if normalized.mean() < raw.mean() else "would not have chosen"
+        losses = [formatting.number(loss.mean(), 4) for loss in (normalized, raw, best)]
         lines.append(
             f"Level {level:g}: the normalized training loss {verb} a better epoch to stop at than "
-            f"the training loss as trained: mean test loss {digits(normalized.mean())} against "
-            f"{digits(raw.mean())}, lower in {np.sum(normalized < raw)} and higher in "
-            f"{np.sum(normalized > raw)} of {len(own)} networks; {digits(best.mean())} at the best "
-            f"epochs. Mean test error {normalized_error:.1f}% against {raw_error:.1f}%."
+            f"the training loss as trained: mean test loss {losses[0]} against {losses[1]}, lower "
+            f"in {np.sum(normalized < raw)} and higher in {np.sum(normalized > raw)} of {len(own)} "
+            f"networks; {losses[2]} at the best epochs. Mean test error {normalized_error:.1f}% "
+            f"against {raw_error:.1f}%."
         )
     return "\n".join(lines)
 
@@ -160,7 +161,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
     shown = _choose_members(members)
     stops = {stop.member: stop for stop in stopping_epochs(metrics)}
     title = join_title([dataset_label, "losses during training", "one network of each level"])
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.style.context(STYLE):
         figure, axes = new_figure(title, (0.6 + 3.5 * len(shown), 6.4), 2, len(shown))
         for above, below, member in zip(axes, axes[len(shown) :], shown, strict=False):
             lines, stop = members[member], stops.get(member)
