@@ -85,6 +85,8 @@ def choose_networks(figure: PaperFigure, table: pd.DataFrame, norm: str, target:
     if chosen.empty:
         raise ValueError(f"no networks of {' or '.join(figure.families)} with norm {norm}")
     found = explain_line(chosen)
+    if not found.num_networks:
+        raise ValueError(f"none of the {len(chosen)} networks has finite losses")
     if found.num_diverged:
         remarks.append(f"{found.num_diverged} of {num_members} networks left out as diverged")
     if num_unfitted := len(found.not_interpolating):

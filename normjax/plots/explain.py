@@ -50,7 +50,12 @@ def plot_line(found: Explanation, dataset_label: str = "") -> Figure:
     Args:
       found: the explanation of the networks of one selection and norm.
       dataset_label: name of the data set, for the title.
+
+    Raises:
+      ValueError: no network converged.
     """
+    if not found.num_networks:
+        raise ValueError("no network with finite losses to draw")
     with matplotlib.style.context(STYLE):
         figure, panels = new_figure(_title(found, found.networks, dataset_label), _SIZE, 2, 3)
         for draw, axes in zip(

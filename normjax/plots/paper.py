@@ -59,7 +59,8 @@ def plot_losses_against_level(
       dataset_label: name of the data set, for the title.
 
     Raises:
-      ValueError: the table's networks are not those of the explanation, as for every `plot_*`.
+      ValueError: no network converged, or the table's networks are not those of the explanation;
+        as for every `plot_*`.
     """
     networks = _networks(table, found)
     levels = levels_of(networks)
@@ -138,6 +139,8 @@ def draw_figures(
 ) -> list[Path]:
     """Draw every figure of each explanation, e.g. `normalized_fit__final__2.png`.
 
+    An explanation without networks has no figures.
+
     Args:
       table: the results of a run.
       explanations: of its selections and norms.
@@ -150,6 +153,8 @@ def draw_figures(
     paths: list[Path] = []
     seen: set[str] = set()
     for found in explanations:
+        if not found.num_networks:
+            continue
         group = select(table, selection=found.selection, norm=found.norm)
         figures = {
             figure_stem(plot.__name__.removeprefix("plot_"), found.selection, found.norm): plot
@@ -210,8 +215,10 @@ def _networks(table: pd.DataFrame, found: Explanation) -> pd.DataFrame:
     """Return the rows to draw, one for each network of the explanation.
 
     Raises:
-      ValueError: the table has other networks, or several selections or norms.
+      ValueError: there is none, or the table has other networks, or several selections or norms.
     """
+    if not found.num_networks:
+        raise ValueError("no network with finite losses to draw")
     networks = on_own_labels(table)
     networks = networks[is_finite(networks)]
     is_same = groups(networks) == [(found.selection, found.norm)]
