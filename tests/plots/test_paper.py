@@ -261,7 +261,7 @@ def test_diverged_networks_are_counted_not_drawn(table):
     assert not figure._suptitle.get_parse_math()  # no formula is read into a data set's name
     figure.draw_without_rendering()
     assert sum(len(points) for points in stars(figure.axes[0]).values()) == 11
-    with pytest.raises(ValueError, match="no network.* finite losses"):
+    with pytest.raises(ValueError, match="no network with finite losses to draw"):
         draw(paper.plot_four_panels, table.assign(test_loss=np.nan))
 
 
