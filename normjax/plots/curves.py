@@ -144,15 +144,15 @@ def describe_stopping(stops: Sequence[Stop]) -> str:
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -> Figure:
-    """Training and test loss, and below them the normalized training loss less ln K, by epoch.
+    """Draw training and test loss, and below them the normalized training loss less ln K, by epoch.
 
-    Three columns: the lowest, the middle and the highest level, the network of the first seed.
-    Dots mark the epochs of `stopping_epochs`. A line between the phases marks where the second
-    starts, and with it the true labels. Without test losses there are training curves alone.
+    The columns are the lowest, the middle and the highest level, each with the network of the first
+    seed. Dots mark the epochs of `stopping_epochs`. A vertical line marks the start of the second
+    phase, and with it of the true labels. Without test losses only the training curves are drawn.
 
     Args:
       metrics: the lines of metrics.jsonl.
-      dataset_label: stands in the title.
+      dataset_label: name of the data set, for the title.
 
     Raises:
       ValueError: see `stopping_epochs`.
@@ -181,7 +181,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
 
 
 def _draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | None) -> None:
-    """The training loss at every epoch, and the test loss where there is one."""
+    """Draw the training loss at every epoch, and the test loss where it was measured."""
     steps, test_losses = _column(lines, "step"), _column(lines, "test_loss")
     axes.plot(
         steps,
@@ -203,7 +203,7 @@ def _draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | No
 def _draw_normalized_loss(
     axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | None
 ) -> None:
-    """The training loss of the normalized network less ln K at every epoch."""
+    """Draw the training loss of the normalized network less ln K at every epoch."""
     excess = _column(lines, "running_normalized_excess")
     axes.plot(_column(lines, "step"), excess, color=TRAIN_COLOR, lw=1.5)
     set_linear_ticks(axes.yaxis, 5)
@@ -215,19 +215,19 @@ def _draw_normalized_loss(
 def _mark_epoch(
     axes: Axes, lines: Sequence[Mapping[str, Any]], epoch: int, name: str, color: str
 ) -> None:
-    """A dot on a curve at an epoch."""
+    """Draw a dot on a curve at an epoch."""
     (line,) = (line for line in lines if line["step"] == epoch)
     label = "Least with the true labels"
     axes.plot(line["step"], line[name], "o", color=color, ms=6, mec="white", label=label, zorder=3)
 
 
 def _mark_phases(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
-    """A thin line where the second phase starts, with what changes there; none without a first."""
+    """Draw a line where the second phase starts, and say what changes there."""
     num_first = sum(line["phase"] == "pretrain" for line in lines)
     if num_first:
         axes.axvline(num_first + 0.5, color=LINE_COLOR, lw=0.8, ls="--", zorder=1.5)
         axes.annotate(
-            "optimizer anew" if _has_true_labels(lines[0]) else "true labels",
+            "optimizer restarts" if _has_true_labels(lines[0]) else "true labels",
             (num_first + 0.5, 1),
             (3, -2),
             xycoords=axes.get_xaxis_transform(),
@@ -239,12 +239,12 @@ def _mark_phases(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _has_true_labels(line: Mapping[str, Any]) -> bool:
-    """Whether the epoch was on labels that nobody corrupted."""
+    """Return whether the epoch's labels are not corrupted."""
     return line["phase"] == "train" or line["family"] != "pretrain" or line["level"] == 0
 
 
 def _choose_members(members: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[int]:
-    """The first network of the lowest, the middle and the highest level."""
+    """Return the first network of the lowest, the middle and the highest level."""
     firsts: dict[float, int] = {}
     for member, lines in sorted(members.items(), key=lambda item: (item[1][0]["seed"], item[0])):
         firsts.setdefault(lines[0]["level"], member)

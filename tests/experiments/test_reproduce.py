@@ -206,7 +206,7 @@ def test_figures_show_their_networks(workdir):
     run_dir = workdir / "runs" / "convnet3"
     for name, levels in (("5", {"0": 2, "0.5": 2}), ("11", {"0": 2, "RL": 2})):
         figure = reproduce.draw_figure(name, run_dir)
-        assert figure.get_suptitle().startswith("Digits · 4 networks · last epoch · ")
+        assert figure.get_suptitle().startswith("digits · 4 networks · last epoch · ")
         assert [stars_of(axes) for axes in figure.axes] == [levels] * 2
     columns = ["normalized_train_loss", "normalized_test_loss"]
     table = read_results(run_dir)
