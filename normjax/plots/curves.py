@@ -14,6 +14,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from normjax import formatting
 from normjax.files import check_types, parse_object, read_text
@@ -171,6 +172,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
             _draw_normalized_loss(below, lines, stop)
             for panel in (above, below):
                 panel.margins(y=0.12)  # room for the words
+                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
                 _mark_phases(panel, lines)
             below.set_xlabel("Epoch (of both phases)")
         axes[0].set_ylabel("Cross-entropy (nats), log scale")

@@ -114,6 +114,8 @@ def _draw_fits(axes: Axes, found: Explanation) -> None:
 
 def _draw_r2(axes: Axes, found: Explanation) -> None:
     """Draw 1 - R2 of the line and of what the shared divisor gives."""
+    without = f", without {RANDOM_LABELS}" if found.num_random_labels else ""
+    axes.set_title(f"How much the divisor gives{without}")
     rows = []
     if raw := found.raw_fit_without_random_labels:
         rows.append(("Losses as trained", (raw.r2,), QUIET_COLOR))
@@ -128,13 +130,14 @@ def _draw_r2(axes: Axes, found: Explanation) -> None:
     if fit := found.fit_without_random_labels:
         rows.append(("The line", (fit.r2,), LINE_COLOR))
         axes.axvline(_unexplained(fit.r2), color=LINE_COLOR, lw=1, ls="--", zorder=1)
+    if not rows:
+        write_reason(axes, found.reasons["fit_without_random_labels"])
+        return
     for place, (_, r2, color) in enumerate(rows):
         values = [_unexplained(value) for value in r2]
         _draw_interval(axes, (values[0], values[-1]), values[len(values) // 2], place, color)
     _name_rows(axes, [name for name, _, _ in rows])
     axes.set_xscale("log")
-    without = f", without {RANDOM_LABELS}" if found.num_random_labels else ""
-    axes.set_title(f"How much the divisor gives{without}")
     axes.set_xlabel("1 - R², log scale; bars: 5% to 95% of shuffles")
 
 

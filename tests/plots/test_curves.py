@@ -125,6 +125,7 @@ def test_curves_show_three_levels_and_mark_the_epochs():
         (mark,) = lines_by_color(below, plot_style.TRAIN_COLOR, "None")
         np.testing.assert_allclose(np.ravel(mark), [5, -0.4], rtol=1e-14)
         for panel in (above, below):
+            assert all(tick == int(tick) for tick in panel.get_xticks())  # epochs are whole
             (change,) = lines_by_color(panel, plot_style.LINE_COLOR, "--")
             np.testing.assert_allclose(change[:, 0], 2.5)
             assert [text.get_text() for text in panel.texts] == ["true labels"]

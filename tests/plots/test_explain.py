@@ -167,7 +167,12 @@ def test_colors_agree_between_panels_and_the_legend(found):
 def test_controls_that_are_missing_say_why(table):
     two = explain_line(table[:2], num_draws=200)
     panels = plot_line(two).axes
-    for index, name in ((3, "prediction"), (4, "error_ranking"), (5, "cooks_distance")):
+    for index, name in (
+        (1, "fit_without_random_labels"),
+        (3, "prediction"),
+        (4, "error_ranking"),
+        (5, "cooks_distance"),
+    ):
         assert [text.get_text() for text in panels[index].texts] == [two.reasons[name]]
         assert list(panels[index].get_xticks()) == []
     assert panels[0].get_title(loc="left") == "The line"
