@@ -30,8 +30,14 @@ from experiments.paper.networks import networks_of, settings_that_differ
 from experiments.paper.runs import flagfile_of, is_finished, read_flags
 from normjax.data import dataset_label
 from normjax.files import one_line
-from normjax.plots import curves
+from normjax.plots.curves import plot_curves
 from normjax.plots.style import save_figure
+from normjax.results.metrics import (
+    LevelStops,
+    read_metrics,
+    stopping_by_level,
+    stopping_epochs,
+)
 from normjax.training.config import check_workdir
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
@@ -136,9 +142,8 @@ def reproduce(config: Config) -> None:
     for name in FIGURES:
         rows += ledger_rows(name, runs_dir / run_of(name), reasons.get(name, NOT_ASKED))
     ledger.write_csv(workdir / "ledger.csv", rows)
-    ledger.write_markdown(
-        workdir / "ledger.md", rows, describe_stopping(runs_dir), runs.finished_runs(runs_dir)
-    )
+    records = runs.finished_runs(runs_dir)
+    ledger.write_markdown(workdir / "ledger.md", rows, *stopping_of(runs_dir), records)
 
     for run, reason in impossible.items():
         if reason:
@@ -196,7 +201,7 @@ def draw_figure(name: str, run_dir: Path) -> Any:
         return linear_margin.draw_figure(run_dir)
     label = dataset_label(read_flags(run_dir / "flags.txt", "dataset")["dataset"])
     if name == "monitor":
-        return curves.plot_curves(curves.read_metrics(run_dir), label)
+        return plot_curves(read_metrics(run_dir), label)
     networks = networks_of(name, run_dir)
     for remark in networks.remarks:
         print(f"figure {name}: {remark}", flush=True)
@@ -223,16 +228,16 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
         return ledger.missing_rows(name, one_line(error))
 
 
-def describe_stopping(runs_dir: Path) -> list[str]:
-    """Say whether the normalized loss chooses better epochs to stop at than the raw one."""
+def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
+    """Return when the losses would have stopped the networks, and why that is not known, or ""."""
     run_dir = runs_dir / run_of("monitor")
     if not is_finished(run_dir):
-        return ["The run is not finished."]
+        return [], "The run is not finished."
     try:
-        stops = curves.stopping_epochs(curves.read_metrics(run_dir))
+        stops = stopping_by_level(stopping_epochs(read_metrics(run_dir)))
     except (ValueError, OSError) as error:
-        return [f"Not known: {one_line(error)}"]
-    return curves.describe_stopping(stops).splitlines()
+        return [], f"Not known: {one_line(error)}"
+    return stops, "" if stops else "No test loss was measured."
 
 
 if __name__ == "__main__":

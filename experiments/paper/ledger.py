@@ -7,16 +7,15 @@ A row holds a measured number, or says "not run" and why. Lines and their interv
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from experiments.paper.figures import FIGURES
 from experiments.paper.networks import Networks
-from normjax.files import replacing
 from normjax.report.render import write_page
-from normjax.results.table import is_finite
+from normjax.results.metrics import LevelStops
+from normjax.results.table import is_finite, write_columns
 
 LINE = {
     "slope": "slope",
@@ -92,17 +91,19 @@ def missing_rows(name: str, reason: str) -> list[LedgerRow]:
 
 def write_csv(path: str | os.PathLike, rows: Iterable[LedgerRow]) -> None:
     """Write the ledger as CSV and replace `path` atomically."""
-    table = pd.DataFrame(list(rows), columns=[f.name for f in dataclasses.fields(LedgerRow)])
-    for name, absent in (("paper", NOT_PRINTED), ("ours", NOT_RUN)):
-        table[name] = table[name].astype(object).where(table[name].notna(), absent)
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    names = [field.name for field in dataclasses.fields(LedgerRow)]
+    table = pd.DataFrame(list(rows), columns=names).astype(object)
+    for name in names:
+        absent = {"paper": NOT_PRINTED, "ours": NOT_RUN}.get(name, "")
+        table[name] = table[name].where(table[name].notna(), absent)
+    write_columns(path, table)
 
 
 def write_markdown(
     path: str | os.PathLike,
     rows: Sequence[LedgerRow],
-    stopping: Sequence[str],
+    stops: Sequence[LevelStops],
+    no_stops_because: str,
     runs: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Write the ledger as a page and replace `path` atomically.
@@ -110,7 +111,8 @@ def write_markdown(
     Args:
       path: of the page.
       rows: of all figures.
-      stopping: what is said on when to stop, in sentences.
+      stops: when the losses would have stopped the networks of each level.
+      no_stops_because: why there are none, "" if there are.
       runs: see `runs.finished_runs`.
     """
     notes: dict[str, int] = {}
@@ -118,7 +120,15 @@ def write_markdown(
         for note in (row.settings_that_differ, row.reason):
             if note:
                 notes.setdefault(note, len(notes) + 1)
-    write_page(Path(path), "ledger.md", rows=rows, notes=notes, stopping=stopping, runs=runs)
+    write_page(
+        path,
+        "ledger.md",
+        rows=rows,
+        notes=notes,
+        stops=stops,
+        no_stops_because=no_stops_because,
+        runs=runs,
+    )
 
 
 def _empty_rows(name: str) -> dict[str, LedgerRow]:

@@ -247,7 +247,7 @@ def test_the_page(tmp_path, rows):
             "git_commit": None,
         },
     }
-    ledger.write_markdown(tmp_path / "ledger.md", rows, ["One.", "Two."], runs)
+    ledger.write_markdown(tmp_path / "ledger.md", rows, [], "Not <known>.", runs)
     text = (tmp_path / "ledger.md").read_text()
     slope = rows[2]
     low, high = (f"{x:.5f}" for x in (slope.ours_low, slope.ours_high))
@@ -255,7 +255,7 @@ def test_the_page(tmp_path, rows):
     assert "| 6 | R2 | 0.966 | not run | – | – | [2] |\n" in text
     assert "| 3 | R2 | not printed | not run | – | – | – |\n" in text
     assert "\n- [1] epochs 6 instead of 300\n- [2] no data \\| at all\n" in text
-    assert "\n## When to stop\n\n- One.\n- Two.\n\n## Runs\n" in text
+    assert "\n## When to stop\n\nNot &lt;known&gt;.\n\n## Runs\n" in text
     assert text.endswith(
         "\n- `linear`: experiments.linear_margin, 3.5 s, commit abc\n"
         "- `net`: experiments.random_labels, convnet3, 14 networks, 5,000 training images "

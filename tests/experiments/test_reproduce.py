@@ -12,7 +12,8 @@ from experiments import linear_margin, reproduce
 from experiments.paper import figures as paper_figures
 from experiments.paper import networks, runs
 from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
-from normjax.plots import curves
+from normjax.formatting import number
+from normjax.results import metrics
 from normjax.results.table import on_own_labels, read_results, write_results
 from tests.helpers.synthetic_results import synthetic_table
 
@@ -249,11 +250,15 @@ def test_the_ledgers_numbers_are_the_runs(workdir):
 
 
 def test_the_monitor_leaves_random_labels_out(workdir):
-    metrics = curves.read_metrics(workdir / "runs" / "convnet3")
-    assert {line["member"] for line in metrics} == set(range(4)) and len(metrics) == 4 * 3
-    expected = curves.describe_stopping(curves.stopping_epochs(metrics)).splitlines()
-    text = (workdir / "ledger.md").read_text()
-    assert expected and all(f"\n- {line}\n" in text for line in expected)
+    lines = metrics.read_metrics(workdir / "runs" / "convnet3")
+    assert {line["member"] for line in lines} == set(range(4)) and len(lines) == 4 * 3
+    text = (workdir / "ledger.md").read_text().split("## When to stop")[1].split("## Runs")[0]
+    levels = metrics.stopping_by_level(metrics.stopping_epochs(lines))
+    assert [(level.level, level.num_networks) for level in levels] == [(0, 2), (0.5, 2)]
+    said = text.strip().splitlines()
+    assert [line.split(":")[0] for line in said] == ["- Level 0", "- Level 0.5"]
+    for line, level in zip(said, levels, strict=True):
+        assert f"against {number(level.test_loss_at_raw, 4)}" in line
 
 
 def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
