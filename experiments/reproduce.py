@@ -16,14 +16,10 @@ that the data allow was drawn.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments import flags as shared_flags
-from experiments import linear_margin
+from experiments import flags, linear_margin
 from experiments.paper import ledger, runs
 from experiments.paper.figures import FIGURES, OTHER_FIGURES, RUNS, SCALES, run_of, stem_of
 from experiments.paper.networks import networks_of, settings_that_differ
@@ -38,7 +34,7 @@ from normjax.results.metrics import (
     stopping_by_level,
     stopping_epochs,
 )
-from normjax.training.config import check_workdir
+from normjax.training.config import check_that, check_workdir, setting
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
 NOT_ASKED = "its figure was not asked for"
@@ -46,71 +42,42 @@ NOT_ASKED = "its figure was not asked for"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides what is reproduced; fields are the flags of the same name."""
+    """The settings of the command."""
 
-    figures: tuple[str, ...]
-    scale: str
-    workdir: str
-    cifar10: str
-    cifar100: str
-    data_dir: str | None
-    source: str | None  # --from
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define this command's flags."""
-    own = {"flag_values": values}
-    flags.DEFINE_list(
-        "figures", list(ALL_FIGURES), "Figures to draw: 1 to 15, linear, monitor.", **own
+    figures: tuple[str, ...] = setting(
+        ALL_FIGURES,
+        "Figures to draw: 1 to 15, linear, monitor.",
+        check=check_that(
+            lambda names: names and set(names) <= set(ALL_FIGURES),
+            f"allowed are {', '.join(ALL_FIGURES)}",
+        ),
     )
-    flags.DEFINE_enum(
-        "scale",
+    scale: str = setting(
         "small",
-        SCALES,
         "full: the paper's settings. small: about an hour on 2 cores. smoke: minutes, on digits.",
-        **own,
+        allowed=SCALES,
     )
-    flags.DEFINE_string(
-        "workdir", None, "Folder for all; runs/reproduce_<scale> or --from's if not given.", **own
+    workdir: str | None = setting(
+        None,
+        "Folder for all; runs/reproduce_<scale> or --from's if not given.",
+        check=check_workdir,
     )
-    flags.DEFINE_string(
-        "cifar10", "cifar10", "--dataset of the CIFAR-10 runs; not at smoke.", **own
+    cifar10: str = setting("cifar10", "--dataset of the CIFAR-10 runs; not at smoke.")
+    cifar100: str = setting("cifar100", "--dataset of the CIFAR-100 runs; not at smoke.")
+    data_dir: str | None = setting(None, "Folder with the CIFAR archives.")
+    source: str | None = setting(
+        None,
+        "A workdir to draw again from, training nothing.",
+        flag="from",
+        check=check_that(
+            lambda path: (Path(path) / "runs").is_dir(), "there is no folder runs in it"
+        ),
     )
-    flags.DEFINE_string(
-        "cifar100", "cifar100", "--dataset of the CIFAR-100 runs; not at smoke.", **own
-    )
-    flags.DEFINE_string("data_dir", None, "Folder with the CIFAR archives.", **own)
-    flags.DEFINE_string("from", None, "A workdir to draw again from, training nothing.", **own)
 
-
-def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """Return the command line as a configuration; a mistake is one line and exit code 1."""
-
-    def make_config() -> Config:
-        given = {name: values[name].value for name in ("scale", "cifar10", "cifar100", "data_dir")}
-        source, workdir = values["from"].value, values["workdir"].value
-        figures = tuple(dict.fromkeys(name.strip() for name in values["figures"].value))
-        default = source or f"runs/reproduce_{given['scale']}"
-        config = Config(figures=figures, workdir=workdir or default, source=source, **given)
-        validate(config)
-        return config
-
-    return shared_flags.parse(argv, make_config, values)
-
-
-def validate(config: Config) -> None:
-    """Check the values.
-
-    Raises:
-      ValueError: one line that names the flag, its value and what is allowed.
-    """
-    unknown = [name for name in config.figures if name not in ALL_FIGURES]
-    if unknown or not config.figures:
-        text = ",".join(config.figures)
-        raise ValueError(f"--figures={text}: allowed are {', '.join(ALL_FIGURES)}")
-    if config.source is not None and not (Path(config.source) / "runs").is_dir():
-        raise ValueError(f"--from={config.source}: there is no folder runs in it")
-    check_workdir(config.workdir)
+    @property
+    def folder(self) -> Path:
+        """Return the folder to write to."""
+        return Path(self.workdir or self.source or f"runs/reproduce_{self.scale}")
 
 
 def main(config: Config) -> None:
@@ -127,15 +94,16 @@ def reproduce(config: Config) -> None:
     Raises:
       ValueError, OSError: a file can not be read or written; the message names it.
     """
-    workdir = Path(config.workdir)
+    workdir = config.folder
     runs_dir = Path(config.source or workdir) / "runs"
     for run in RUNS:
         is_finished(runs_dir / run)  # a damaged record ends the command before anything is trained
     impossible: dict[str, str] = {}  # why a run has nothing to draw, "" if it has
     reasons: dict[str, str] = {}  # why a figure is not drawn, "" if it is
-    for run in dict.fromkeys(map(run_of, config.figures)):
+    figures = tuple(dict.fromkeys(config.figures))
+    for run in dict.fromkeys(map(run_of, figures)):
         impossible[run], reason = provide_run(run, config, runs_dir / run)
-        for name in [name for name in config.figures if run_of(name) == run]:
+        for name in [name for name in figures if run_of(name) == run]:
             reasons[name] = reason or draw(name, runs_dir / run, workdir / "figures")
 
     rows = []
@@ -147,9 +115,9 @@ def reproduce(config: Config) -> None:
 
     for run, reason in impossible.items():
         if reason:
-            left_out = ", ".join(name for name in config.figures if run_of(name) == run)
+            left_out = ", ".join(name for name in figures if run_of(name) == run)
             print(f"figures left out: {left_out} (run {run}: {reason})")
-    drawn = [name for name in config.figures if not reasons[name]]
+    drawn = [name for name in figures if not reasons[name]]
     print(f"figures drawn in {workdir / 'figures'}: {', '.join(drawn) or 'none'}")
     print(f"{workdir / 'ledger.md'}: {sum(row.ours is not None for row in rows)} numbers measured")
     failures = [
@@ -241,5 +209,4 @@ def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
 
 
 if __name__ == "__main__":
-    define_flags()
-    shared_flags.run_command(main, parse)
+    flags.run(main, Config)

@@ -3,12 +3,13 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
+from absl.flags import FlagValues
 
-from experiments import linear_margin, reproduce
+from experiments import flags, linear_margin, reproduce
 from experiments.paper import figures as paper_figures
 from experiments.paper import networks, runs
 from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
@@ -23,9 +24,8 @@ STDS += (0.115, 0.125, 0.135, 0.15, 0.175, 0.19)
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    reproduce.define_flags(values)
-    return reproduce.parse(["reproduce", *map(str, arguments)], values)
+    values = flags.define(reproduce.Config, FlagValues())
+    return flags.parse(reproduce.Config, ["reproduce", *map(str, arguments)], values)
 
 
 def error_of(function, *arguments):
@@ -106,7 +106,7 @@ def test_commands_parse(invoke, tmp_path, run, scale):
     python, module, *arguments = command
     assert (python, module) == ("-m", f"experiments.{RUNS[run].experiment}")
     if run == "linear":
-        values = flags.FlagValues()
+        values = FlagValues()
         linear_margin.define_flags(values)
         assert linear_margin.parse(["", *arguments], values).workdir == str(tmp_path / "x")
         return
@@ -129,14 +129,15 @@ def test_defaults():
     assert parse() == reproduce.Config(
         figures=(*map(str, range(1, 16)), "linear", "monitor"),
         scale="small",
-        workdir="runs/reproduce_small",
+        workdir=None,
         cifar10="cifar10",
         cifar100="cifar100",
         data_dir=None,
         source=None,
     )
-    assert parse("--scale=full").workdir == "runs/reproduce_full"
-    assert parse("--figures=4, 4,10").figures == ("4", "10")
+    assert parse().folder == Path("runs/reproduce_small")
+    assert parse("--scale=full").folder == Path("runs/reproduce_full")
+    assert parse("--figures=4, 4,10").figures == ("4", "4", "10")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_defaults():
         (["--figures="], "--figures=: allowed are"),
         (["--scale=tiny"], "full|small|smoke"),
         (["--from=no/such"], "--from=no/such: there is no folder runs in it"),
-        (["--workdir=setup.cfg"], "--workdir=setup.cfg is a file; a folder is needed"),
+        (["--workdir=setup.cfg"], "--workdir=setup.cfg: a folder is needed, not a file"),
         (["--epochs=3"], "Unknown command line flag 'epochs'"),
         (["all"], "unexpected argument 'all'; options are --name=value"),
     ],
@@ -273,7 +274,7 @@ def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
     for line in ledger_of(workdir):
         if line["figure"] in ("3", "5", "10", "11"):
             assert line == again[line["figure"], line["quantity"]]
-    assert parse(f"--from={workdir}").workdir == str(workdir)
+    assert parse(f"--from={workdir}").folder == workdir
 
 
 def test_a_run_with_other_settings_is_an_error(workdir, capfd):
