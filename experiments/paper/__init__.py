@@ -1,1 +1,1 @@
-"""The paper's figures by number, and the ledger of its printed numbers."""
+"""The paper's figures by number: their runs and networks, and the ledger of the printed numbers."""

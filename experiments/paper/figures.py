@@ -1,11 +1,12 @@
 """The paper's figures as two tables: the runs that they need, and what each of them shows.
 
-Figures that show the same networks share a run, so that these are trained once.
+Figures of the same networks share a run, so that these are trained once.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from normjax.plots import paper as plotting
 
@@ -13,16 +14,17 @@ FLAGFILES = Path(__file__).parents[1] / "flagfiles"
 SCALES = ("full", "small", "smoke")
 
 
-class Run(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Run:
     """A run that one or several figures are drawn from.
 
     Attributes:
       experiment: the module of `experiments` that is run.
       flagfile: stem of the flagfile with the paper's settings.
       data: "cifar10" or "cifar100"; "" if the experiment draws its own data.
-      shared: flags beyond the flagfile, for the sake of the run's other figures.
-      small: flags that fit 2 CPU cores in about an hour for all runs together.
-      smoke: flags for the embedded digits, some minutes for all runs together.
+      shared: flags that the run's other figures need beyond the flagfile.
+      small: flags with which all runs together take about an hour on 2 CPU cores.
+      smoke: flags for the embedded digits, with which all runs together take some minutes.
     """
 
     experiment: str
@@ -33,23 +35,35 @@ class Run(NamedTuple):
     smoke: Mapping[str, str]
 
     def flags(self, scale: str) -> dict[str, str]:
-        """What is put behind the flagfile at a scale, the data set apart."""
+        """Return the flags that follow the flagfile at a scale, without the data set."""
         return {**self.shared, **{"full": {}, "small": self.small, "smoke": self.smoke}[scale]}
 
 
-class PaperFigure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class PrintedLine:
+    """The numbers that the paper prints beside a line; losses in nats."""
+
+    slope: float
+    intercept: float
+    r2: float
+    adjusted_r2: float
+    rmse: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PaperFigure:
     """One figure of the paper.
 
     Attributes:
-      run: the key of its run in `RUNS`.
-      plot: draws it from the rows of its networks; its norm is that of its flagfile.
-      is_at_target: whether it shows the networks nearest the target loss; else the last epoch's.
+      run: key of its run in `RUNS`.
+      plot: draws it, as the `plot_*` of `normjax.plots.paper`; the flagfile says in which norm.
+      is_at_target: whether it shows the networks nearest the target loss, not the last epoch's.
       families: the families of networks that it shows.
-      only_level: the only corruption level that it shows, where it does not show all.
+      only_level: the only corruption level that it shows; None if it shows all.
       has_line: whether a line is fitted to normalized test against normalized training loss.
-      printed: slope, intercept, R2, adjusted R2 and RMSE, where the paper prints them.
+      printed: the line's numbers, where the paper prints them.
       train_losses: the least and the greatest training loss of its networks, as trained, that the
-        paper gives; the same twice where it gives one that they are all nearest to.
+        paper gives; the same twice where the paper gives the one that all are nearest to.
     """
 
     run: str
@@ -58,7 +72,7 @@ class PaperFigure(NamedTuple):
     families: tuple[str, ...]
     only_level: float | None = None
     has_line: bool = True
-    printed: tuple[float, ...] | None = None
+    printed: PrintedLine | None = None
     train_losses: tuple[float, float] | None = None
 
 
@@ -153,14 +167,18 @@ FIGURES = {
     "2": PaperFigure("convnet5_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
     "3": PaperFigure("convnet3", _FIT, True, _PRETRAIN, **_AT),
     "4": PaperFigure(
-        "convnet3", _FIT, False, _PRETRAIN, printed=(0.8358, 0.3783, 0.9998, 0.9998, 5.6567e-5)
+        "convnet3",
+        _FIT,
+        False,
+        _PRETRAIN,
+        printed=PrintedLine(0.8358, 0.3783, 0.9998, 0.9998, 5.6567e-5),
     ),
     "5": PaperFigure(
         "convnet3",
         _FIT_AND_RAW,
         False,
         _PRETRAIN,
-        printed=(0.836, 0.377, 0.9998, 0.9998, 4.7651e-5),
+        printed=PrintedLine(0.836, 0.377, 0.9998, 0.9998, 4.7651e-5),
         train_losses=(1.5e-4, 2.5e-3),
     ),
     "6": PaperFigure(
@@ -168,7 +186,7 @@ FIGURES = {
         _FIT_AND_RAW,
         False,
         ("default_init",),
-        printed=(0.8117, 0.4333, 0.9660, 0.9592, 6.3624e-5),
+        printed=PrintedLine(0.8117, 0.4333, 0.9660, 0.9592, 6.3624e-5),
         train_losses=(1.29e-3, 1.38e-3),
     ),
     "7": PaperFigure("convnet5_pretrain", _FOUR, True, _PRETRAIN, **_NEAR),
@@ -186,7 +204,7 @@ FIGURES = {
         _FIT,
         False,
         (*_PRETRAIN, _RANDOM),
-        printed=(0.8789, 0.2795, 0.9721, 0.9721, 5.8304e-4),
+        printed=PrintedLine(0.8789, 0.2795, 0.9721, 0.9721, 5.8304e-4),
     ),
     "11": PaperFigure(
         "convnet3",
@@ -194,7 +212,7 @@ FIGURES = {
         False,
         (*_PRETRAIN, _RANDOM),
         only_level=0.0,
-        printed=(0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
+        printed=PrintedLine(0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
     ),
     "12": PaperFigure("cifar100_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, **_NEAR),
     "13": PaperFigure("cifar100_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
@@ -207,10 +225,10 @@ OTHER_FIGURES = {"linear": "linear", "monitor": "convnet3"}
 
 
 def run_of(name: str) -> str:
-    """The key in `RUNS` of the run that a figure is drawn from."""
+    """Return the key in `RUNS` of the run that a figure is drawn from."""
     return FIGURES[name].run if name in FIGURES else OTHER_FIGURES[name]
 
 
 def stem_of(name: str) -> str:
-    """A figure's file name, and that of its flagfile, without suffix: fig04, linear."""
+    """Return the name, without suffix, of a figure's file and its flagfile: fig04, linear."""
     return f"fig{int(name):02}" if name in FIGURES else name

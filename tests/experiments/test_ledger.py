@@ -1,13 +1,18 @@
-"""The ledger: its numbers against numpy, and no row with anything but a measured value."""
+"""The ledger: its numbers are the explanation's, and no row has anything but a measured value."""
 
 import csv
+import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.paper import ledger
 from experiments.paper.figures import FIGURES
-from tests.helpers.synthetic_results import synthetic_rows
+from experiments.paper.networks import choose_networks, settings_that_differ
+from normjax.controls.explain import explain_line
+from normjax.results.table import select
+from tests.helpers.synthetic_results import synthetic_table
 
 # The table of the paper's figures: slope, intercept, R2, adjusted R2, RMSE.
 PRINTED = {
@@ -26,21 +31,19 @@ GIVEN = {
     "5": (1.5e-4, 2.5e-3),
     "6": (1.29e-3, 1.38e-3),
 }
+SIX_LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
-def with_random_labels(rows):
+def with_random_labels(table):
     """The networks of level 1 as networks of random labels, evaluated on both kinds of labels."""
-    changed = []
-    for row in rows:
-        if row.level == 1:
-            row = row._replace(family="random_labels", labels="random")
-            changed.append(row._replace(labels="natural", normalized_test_loss=9.0))
-        changed.append(row)
-    return changed
+    is_last = table["level"] == 1
+    own = table[is_last].assign(family="random_labels", labels="random")
+    natural = own.assign(labels="natural", normalized_test_loss=9.0)
+    return pd.concat([table[~is_last], natural, own])
 
 
-def chosen(name, rows, target="0.0044"):
-    return ledger.choose_networks(FIGURES[name], rows, "1/100" if name == "4" else "2", target)
+def chosen(name, table, target="0.0044"):
+    return choose_networks(FIGURES[name], table, "1/100" if name == "4" else "2", target)
 
 
 def lines_of(path):
@@ -58,107 +61,106 @@ def test_a_row_for_every_printed_number():
             assert tuple(row.paper for row in own if row.figure == name) == values
     others = [(row.figure, row.quantity) for row in rows if row.paper is None]
     assert others == [(name, "R2") for name in ("3", "7", "8", "14", "15")]
-    assert all(row.ours is row.interval is None and row.reason == "why" for row in rows)
+    assert all(row.ours is row.ours_low is None and row.reason == "why" for row in rows)
 
 
 def test_numbers_against_numpy():
-    rows = synthetic_rows()
+    table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
     for name, norm in (("4", "1/100"), ("5", "2")):
-        points = [row for row in rows if row.norm == norm]
-        x = np.array([row.normalized_train_loss for row in points])
-        y = np.array([row.normalized_test_loss for row in points])
+        points = select(table, norm=norm)
+        x, y = (points[f"normalized_{split}_loss"].to_numpy() for split in ("train", "test"))
         slope, shifted = np.polyfit(x - x.mean(), y, 1)
         intercept = shifted - slope * x.mean()
         sse = np.sum((y - intercept - slope * x) ** 2)
         r2 = np.corrcoef(x, y)[0, 1] ** 2
         expected = [slope, intercept, r2, 1 - (1 - r2) * 11 / 10, np.sqrt(sse / 10)]
-        losses = [row.train_loss for row in points]
-        found = ledger.measured_rows(name, chosen(name, rows), ["a", "b"])
+        found = ledger.measured_rows(name, chosen(name, table), ["a", "b"])
         if name == "5":
+            losses = points["train_loss"]
             assert [row.quantity for row in found[:2]] == LOSS_NAMES
-            assert [row.ours for row in found[:2]] == [min(losses), max(losses)]
-            assert [row.interval for row in found[:2]] == [None, None]
+            assert [row.ours for row in found[:2]] == [losses.min(), losses.max()]
+            assert [(row.ours_low, row.reason) for row in found[:2]] == [(None, "")] * 2
             found = found[2:]
         assert [row.quantity for row in found] == NAMES
         np.testing.assert_allclose([row.ours for row in found], expected, rtol=1e-8)
         for row in found:
-            assert row.interval[0] < row.ours < row.interval[1]
-            assert (row.num_networks, row.differs, row.reason) == (12, ("a", "b"), "")
+            assert row.ours_low < row.ours < row.ours_high
+            assert (row.networks, row.settings_that_differ, row.reason) == (12, "a; b", "")
 
 
-def test_bootstrap_against_another_one():
-    """R2 as a squared correlation, other resamples; percentiles agree to a fifth of the width."""
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=40)
-    y = 0.8 * x + 0.5 * rng.normal(size=40)
-    found = ledger.bootstrap_intervals(x, y)
-    draws = rng.integers(40, size=(4000, 40))
-    r2 = np.array([np.corrcoef(x[i], y[i])[0, 1] ** 2 for i in draws])
-    sse = (1 - r2) * np.array([40 * y[i].var() for i in draws])
-    others = {"r2": r2, "adjusted_r2": 1 - (1 - r2) * 39 / 38, "rmse": np.sqrt(sse / 38)}
-    assert found.keys() == others.keys()
-    for name, values in others.items():
-        low, high = np.quantile(values, [0.025, 0.975])
-        np.testing.assert_allclose(found[name], (low, high), rtol=0, atol=0.2 * (high - low))
-    assert found == ledger.bootstrap_intervals(x, y)
+def test_one_number_has_one_interval_everywhere():
+    table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
+    bootstrap = explain_line(select(table, norm="2")).bootstrap
+    rows = {row.quantity: row for row in ledger.measured_rows("5", chosen("5", table), [])}
+    for quantity, name in ledger.LINE.items():
+        interval = getattr(bootstrap, f"{quantity}_interval")
+        assert (rows[name].ours_low, rows[name].ours_high) == interval
 
 
-def test_too_few_networks_for_an_interval_or_a_line():
-    rows = [row for row in synthetic_rows(num_seeds=1) if row.level < 1]
-    found = ledger.measured_rows("5", chosen("5", rows), [])[2:]
-    assert [row.interval is None for row in found] == [False, False, True, True, True]
-    two = [row for row in rows if row.level < 0.5]
-    found = ledger.measured_rows("5", chosen("5", two), [])
+def test_too_few_levels_for_an_interval():
+    rows = ledger.measured_rows("5", chosen("5", synthetic_table()), [])  # four levels
+    for row in rows[2:]:
+        assert row.ours is not None and row.ours_low is row.ours_high is None
+        assert row.reason.startswith("no interval: 4 levels; an interval needs at least 6")
+
+
+def test_too_few_networks_for_a_line():
+    two = synthetic_table(levels=(0.0, 0.1), num_seeds=1)
+    networks = chosen("5", two)
+    found = ledger.measured_rows("5", networks, [])
     assert [row.ours for row in found[2:]] == [None] * 5
     assert {row.reason for row in found[2:]} == {"no line: 2 points; at least 3 are needed"}
-    losses = sorted(row.train_loss for row in chosen("5", two).rows)
+    losses = sorted(networks.table["train_loss"])
     assert [(row.ours, row.reason) for row in found[:2]] == [(x, "") for x in losses]
-    none = ledger.measured_rows("5", ledger.Networks([], []), [])
-    assert {row.ours for row in none} == {None} and all(row.reason for row in none)
+    with pytest.raises(ValueError, match="no networks of default_init with norm 2"):
+        chosen("6", two)
+    with pytest.raises(ValueError, match="none of the 2 networks has finite losses"):
+        chosen("5", two.assign(test_loss=np.nan))
 
 
 def test_networks_of_each_figure():
-    rows = with_random_labels(synthetic_rows(selections=("final", "loss=0.0044")))
-    assert {(r.level, r.selection) for r in chosen("3", rows).rows} == {
-        (level, "loss=0.0044") for level in (0, 0.1, 0.5)
-    }
-    assert {(r.norm, r.selection) for r in chosen("4", rows).rows} == {("1/100", "final")}
-    assert len(chosen("5", rows).rows) == 9
-    assert [(r.level, r.labels) for r in chosen("10", rows).rows[::3]] == [
-        (0, "natural"),
-        (0.1, "natural"),
-        (0.5, "natural"),
+    table = with_random_labels(synthetic_table(selections=("final", "loss=0.0044")))
+
+    def shown(name, *columns):
+        return set(chosen(name, table).table[list(columns)].itertuples(index=False, name=None))
+
+    assert shown("3", "level", "selection") == {(x, "loss=0.0044") for x in (0, 0.1, 0.5)}
+    assert shown("4", "norm", "selection") == {("1/100", "final")}
+    assert len(chosen("5", table).table) == 9
+    assert shown("10", "level", "labels") == {
+        *((level, "natural") for level in (0, 0.1, 0.5)),
         (1, "random"),
-    ]
-    assert {(r.level, r.family) for r in chosen("11", rows).rows} == {
-        (0, "pretrain"),
-        (1, "random_labels"),
     }
-    assert all(chosen(name, rows).remarks == [] for name in ("3", "4", "5", "10", "11"))
+    assert shown("11", "level", "family") == {(0, "pretrain"), (1, "random_labels")}
+    assert all(chosen(name, table).remarks == () for name in ("3", "4", "5", "10", "11"))
 
 
 def test_what_is_not_as_in_the_paper_is_remarked():
-    rows = synthetic_rows(selections=("final", "loss=0.0044"))
-    some = [r for r in rows if r.selection == "final" or r.member in (1, 2, 5, 9)]
-    four = chosen("3", some)
-    assert sorted(row.member for row in four.rows) == [1, 2, 5, 9]
-    assert four.remarks == [
-        "8 of 12 networks left out, never at training loss nearest 0.0044 and zero training error"
-    ]
-    few = chosen("3", [r for r in rows if r.selection == "final" or r.member in (1, 2)])
-    assert len(few.rows) == 12 and {row.selection for row in few.rows} == {"final"}
-    assert few.remarks == [
+    table = synthetic_table(selections=("final", "loss=0.0044"))
+
+    def without(*members):
+        """The table with snapshots at the target of these networks only."""
+        return table[(table["selection"] == "final") | table["member"].isin(members)]
+
+    four = chosen("3", without(1, 2, 5, 9))
+    assert sorted(four.table["member"]) == [1, 2, 5, 9]
+    assert four.remarks == (
+        "8 of 12 networks left out, never at training loss nearest 0.0044 and zero training error",
+    )
+    few = chosen("3", without(1, 2))
+    assert len(few.table) == 12 and set(few.table["selection"]) == {"final"}
+    assert few.remarks == (
         "2 networks at training loss nearest 0.0044 and zero training error: "
-        "those of the last epoch are taken"
-    ]
-    rows[0] = rows[0]._replace(normalized_test_loss=np.nan)
-    rows[2] = rows[2]._replace(train_error=0.01)
-    last = chosen("5", rows)
-    assert last.remarks == [
+        "those of the last epoch are taken",
+    )
+    table.loc[table["member"] == 0, "normalized_test_loss"] = np.nan
+    table.loc[table["member"] == 2, "train_error"] = 0.01
+    last = chosen("5", table)
+    assert last.remarks == (
         "1 of 12 networks left out as diverged",
         "1 of 12 networks above zero training error",
-    ]
-    assert {row.num_networks for row in ledger.measured_rows("5", last, [])} == {11}
+    )
+    assert {row.networks for row in ledger.measured_rows("5", last, [])} == {11}
 
 
 def test_settings_that_differ():
@@ -181,7 +183,7 @@ def test_settings_that_differ():
         "seed": "5",
     }
     figure = FIGURES["3"]
-    assert ledger.settings_that_differ(figure, paper, same) == []
+    assert settings_that_differ(figure, paper, same) == []
     other = {
         **same,
         "epochs": "60",
@@ -189,50 +191,83 @@ def test_settings_that_differ():
         "target_losses": "0.01",
         "train_size": "5000",
     }
-    assert ledger.settings_that_differ(figure, paper, other) == [
+    assert settings_that_differ(figure, paper, other) == [
         "corruption_levels 0,1 instead of 0,0.5,1",
         "epochs 60 instead of 300",
         "target_losses 0.01 instead of 0.0044",
         "train_size 5000 instead of all",
     ]
     # The last epoch has no target; figure 11 has one level, whatever else its run has.
-    found = [ledger.settings_that_differ(FIGURES[name], paper, other) for name in ("10", "11")]
+    found = [settings_that_differ(FIGURES[name], paper, other) for name in ("10", "11")]
     assert found[0][:2] == ["corruption_levels 0,1 instead of 0,0.5,1", "epochs 60 instead of 300"]
     assert found[1] == ["epochs 60 instead of 300", "train_size 5000 instead of all"]
 
 
-def test_the_files(tmp_path):
-    measured = ledger.measured_rows("5", chosen("5", synthetic_rows()), ["epochs 6 instead of 300"])
-    rows = [*measured, *ledger.missing_rows("6", "no data | at all"), *ledger.missing_rows("3", "")]
+@pytest.fixture
+def rows():
+    table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
+    measured = ledger.measured_rows("5", chosen("5", table), ["epochs 6 instead of 300"])
+    return [
+        *measured,
+        *ledger.missing_rows("6", "no data | at all"),
+        *ledger.missing_rows("3", ""),
+    ]
+
+
+def test_the_table(tmp_path, rows):
     ledger.write_csv(tmp_path / "ledger.csv", rows)
     lines = lines_of(tmp_path / "ledger.csv")
+    assert [*lines[0]] == [field.name for field in dataclasses.fields(ledger.LedgerRow)]
     assert [(line["figure"], line["quantity"]) for line in lines] == [
         *[("5", name) for name in LOSS_NAMES + NAMES],
         *[("6", name) for name in LOSS_NAMES + NAMES],
         *[("3", name) for name in [*LOSS_NAMES, "R2"]],
     ]
     assert [lines[0][name] for name in ("ours_low", "ours_high")] == ["", ""]
-    for line, row in list(zip(lines, measured, strict=False))[2:]:
-        assert float(line["paper"]) == row.paper and float(line["ours"]) == row.ours
-        assert (float(line["ours_low"]), float(line["ours_high"])) == row.interval
+    for line, row in list(zip(lines, rows, strict=True))[2:7]:
+        for name in ("paper", "ours", "ours_low", "ours_high", "networks"):
+            assert float(line[name]) == getattr(row, name)
         assert line["settings_that_differ"] == "epochs 6 instead of 300" and line["reason"] == ""
     for line in lines[7:]:
         assert (line["ours"], line["ours_low"], line["ours_high"]) == ("not run", "", "")
     assert lines[9]["reason"] == "no data | at all" and lines[-1]["paper"] == "not printed"
 
-    ledger.write_markdown(tmp_path / "ledger.md", rows, [("Runs", "- one")])
+
+def test_the_page(tmp_path, rows):
+    runs = {
+        "linear": {"experiment": "linear_margin", "wall_time_s": 3.5, "git_commit": "abc"},
+        "net": {
+            "experiment": "random_labels",
+            "model": "convnet3",
+            "networks": 14,
+            "train_images": 5000,
+            "dataset": "Digits",
+            "devices": ["cpu", "cpu"],
+            "wall_time_s": 7.0,
+            "git_commit": None,
+        },
+    }
+    ledger.write_markdown(tmp_path / "ledger.md", rows, [], "Not <known>.", runs)
     text = (tmp_path / "ledger.md").read_text()
-    slope = measured[2]
-    low, high = (f"{x:.5g}" for x in slope.interval)
-    assert f"| 5 | slope | 0.836 | {slope.ours:.5g} | {low} to {high} | 12 | [1] |" in text
-    assert "| 6 | R2 | 0.966 | not run | - | - | no data \\| at all |" in text
-    assert "| 3 | R2 | not printed | not run | - | - | - |" in text
-    assert "\n- [1] epochs 6 instead of 300\n" in text and text.endswith("## Runs\n\n- one\n")
-    assert "bootstrap" in text and text.count("[2]") == 0
+    slope = rows[2]
+    low, high = (f"{x:.5f}" for x in (slope.ours_low, slope.ours_high))
+    assert f"| 5 | slope | 0.836 | {slope.ours:.5f} | {low} to {high} | 12 | [1] |\n" in text
+    assert "| 6 | R2 | 0.966 | not run | – | – | [2] |\n" in text
+    assert "| 3 | R2 | not printed | not run | – | – | – |\n" in text
+    assert "\n- [1] epochs 6 instead of 300\n- [2] no data \\| at all\n" in text
+    assert "\n## When to stop\n\nNot &lt;known&gt;.\n\n## Runs\n" in text
+    assert text.endswith(
+        "\n- `linear`: experiments.linear_margin, 3.5 s, commit abc\n"
+        "- `net`: experiments.random_labels, convnet3, 14 networks, 5,000 training images "
+        "(Digits), 2 x cpu, 7.0 s, commit None\n"
+    )
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(rows) and {line.count(" | ") for line in table[2:]} == {6}
+    assert "\n\n\n" not in text
 
 
 @pytest.mark.parametrize("name", ["1", "2", "9", "12", "13"])
 def test_figures_without_a_line_have_their_losses_only(name):
     assert [row.quantity for row in ledger.missing_rows(name, "")] == LOSS_NAMES
-    found = ledger.measured_rows(name, chosen("5", synthetic_rows()), [])
+    found = ledger.measured_rows(name, chosen("5", synthetic_table()), [])
     assert [row.quantity for row in found] == LOSS_NAMES and all(row.ours for row in found)

@@ -3,19 +3,20 @@
 import csv
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from PIL import Image
+from absl.flags import FlagValues
 
-from experiments import linear_margin, reproduce
+from experiments import flags, linear_margin, reproduce
 from experiments.paper import figures as paper_figures
-from experiments.paper import ledger
+from experiments.paper import networks, runs
 from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
-from normjax.plots import curves
-from normjax.results.rows import on_own_labels, read_results, write_results
-from tests.helpers.synthetic_results import synthetic_rows
+from normjax.formatting import number
+from normjax.results import metrics
+from normjax.results.table import on_own_labels, read_results, write_results
+from tests.helpers.synthetic_results import synthetic_table
 
 LEVELS = (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
 STDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.05, 0.075, 0.09, 0.1)
@@ -23,9 +24,8 @@ STDS += (0.115, 0.125, 0.135, 0.15, 0.175, 0.19)
 
 
 def parse(*arguments):
-    values = flags.FlagValues()
-    reproduce.define_flags(values)
-    return reproduce.parse(["reproduce", *map(str, arguments)], values)
+    values = flags.define(reproduce.Config, FlagValues())
+    return flags.parse(reproduce.Config, ["reproduce", *map(str, arguments)], values)
 
 
 def error_of(function, *arguments):
@@ -57,9 +57,9 @@ def test_the_tables_have_every_figure_once():
 @pytest.mark.parametrize("name", FIGURES)
 def test_at_full_scale_a_run_has_its_figures_settings(name):
     run = RUNS[FIGURES[name].run]
-    paper = reproduce.read_flags(reproduce.flagfile_of(name))
-    ours = {**reproduce.read_flags(FLAGFILES / f"{run.flagfile}.flags"), **run.flags("full")}
-    assert ledger.settings_that_differ(FIGURES[name], paper, ours) == []
+    paper = runs.read_flags(runs.flagfile_of(name))
+    ours = {**runs.read_flags(FLAGFILES / f"{run.flagfile}.flags"), **run.flags("full")}
+    assert networks.settings_that_differ(FIGURES[name], paper, ours) == []
     assert paper["norms"] in ours["norms"].split(",")
     if FIGURES[name].is_at_target:
         assert float(ours["target_losses"]) == (0.0044 if name in ("3", "9") else 0.006)
@@ -68,7 +68,7 @@ def test_at_full_scale_a_run_has_its_figures_settings(name):
 def test_flagfiles_have_the_papers_settings(invoke):
     configs = {}
     for name in FIGURES:
-        path = reproduce.flagfile_of(name)
+        path = runs.flagfile_of(name)
         invoke(f"--flagfile={path}", main=lambda config, name=name: configs.update({name: config}))
         lines = path.read_text().splitlines()
         assert lines[0].startswith(f"# Figure {name}: ")
@@ -100,24 +100,26 @@ def test_flagfiles_have_the_papers_settings(invoke):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("run", RUNS)
 def test_commands_parse(invoke, tmp_path, run, scale):
-    asked = ("--cifar10=folder:a b", "--cifar100=cifar100", "--data_dir=d")
-    config = parse(f"--scale={scale}", *asked)
-    python, module, *arguments = reproduce.command_of(run, config, tmp_path / "x")
+    datasets = {"cifar10": "folder:a b", "cifar100": "cifar100"}
+    dataset = runs.dataset_of(run, scale, datasets)
+    command = runs.command_of(run, scale, dataset, "d", tmp_path / "x")
+    python, module, *arguments = command
     assert (python, module) == ("-m", f"experiments.{RUNS[run].experiment}")
     if run == "linear":
-        values = flags.FlagValues()
+        values = FlagValues()
         linear_margin.define_flags(values)
         assert linear_margin.parse(["", *arguments], values).workdir == str(tmp_path / "x")
         return
     configs = []
     invoke(*arguments, main=configs.append)
-    data = {"cifar10": "folder:a b", "cifar100": "cifar100"}[RUNS[run].data]
-    assert configs[0].dataset == ("digits" if scale == "smoke" else data)
+    wanted = "digits" if scale == "smoke" else datasets[RUNS[run].data]
+    assert configs[0].dataset == dataset == wanted
     assert configs[0].workdir == str(tmp_path / "x") and configs[0].data_dir == "d"
     assert not configs[0].resume
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text("{}")
-    assert reproduce.command_of(run, config, tmp_path / "x")[-1] == "--resume"
+    again = runs.command_of(run, scale, dataset, "d", tmp_path / "x")
+    assert again == [*command, "--resume"]
 
 
 # --- the flags
@@ -127,14 +129,15 @@ def test_defaults():
     assert parse() == reproduce.Config(
         figures=(*map(str, range(1, 16)), "linear", "monitor"),
         scale="small",
-        workdir="runs/reproduce_small",
+        workdir=None,
         cifar10="cifar10",
         cifar100="cifar100",
         data_dir=None,
         source=None,
     )
-    assert parse("--scale=full").workdir == "runs/reproduce_full"
-    assert parse("--figures=4, 4,10").figures == ("4", "10")
+    assert parse().folder == Path("runs/reproduce_small")
+    assert parse("--scale=full").folder == Path("runs/reproduce_full")
+    assert parse("--figures=4, 4,10").figures == ("4", "4", "10")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_defaults():
         (["--figures="], "--figures=: allowed are"),
         (["--scale=tiny"], "full|small|smoke"),
         (["--from=no/such"], "--from=no/such: there is no folder runs in it"),
-        (["--workdir=setup.cfg"], "--workdir=setup.cfg is a file; a folder is needed"),
+        (["--workdir=setup.cfg"], "--workdir=setup.cfg: a folder is needed, not a file"),
         (["--epochs=3"], "Unknown command line flag 'epochs'"),
         (["all"], "unexpected argument 'all'; options are --name=value"),
     ],
@@ -176,13 +179,9 @@ def workdir(tmp_path_factory):
         "test_every": "1",
     }
     draws = {"num_draws": "12", "num_steps": "20", "train_size": "12", "dimension": "8"}
-    runs = {
-        **RUNS,
-        "convnet3": RUNS["convnet3"]._replace(small=tiny),
-        "linear": RUNS["linear"]._replace(small=draws),
-    }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "RUNS", runs)
+        for run, small in (("convnet3", tiny), ("linear", draws)):
+            patch.setitem(RUNS, run, dataclasses.replace(RUNS[run], small=small))
         asked = ("--figures=5,11,12,linear,monitor", "--cifar10=digits", "--cifar100=folder:none")
         reproduce.main(parse(*asked, f"--workdir={workdir}"))
     return workdir
@@ -193,24 +192,44 @@ def test_figures_are_drawn_as_far_as_there_are_data(workdir):
     assert {path.name for path in (workdir / "figures").iterdir()} == {
         f"{stem}.{suffix}" for stem in stems for suffix in ("png", "pdf")
     }
-    for stem in stems:
-        with Image.open(workdir / "figures" / f"{stem}.png") as image:
-            assert np.asarray(image.convert("L")).std() > 10
     assert {path.name for path in (workdir / "runs").iterdir()} == {"convnet3", "linear"}
+
+
+def stars_of(axes):
+    """The number of networks in a panel, by level."""
+    return {
+        line.get_label().removeprefix("_"): len(line.get_xdata())
+        for line in axes.lines
+        if line.get_marker() == "*"
+    }
+
+
+def test_figures_show_their_networks(workdir):
+    run_dir = workdir / "runs" / "convnet3"
+    for name, levels in (("5", {"0": 2, "0.5": 2}), ("11", {"0": 2, "RL": 2})):
+        figure = reproduce.draw_figure(name, run_dir)
+        assert figure.get_suptitle().startswith("digits · 4 networks · last epoch · ")
+        assert [stars_of(axes) for axes in figure.axes] == [levels] * 2
+    columns = ["normalized_train_loss", "normalized_test_loss"]
+    table = read_results(run_dir)
+    table = table[(table["selection"] == "final") & (table["labels"] == "natural")]
+    table = table[table["family"] == "pretrain"]
+    axes = reproduce.draw_figure("5", run_dir).axes[0]
+    drawn = [np.column_stack(line.get_data()) for line in axes.lines if line.get_marker() == "*"]
+    np.testing.assert_allclose(
+        np.concatenate(drawn), table.sort_values(["level", "member"])[columns], rtol=1e-15
+    )
 
 
 def test_the_ledgers_numbers_are_the_runs(workdir):
     lines = {(line["figure"], line["quantity"]): line for line in ledger_of(workdir)}
-    rows = on_own_labels(read_results(workdir / "runs" / "convnet3"))
-    shown = {
-        "5": lambda row: row.family == "pretrain",
-        "10": lambda row: True,
-        "11": lambda row: row.level == 0 or row.labels == "random",
-    }
+    table = on_own_labels(read_results(workdir / "runs" / "convnet3"))
+    table = table[table["selection"] == "final"]
+    is_random = table["family"] == "random_labels"
+    shown = {"5": ~is_random, "10": is_random | True, "11": is_random | (table["level"] == 0)}
     for name, is_shown in shown.items():
-        points = [row for row in rows if row.selection == "final" and is_shown(row)]
-        x = np.array([row.normalized_train_loss for row in points])
-        y = np.array([row.normalized_test_loss for row in points])
+        points = table[is_shown]
+        x, y = (points[f"normalized_{split}_loss"].to_numpy() for split in ("train", "test"))
         slope = np.polyfit(x - x.mean(), y, 1)[0]
         assert float(lines[name, "slope"]["ours"]) == pytest.approx(slope, rel=1e-6)
         r2 = np.corrcoef(x, y)[0, 1] ** 2
@@ -219,7 +238,8 @@ def test_the_ledgers_numbers_are_the_runs(workdir):
         differs = lines[name, "slope"]["settings_that_differ"]
         assert "dataset digits instead of cifar10" in differs and "epochs 2 instead of" in differs
         assert "networks above zero training error" in differs
-    assert lines["4", "slope"]["reason"] == "no line: 0 points; at least 3 are needed"
+        assert lines[name, "slope"]["reason"].startswith("no interval: ")
+    assert lines["4", "slope"]["reason"] == "no networks of pretrain with norm 1/100"
     assert "those of the last epoch are taken" in lines["3", "R2"]["settings_that_differ"]
     assert (lines["6", "RMSE"]["ours"], lines["6", "RMSE"]["reason"]) == (
         "not run",
@@ -231,15 +251,19 @@ def test_the_ledgers_numbers_are_the_runs(workdir):
 
 
 def test_the_monitor_leaves_random_labels_out(workdir):
-    metrics = curves.read_metrics(workdir / "runs" / "convnet3")
-    assert {line["member"] for line in metrics} == set(range(4)) and len(metrics) == 4 * 3
-    expected = curves.describe_stopping(curves.stopping_epochs(metrics)).splitlines()
-    text = (workdir / "ledger.md").read_text()
-    assert expected and all(f"\n- {line}\n" in text for line in expected)
+    lines = metrics.read_metrics(workdir / "runs" / "convnet3")
+    assert {line["member"] for line in lines} == set(range(4)) and len(lines) == 4 * 3
+    text = (workdir / "ledger.md").read_text().split("## When to stop")[1].split("## Runs")[0]
+    levels = metrics.stopping_by_level(metrics.stopping_epochs(lines))
+    assert [(level.level, level.num_networks) for level in levels] == [(0, 2), (0.5, 2)]
+    said = text.strip().splitlines()
+    assert [line.split(":")[0] for line in said] == ["- Level 0", "- Level 0.5"]
+    for line, level in zip(said, levels, strict=True):
+        assert f"against {number(level.test_loss_at_raw, 4)}" in line
 
 
 def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "train", None)
+    monkeypatch.setattr(runs, "train", None)
     reproduce.main(parse("--figures=5,7", f"--from={workdir}", f"--workdir={tmp_path}"))
     said = capsys.readouterr().out
     assert "figures left out: 7 (run convnet5_pretrain: no finished run in" in said
@@ -250,7 +274,7 @@ def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
     for line in ledger_of(workdir):
         if line["figure"] in ("3", "5", "10", "11"):
             assert line == again[line["figure"], line["quantity"]]
-    assert parse(f"--from={workdir}").workdir == str(workdir)
+    assert parse(f"--from={workdir}").folder == workdir
 
 
 def test_a_run_with_other_settings_is_an_error(workdir, capfd):
@@ -279,10 +303,10 @@ def test_a_configuration_is_frozen():
 
 
 def test_runs_are_finished_when_they_say_so(tmp_path):
-    assert not reproduce.is_finished(tmp_path)
+    assert not runs.is_finished(tmp_path)
     for finished in (False, True):
         (tmp_path / "run.json").write_text(json.dumps({"finished": finished}))
-        assert reproduce.is_finished(tmp_path) == finished
+        assert runs.is_finished(tmp_path) == finished
 
 
 def test_a_damaged_record_of_a_run_is_one_line(tmp_path, capsys):
@@ -306,10 +330,9 @@ def test_damaged_tables_are_a_reason(tmp_path):
         ("--dataset=digits\n--target_losses=0.1,0.2\n", "--target_losses=0.1,0.2: one loss"),
     ):
         (run_dir / "flags.txt").write_text(flags_text)
-        rows = synthetic_rows() if "target" in flags_text else []
-        write_results(run_dir / "results.csv", rows)
-        if not rows:
-            (run_dir / "results.csv").write_text("")
+        (run_dir / "results.csv").write_text("")
+        if "target" in flags_text:
+            write_results(run_dir / "results.csv", synthetic_table())
         assert reason in reproduce.draw("4", run_dir, tmp_path / "figures")
     (row, *_) = reproduce.ledger_rows("4", run_dir, reproduce.NOT_ASKED)
     assert row.ours is None and "one loss is needed" in row.reason

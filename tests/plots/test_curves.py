@@ -1,13 +1,11 @@
-"""Stopping epochs against answers worked out by hand, and what the figure of curves shows."""
-
-import json
+"""What the figure of curves shows: losses, the epochs they would stop at, and the phases."""
 
 import numpy as np
 import pytest
 
-from normjax.plots import curves
 from normjax.plots import style as plot_style
-from normjax.plots.curves import Stop, describe_stopping, plot_curves, stopping_epochs
+from normjax.plots.curves import plot_curves
+from normjax.results.metrics import stopping_epochs
 
 NUM_FIRST = 2
 EXCESS = "running_normalized_excess"
@@ -31,59 +29,6 @@ def make_lines(member, level, second, seed=0):
 
 # Raw loss falls to the end, test loss is least at 2, the normalized loss at 3.
 BETTER = [(0.9, -0.1, 1.5), (0.5, -0.3, 1.2), (0.3, -0.4, 1.3), (0.1, -0.2, 1.9)]
-# The same with the normalized loss least at 1.
-WORSE = [(0.9, -0.7, 2.5), *BETTER[1:]]
-
-
-def test_stopping_epochs_by_hand():
-    metrics = make_lines(7, 0.5, BETTER) + make_lines(2, 0.1, WORSE)
-    assert stopping_epochs(metrics) == [
-        Stop(2, 0.1, 4, 6, 3, 1.2, 1.9, 2.5, 1.9 / 4, 2.5 / 4),
-        Stop(7, 0.5, 4, 6, 5, 1.2, 1.9, 1.3, 1.9 / 4, 1.3 / 4),
-    ]
-    assert stopping_epochs(metrics[::-1]) == stopping_epochs(metrics)
-
-
-def test_epochs_without_a_test_loss_count_nowhere():
-    second = [(0.9, -0.1, 1.5), (0.5, -0.3, None), (0.3, -0.2, 1.3), (0.1, -0.9, None)]
-    second += [(0.2, None, 0.1), (None, -0.8, 0.1), (0.4, -0.15, 1.3)]
-    assert stopping_epochs(make_lines(0, 0.1, second)) == [
-        Stop(0, 0.1, 5, 5, 5, 1.3, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
-    ]
-    untested = [(raw, excess, None) for raw, excess, _ in BETTER]
-    assert stopping_epochs(make_lines(0, 0.1, untested)) == []
-
-
-def test_the_first_phase_counts_where_its_labels_are_true():
-    uncorrupted = make_lines(0, 0.0, BETTER)
-    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, *[1e-9] * 3, *[1e-9 / 4] * 2)]
-    scaled = [line | {"family": "init_scale"} for line in make_lines(0, 0.1, BETTER)]
-    assert stopping_epochs(scaled)[0].best_epoch == 1
-
-
-def test_of_equal_losses_the_earliest_epoch_counts():
-    flat = [(0.2, -0.1, 1.5), (0.1, -0.2, 1.4), (0.1, -0.2, 1.4)]
-    assert stopping_epochs(make_lines(0, 0.1, flat))[0][2:5] == (4, 4, 4)
-
-
-def test_description():
-    stops = [
-        Stop(0, 0.0, 2, 4, 3, 1.2, 1.9, 1.3, 0.5, 0.45),
-        Stop(1, 0.0, 2, 4, 3, 1.0, 1.5, 1.6, 0.4, 0.41),
-        Stop(2, 0.5, 2, 4, 4, 1.0, 1.5, 1.5, 0.4, 0.4),
-        Stop(3, 1.0, 2, 4, 1, 1.0, 1.5, 2.5, 0.4, 0.6),
-    ]
-    low, middle, high = describe_stopping(stops).split("\n")
-    assert low == (
-        "Level 0: the normalized training loss would have chosen a better epoch to stop at than "
-        "the training loss as trained: mean test loss 1.450 against 1.700, lower in 1 and higher "
-        "in 1 of 2 networks; 1.100 at the best epochs. Mean test error 43.0% against 45.0%."
-    )
-    assert middle.startswith("Level 0.5: the normalized training loss would not have chosen a bet")
-    assert "1.500 against 1.500, lower in 0 and higher in 0 of 1 networks" in middle
-    assert high.startswith("Level 1: the normalized training loss would not have chosen a better")
-    assert "2.500 against 1.500, lower in 0 and higher in 1 of 1 networks" in high
-    assert describe_stopping([]) == "No test loss was measured."
 
 
 def lines_by_color(axes, color, style="-"):
@@ -125,6 +70,7 @@ def test_curves_show_three_levels_and_mark_the_epochs():
         (mark,) = lines_by_color(below, plot_style.TRAIN_COLOR, "None")
         np.testing.assert_allclose(np.ravel(mark), [5, -0.4], rtol=1e-14)
         for panel in (above, below):
+            assert all(tick == int(tick) for tick in panel.get_xticks())  # epochs are whole
             (change,) = lines_by_color(panel, plot_style.LINE_COLOR, "--")
             np.testing.assert_allclose(change[:, 0], 2.5)
             assert [text.get_text() for text in panel.texts] == ["true labels"]
@@ -144,14 +90,13 @@ def test_curves_of_one_phase_without_test_losses():
     assert list(above.texts) == list(below.texts) == []
 
 
-@pytest.mark.parametrize("function", [stopping_epochs, plot_curves])
-def test_bad_lines_are_named(function):
+def test_bad_lines_are_named():
     with pytest.raises(ValueError, match="no lines of metrics"):
-        function([])
+        plot_curves([])
     lines = make_lines(0, 0.1, BETTER)
     del lines[3][EXCESS]
     with pytest.raises(ValueError, match=f"line 4 of the metrics has no {EXCESS}"):
-        function(lines)
+        plot_curves(lines)
 
 
 def test_a_diverged_network_is_drawn_as_far_as_it_goes():
@@ -159,29 +104,5 @@ def test_a_diverged_network_is_drawn_as_far_as_it_goes():
     above, below = plot_curves(make_lines(0, 0.1, second)).axes
     (train,) = lines_by_color(above, plot_style.TRAIN_COLOR)
     assert np.isfinite(train[:, 1]).tolist() == [True, True, True, False, False]
-    assert curves.stopping_epochs(make_lines(0, 0.1, second))[0].raw_epoch == 3
+    assert stopping_epochs(make_lines(0, 0.1, second))[0].raw_epoch == 3
     assert len(below.lines) == 3
-
-
-def test_metrics_are_read_without_random_labels(tmp_path):
-    lines = [*make_lines(0, 0.0, BETTER)]
-    random = [line | {"family": "random_labels"} for line in make_lines(1, 1.0, WORSE)]
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in [*random, *lines]))
-    assert curves.read_metrics(tmp_path) == lines
-    for torn in ('{"family": "pre', "7", '{"member": 0}'):
-        path.write_text(json.dumps(lines[0]) + "\n" + torn + "\n")
-        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2: not a line of metrics"):
-            curves.read_metrics(tmp_path)
-    for change, message in (
-        ({}, "epoch 1 of member 0 stands there already"),
-        ({"step": 99, "seed": 5}, "member 0 was another network before"),
-        ({"step": "1"}, "step is '1', not of type int"),
-        ({"step": 99, "running_loss": True}, r"running_loss is True, not of type float \| None"),
-        ({"step": 99, "phase": "tain"}, "phase is neither pretrain nor train"),
-        ({"step": 99, "test_error": "x"}, "test_error is 'x', not of type float"),
-    ):
-        path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | change]))
-        where = rf"metrics.jsonl, line {len(lines) + 1}: not a line of metrics: "
-        with pytest.raises(ValueError, match=where + message):
-            curves.read_metrics(tmp_path)

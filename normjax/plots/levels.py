@@ -1,0 +1,108 @@
+"""Networks as stars, colored by level; one legend says which color is which level.
+
+A level is a number, or None for networks of random labels, which are no level among the others.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from normjax.plots.style import LABEL_COLOR, STAR, TEST_COLOR
+
+RANDOM_LABELS = "RL"
+_NEAR = np.array([0.11, 0.07])  # of a panel's width and height: texts nearer would overlap
+
+Level = float | None
+
+
+def level_text(level: Level) -> str:
+    """Return the level as figures name it; "RL" for random labels, as in the paper."""
+    return RANDOM_LABELS if level is None else f"{level:g}"
+
+
+def level_colors(levels: Iterable[Level]) -> dict[Level, tuple]:
+    """Return a color for each level, in their order, from viridis less its top.
+
+    Random labels are last, in a color from outside the scale.
+    """
+    known = set(levels)
+    numbers = sorted(known - {None})
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.87, len(numbers)))
+    colors = dict(zip(numbers, map(tuple, shades), strict=True))
+    return colors | ({None: to_rgba(TEST_COLOR)} if None in known else {})
+
+
+def draw_stars(
+    axes: Axes,
+    x: np.ndarray,
+    y: np.ndarray,
+    levels: Sequence[Level],
+    colors: Mapping[Level, tuple],
+) -> None:
+    """Draw a star for each network.
+
+    Args:
+      axes: the panel.
+      x: float [n].
+      y: float [n].
+      levels: n levels.
+      colors: `level_colors` of all levels of the figure, so that its panels agree.
+    """
+    for level, color in colors.items():
+        own = _of_level(levels, level)
+        # The underscore keeps the label out of the panel's own legend.
+        axes.plot(x[own], y[own], **STAR, color=color, label=f"_{level_text(level)}", zorder=3)
+    axes.margins(0.11, 0.09)
+
+
+def write_levels(axes: Axes, x: np.ndarray, y: np.ndarray, levels: Sequence[Level]) -> None:
+    """Write each level once, at the mean of its networks, above the highest of them.
+
+    Call it when the panel's scales and margins are final. A level whose text would cover another's
+    is left to the legend.
+    """
+    axes.autoscale_view()
+    written: list[np.ndarray] = []
+    for level in level_colors(levels):
+        own = _of_level(levels, level)
+        above = x[own].mean(), y[own].max()
+        place = axes.transAxes.inverted().transform(axes.transData.transform(above))
+        if any((np.abs(place - other) < _NEAR).all() for other in written):
+            continue
+        written.append(place)
+        axes.annotate(
+            level_text(level),
+            above,
+            (-8, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8.5,
+            color=LABEL_COLOR,
+            zorder=2,  # below the stars: a text hides no network
+            path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
+        )
+
+
+def add_level_legend(figure: Figure, colors: Mapping[Level, tuple], title: str, most: int) -> None:
+    """Add one legend of the levels under all panels, in even rows of at most `most` entries."""
+    num_rows = -(-len(colors) // most)
+    figure.legend(
+        [Line2D([], [], **STAR, color=color) for color in colors.values()],
+        list(map(level_text, colors)),
+        title=title,
+        loc="outside lower center",
+        ncols=-(-len(colors) // num_rows),
+        handletextpad=0.1,
+        columnspacing=1.4,
+    )
+
+
+def _of_level(levels: Sequence[Level], level: Level) -> np.ndarray:
+    """Return, per network, whether it is of this level."""
+    return np.array([other == level for other in levels])
