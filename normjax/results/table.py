@@ -73,13 +73,33 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def write_results(path: str | os.PathLike, table: pd.DataFrame) -> None:
-    """Write a table as CSV and replace the file at `path` atomically.
+    """Write results.csv and replace the file at `path` atomically."""
+    write_columns(path, table[list(COLUMNS)])
+
+
+def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
+    """Write any table as CSV and replace the file at `path` atomically.
 
     Floats have the shortest digits that give the same float64 back, so that equal tables make equal
-    bytes.
+    bytes; NaN is written as nan.
     """
     with replacing(path) as temporary:
-        table[list(COLUMNS)].to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
+        table.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
+
+
+def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataFrame:
+    """Read a table with these columns, each a str, int or float.
+
+    Columns may be in any order; further columns are dropped.
+
+    Raises:
+      OSError: the file can not be read.
+      ValueError: it is not CSV or cut, a column is missing, or a value is of another type; the
+        message names file and line.
+    """
+    path = Path(path)
+    texts = read_texts(path, kinds)
+    return pd.DataFrame({n: parse_column(path, texts[n], kind) for n, kind in kinds.items()})
 
 
 def read_results(path: str | os.PathLike) -> pd.DataFrame:
@@ -98,10 +118,7 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
     path = Path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
-    texts = read_texts(path, list(COLUMNS))
-    table = pd.DataFrame(
-        {name: parse_column(path, texts[name], kind) for name, kind in COLUMNS.items()}
-    )
+    table = read_columns(path, COLUMNS)
     _check_values(table, path)
     _check_networks(table, path)
     return table

@@ -15,6 +15,7 @@ from normjax.data import Dataset, standardize_images
 from normjax.files import check_types, make_record, read_object
 from normjax.networks.models import make_model
 from normjax.results.rows import RESULTS_FILE, ResultRow, on_own_labels, read_results
+from normjax.results.table import make_table
 from normjax.training.checkpoints import RUN_FILE, load_member
 from normjax.training.config import SweepConfig, validate
 from normjax.training.ensemble import Member
@@ -42,6 +43,11 @@ class FinishedRun(NamedTuple):
     members: Mapping[int, Member]
     rows: list[ResultRow]
     apply_fn: ApplyFn
+
+    @property
+    def table(self):
+        """Return `rows` as a table."""
+        return make_table(row._asdict() for row in self.rows)
 
 
 class Network(NamedTuple):
