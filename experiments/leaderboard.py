@@ -20,7 +20,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from absl import flags
 
 from experiments import flags as shared_flags
@@ -115,7 +114,7 @@ def main(config: Config) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     ranked = leaderboard.rank_networks(runs, chosen, measures, seed=config.seed)
-    workdir, title = Path(config.workdir), title_of(runs[0], chosen.table, selection)
+    workdir, title = Path(config.workdir), title_of(runs[0], selection, len(chosen.table))
     described = leaderboard.measures_table(runs, chosen, measures)
     write_columns(workdir / "measures.csv", described)
     write_columns(workdir / "leaderboard.csv", leaderboard.leaderboard_table(ranked))
@@ -152,14 +151,14 @@ def context_of(ranked: Sequence[RankedMeasure]) -> dict[str, object]:
     }
 
 
-def title_of(run: FinishedRun, table: pd.DataFrame, selection: str) -> str:
+def title_of(run: FinishedRun, selection: str, num_networks: int) -> str:
     """Return which networks are ranked."""
     config = run.config
     return join_title(
         [
             dataset_label(config.dataset),
             config.model + (" with batch normalization" if config.batch_norm else ""),
-            f"{len(table)} networks",
+            f"{num_networks} networks",
             selection_name(selection),
         ]
     )

@@ -34,7 +34,6 @@ from typing import Any
 
 from absl import flags
 
-import normjax
 from experiments import flags as shared_flags
 from normjax.files import one_line, read_object, replacing, write_json
 from normjax.generalization import linear_sweep
@@ -177,14 +176,13 @@ def start_run(run_dir: Path, config: Config) -> None:
     """Write flags.txt and run.json before the descent."""
     with replacing(run_dir / "flags.txt") as path:
         path.write_text(to_flagfile(config), encoding="utf-8")
-    versions = {"python": platform.python_version(), "normjax": normjax.__version__}
-    versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     run = {
         "experiment": EXPERIMENT,
         "finished": False,
         "wall_time_s": None,
         "seed": config.seed,
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **versions},
         "git_commit": records.git_commit(),
         "config": dataclasses.asdict(config),
     }

@@ -219,7 +219,8 @@ def measure(
         ln_num_classes=ln_k,
         delta=delta,
         networks=[
-            Gap(**row) for row in known[["member", "family", "level", "gap"]].to_dict("records")
+            Gap(*row)
+            for row in zip(*(known[f.name].tolist() for f in dataclasses.fields(Gap)), strict=True)
         ],
         diverged=sorted(table.loc[~is_known, "member"].tolist()),
         median_gap=float(np.median(gaps)),
@@ -266,8 +267,8 @@ def _climb(
     return rademacher.estimate_rademacher(
         run.apply_fn,
         lambda key: model.init(key, images[:1])["params"],
-        images[:num],
-        run.dataset.train.labels[:num],
+        jnp.asarray(images[:num]),
+        jnp.asarray(run.dataset.train.labels[:num]),
         rademacher.excess_loss,
         jax.random.key(seed),
         num_signs=num_signs,

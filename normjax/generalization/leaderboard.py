@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from normjax.data import standardize_images
-from normjax.generalization.measures import MEASURES, TrainedNetwork
+from normjax.generalization.measures import MEASURES
 from normjax.generalization.ranking import MIN_NETWORKS, RankedMeasure, rank_measures
 from normjax.generalization.sharpness import SHARPNESS_MEASURES
+from normjax.generalization.trained_network import TrainedNetwork
 from normjax.results.table import is_finite, level_names, member_names, select
 from normjax.training.ensemble import map_members
 from normjax.training.evaluate import choose_evaluation_batch_size
@@ -136,8 +138,10 @@ def measure_networks(
             trained = TrainedNetwork(
                 params=network.params,
                 initial_params=network.initial_params,
-                logits=logits_of(run.apply_fn, network.params, run.dataset.train.images),
-                labels=network.train_labels,
+                logits=jnp.asarray(
+                    logits_of(run.apply_fn, network.params, run.dataset.train.images)
+                ),
+                labels=jnp.asarray(network.train_labels),
                 apply_fn=run.apply_fn,
                 input_shape=run.dataset.image_shape,
             )
@@ -158,10 +162,10 @@ def rank_networks(
     """
     table = chosen.table
     return rank_measures(
-        measures.to_dict("list"),
+        _columns(measures),
         table["test_error"].to_numpy(),
         table["normalized_test_loss"].to_numpy(),
-        factors_of(runs, table).to_dict("list"),
+        _columns(factors_of(runs, table)),
         list(zip(table["run"], level_names(table), strict=True)),
         num_test=len(runs[0].dataset.test.labels),
         seed=seed,
@@ -205,6 +209,10 @@ def leaderboard_table(ranked: Sequence[RankedMeasure]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(name): column.tolist() for name, column in table.items()}
 
 
 def _measure_sharpness(

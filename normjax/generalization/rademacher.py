@@ -7,12 +7,13 @@ and the inputs, the same for every network of the class.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normjax.layers import find_layers
 from normjax.losses import excess_cross_entropy
@@ -132,7 +133,7 @@ def estimate_rademacher(
     return RademacherEstimate(best[:, -1], len(inputs), by_step=best.mean(axis=0))
 
 
-def rademacher_by_labels(train_excess: Sequence[float], num_examples: int) -> RademacherEstimate:
+def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> RademacherEstimate:
     """Estimate R_N of the losses from below by networks trained on random labels.
 
     Labels are drawn independently of the inputs, so on average over the labels no network is better

@@ -11,6 +11,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from normjax.statistics.rank_correlation import (
@@ -78,10 +79,10 @@ class RankedMeasure:
 
 
 def rank_measures(
-    measures: Mapping[str, Sequence[float]],
-    test_error: Sequence[float],
-    normalized_test_loss: Sequence[float],
-    factors: Mapping[str, Sequence[Hashable]],
+    measures: Mapping[str, ArrayLike],
+    test_error: ArrayLike,
+    normalized_test_loss: ArrayLike,
+    factors: Mapping[str, Sequence[str]],
     levels: Sequence[Hashable],
     *,
     num_test: int,
@@ -114,7 +115,7 @@ def rank_measures(
 
 
 def granulated_tau(
-    measure: Sequence[float], error: Sequence[float], factors: Mapping[str, Sequence[Hashable]]
+    measure: ArrayLike, error: ArrayLike, factors: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """Return Kendall's tau-b by factor, averaged over the groups in which only that factor varies.
 
@@ -139,9 +140,9 @@ def granulated_tau(
 
 
 def bootstrap_mean_psi(
-    measure: Sequence[float],
-    error: Sequence[float],
-    factors: Mapping[str, Sequence[Hashable]],
+    measure: ArrayLike,
+    error: ArrayLike,
+    factors: Mapping[str, Sequence[str]],
     levels: Sequence[Hashable],
     *,
     num_draws: int = NUM_DRAWS,
@@ -188,9 +189,9 @@ def hoeffding_weight(difference: np.ndarray, num_test: int) -> np.ndarray:
 
 
 def sign_errors(
-    measure: Sequence[float],
-    error: Sequence[float],
-    factors: Mapping[str, Sequence[Hashable]],
+    measure: ArrayLike,
+    error: ArrayLike,
+    factors: Mapping[str, Sequence[str]],
     *,
     num_test: int,
     repeat: str = "seed",
@@ -271,7 +272,7 @@ def _environment(name, low, high, others, fixed) -> str:
     return ", ".join([f"{name} {low} or {high}", *rest])
 
 
-def _vectors(measure: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _vectors(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as float64 vectors of one length."""
     x, y = np.asarray(measure, np.float64), np.asarray(error, np.float64)
     if x.ndim != 1 or x.shape != y.shape or x.size < MIN_NETWORKS:
@@ -282,7 +283,7 @@ def _vectors(measure: Sequence[float], error: Sequence[float]) -> tuple[np.ndarr
     return x, y
 
 
-def _ranks(measure: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _ranks(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both vectors as ranks, which infinite values have too."""
     x, y = _vectors(measure, error)
     if np.isnan(x).any() or np.isnan(y).any():
@@ -290,7 +291,7 @@ def _ranks(measure: Sequence[float], error: Sequence[float]) -> tuple[np.ndarray
     return stats.rankdata(x), stats.rankdata(y)
 
 
-def _check_factors(factors: Mapping[str, Sequence[Hashable]]) -> None:
+def _check_factors(factors: Mapping[str, Sequence[str]]) -> None:
     """Raise if two networks agree in all factors: a group must vary in its factor."""
     if factors and (repeated := [g for g in _groups(factors, list(factors)).values() if g[1:]]):
         first, second, *_ = repeated[0]

@@ -92,8 +92,8 @@ def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.nd
     if not num_environments:
         axes.set_title("Worst comparison")
         text = "No pair of networks whose\ntest errors differ beyond\nthe noise of the test set"
-        place = {"ha": "center", "va": "center", "backgroundcolor": "white"}
-        axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, **place)
+        box = axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, ha="center", va="center")
+        box.set_backgroundcolor("white")
     axes.set_xlabel("Sign error (0.5: a coin's)")
     _span(axes, 0, 1, 0.5)
 

@@ -45,12 +45,11 @@ def plot_linear_margin(
 
 def _draw_angles(axes: Axes, angles: pd.DataFrame, two_draws: list[dict[str, Any]]) -> None:
     """Draw the curves of two training sets, the range of all, and the theorem's rate."""
-    quantiles = angles.groupby("step")["angle_deg"].quantile([0.05, 0.5, 0.95]).unstack()
-    steps, middle = quantiles.index.to_numpy(), quantiles[0.5].to_numpy()
+    by_step = angles.groupby("step")["angle_deg"]
+    low, middle, high = (by_step.quantile(q).to_numpy() for q in (0.05, 0.5, 0.95))
+    steps = np.unique(angles["step"])
     label = "5% to 95% of all training sets"
-    axes.fill_between(
-        steps, quantiles[0.05], quantiles[0.95], color=_QUIET, alpha=0.25, lw=0, label=label
-    )
+    axes.fill_between(steps, low, high, color=_QUIET, alpha=0.25, lw=0, label=label)
     for color, draw in zip(_COLORS, two_draws, strict=True):
         own = angles[angles["draw"] == draw["draw"]]
         axes.plot(own["step"], own["angle_deg"], color=color, lw=1.8, label=_name(draw))

@@ -30,9 +30,8 @@ def test_the_figure_shows_the_terms(labels):
 
 def test_gaps_standard_errors_and_chance():
     (axes,) = plot_bounds(synthetic_eq4()).axes
-    gaps = {
-        line.get_label(): line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"
-    }
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    gaps = {line.get_label(): line.get_xdata()[0] for line in dots}
     assert gaps == {"True labels": 0.01, "Random labels": 0.005}
     (bar,) = axes.collections
     (ends,) = bar.get_segments()
