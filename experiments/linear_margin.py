@@ -40,7 +40,7 @@ from normjax.generalization import linear_sweep
 from normjax.generalization.linear_sweep import DISTRIBUTIONS, MIN_SETS
 from normjax.plots.linear_margin import plot_linear_margin
 from normjax.plots.style import save_figure
-from normjax.results.table import RESULTS_FILE, write_columns
+from normjax.results.table import RESULTS_FILE, read_columns, write_columns
 from normjax.training import record as records
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import check_seed, to_flagfile
@@ -163,8 +163,8 @@ def draw_figure(run_dir: Path) -> Any:
       ValueError: a table is damaged, or they do not fit together; the message names it.
     """
     summary = read_object(run_dir / SUMMARY_FILE)
-    draws = linear_sweep.read_draws(run_dir / RESULTS_FILE)
-    angles = linear_sweep.read_angles(run_dir / ANGLES_FILE)
+    draws = read_columns(run_dir / RESULTS_FILE, linear_sweep.DRAW_COLUMNS)
+    angles = read_columns(run_dir / ANGLES_FILE, linear_sweep.ANGLE_COLUMNS)
     try:
         return plot_linear_margin(draws, angles, summary)
     except (KeyError, TypeError, ValueError, IndexError) as error:

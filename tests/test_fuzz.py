@@ -19,12 +19,12 @@ from experiments import reproduce
 from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
-from normjax.generalization.linear_sweep import read_angles
+from normjax.generalization.linear_sweep import ANGLE_COLUMNS
 from normjax.plots.curves import read_metrics, stopping_epochs
 from normjax.report.run_page import write_report
 from normjax.results.rows import COLUMNS, read_results, write_results
 from normjax.results.summary import summarize, write_summary
-from normjax.results.table import write_columns
+from normjax.results.table import read_columns, write_columns
 from normjax.training import finished_run as trained
 from normjax.training import record as records
 from normjax.training.checkpoints import load_member
@@ -367,5 +367,5 @@ def test_damaged_table_of_the_linear_network(folder, drawn):
     write_columns(path, pd.DataFrame(columns))
     whole = path.read_bytes()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
-    read = read_or_refuse(lambda: read_angles(path), path)
+    read = read_or_refuse(lambda: read_columns(path, ANGLE_COLUMNS), path)
     assert read is None or all(kind.kind in "if" for kind in read.dtypes)

@@ -1,4 +1,4 @@
-"""The leaderboard: which networks of finished runs are ranked, what is measured, and by what."""
+"""The leaderboard: which networks of finished runs are ranked, and by which measures."""
 
 import dataclasses
 import math

@@ -6,7 +6,6 @@ independent: each is its own level.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from normjax.generalization.linear_margin import (
     norm_at_unit_margin,
     training_margins,
 )
-from normjax.results.table import read_columns
 from normjax.statistics.rank_correlation import NUM_DRAWS, rank_correlation
 
 CLASS_MEAN = 2.0
@@ -285,18 +283,3 @@ def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
         },
         "two_draws": first.where(first.notna(), None).to_dict("records"),
     }
-
-
-def read_draws(path: str | os.PathLike) -> pd.DataFrame:
-    """Read the table of `measure`.
-
-    Raises:
-      OSError: the file can not be read.
-      ValueError: it is damaged; the message names file and line.
-    """
-    return read_columns(path, DRAW_COLUMNS)
-
-
-def read_angles(path: str | os.PathLike) -> pd.DataFrame:
-    """Read the table of angles of `descend_all`; errors as `read_draws`."""
-    return read_columns(path, ANGLE_COLUMNS)

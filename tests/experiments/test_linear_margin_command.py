@@ -14,8 +14,9 @@ from scipy import optimize, stats
 
 from experiments import linear_margin as experiment
 from normjax.generalization import linear_margin, linear_sweep
-from normjax.generalization.linear_sweep import read_angles, read_draws
+from normjax.generalization.linear_sweep import ANGLE_COLUMNS, DRAW_COLUMNS
 from normjax.plots import linear_margin as linear_plots
+from normjax.results.table import read_columns
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--train_size=12", "--dimension=8", "--num_draws=14", "--num_steps=200")
@@ -57,7 +58,7 @@ def test_a_run_leaves_its_files(run_dir):
 
 def test_results_by_another_path(run_dir):
     """Every number of one row, from the training set drawn again."""
-    table = read_draws(run_dir / "results.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     row = 4
     x, y = linear_sweep.draw_classes(np.random.default_rng((0, table["draw"][row])), 12, 8)
     signed = x * y[:, None]
@@ -91,8 +92,8 @@ def test_results_by_another_path(run_dir):
 
 
 def test_angles_end_where_the_results_say(run_dir):
-    table = read_draws(run_dir / "results.csv")
-    angles = read_angles(run_dir / "angles.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
+    angles = read_columns(run_dir / "angles.csv", ANGLE_COLUMNS)
     steps = linear_margin.log_spaced_steps(200)
     assert angles["step"].tolist() == steps.tolist() * len(table["draw"])
     last = angles["step"] == 200
@@ -104,7 +105,7 @@ def test_angles_end_where_the_results_say(run_dir):
 
 def test_summary(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
-    table = read_draws(run_dir / "results.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     found = summary["correlations"]["norm_at_unit_margin"]
     spearman = stats.spearmanr(table["norm_at_unit_margin"], table["test_error"]).statistic
     assert found["spearman"] == pytest.approx(spearman, rel=1e-12)
@@ -121,8 +122,8 @@ def test_summary(run_dir):
 
 def test_the_figure_shows_the_tables(run_dir):
     left, right = experiment.draw_figure(run_dir).axes
-    table = read_draws(run_dir / "results.csv")
-    angles = read_angles(run_dir / "angles.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
+    angles = read_columns(run_dir / "angles.csv", ANGLE_COLUMNS)
     curves = {line.get_color(): np.column_stack(line.get_data()) for line in left.lines}
     for color, draw in zip(linear_plots._COLORS, table["draw"][:2], strict=True):
         own = angles["draw"] == draw
@@ -143,16 +144,18 @@ def test_the_figure_shows_the_tables(run_dir):
 def test_draws_depend_on_seed_and_number_only(run_dir, tmp_path, undrawn):
     again = run(tmp_path / "again", "--num_draws=16")
     first = (run_dir / "results.csv").read_text().splitlines()
-    more = read_draws(again / "results.csv")
-    table = read_draws(run_dir / "results.csv")
+    more = read_columns(again / "results.csv", DRAW_COLUMNS)
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     for name in table:
         np.testing.assert_allclose(more[name][: len(first) - 1], table[name], rtol=1e-9)
-    other = read_draws(run(tmp_path / "other", "--seed=1") / "results.csv")
+    other = read_columns(run(tmp_path / "other", "--seed=1") / "results.csv", DRAW_COLUMNS)
     assert not np.isin(other["data_radius"], table["data_radius"]).any()
 
 
 def test_the_teachers_run(tmp_path, undrawn):
-    table = read_draws(run(tmp_path / "t", "--distribution=teacher") / "results.csv")
+    table = read_columns(
+        run(tmp_path / "t", "--distribution=teacher") / "results.csv", DRAW_COLUMNS
+    )
     row = 2
     x, y = linear_sweep.draw_teacher(np.random.default_rng((0, row)), 12, 8)
     weights = linear_margin.hard_margin(x, y).weights

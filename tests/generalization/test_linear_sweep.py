@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from normjax.generalization import linear_sweep
-from normjax.results.table import write_columns
+from normjax.results.table import read_columns, write_columns
 
 
 @pytest.mark.parametrize("kind", ["classes", "teacher"])
@@ -75,13 +75,13 @@ def test_tables_keep_every_digit(tmp_path):
     table = a_table()
     write_columns(tmp_path / "new" / "t.csv", table[list(linear_sweep.DRAW_COLUMNS)])
     pd.testing.assert_frame_equal(
-        linear_sweep.read_draws(tmp_path / "new" / "t.csv"), table, check_exact=True
+        read_columns(tmp_path / "new" / "t.csv", linear_sweep.DRAW_COLUMNS), table, check_exact=True
     )
     first = pd.DataFrame({"draw": [0, 7], "step": [1, 1], "angle_deg": [0.1 + 0.2, np.nan]})
     write_columns(tmp_path / "a.csv", first)
     text = "draw,step,angle_deg\n0,1,0.30000000000000004\n7,1,nan\n"
     assert (tmp_path / "a.csv").read_text() == text
-    back = linear_sweep.read_angles(tmp_path / "a.csv")
+    back = read_columns(tmp_path / "a.csv", linear_sweep.ANGLE_COLUMNS)
     pd.testing.assert_frame_equal(back, first, check_exact=True)
 
 
@@ -99,4 +99,4 @@ def test_tables_keep_every_digit(tmp_path):
 def test_a_damaged_table_is_named(tmp_path, content, message):
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
-        linear_sweep.read_angles(tmp_path / "t.csv")
+        read_columns(tmp_path / "t.csv", linear_sweep.ANGLE_COLUMNS)
