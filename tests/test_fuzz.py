@@ -9,6 +9,7 @@ import pickle
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -19,11 +20,12 @@ from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
 from normjax.networks.models import make_model
+from normjax.generalization.linear_sweep import ANGLE_COLUMNS
 from normjax.plots.curves import read_metrics, stopping_epochs
 from normjax.report.run_page import write_report
-from normjax.results import columns as tables
 from normjax.results.rows import COLUMNS, read_results, write_results
 from normjax.results.summary import summarize, write_summary
+from normjax.results.table import read_columns, write_columns
 from normjax.training import finished_run as trained
 from normjax.training import record as records
 from normjax.training.config import SweepConfig, to_flagfile
@@ -366,10 +368,11 @@ def test_damaged_summary(reported, drawn):
 @fuzz(max_examples=150)
 @given(st.data())
 def test_damaged_table_of_the_linear_network(folder, drawn):
-    columns = {"draw": np.arange(4), "norm": np.array([0.1, 2.5, np.nan, 1e-9])}
+    norms = np.array([0.1, 2.5, np.nan, 1e-9])
+    columns = {"draw": np.arange(4), "step": np.arange(4), "angle_deg": norms}
     path = folder / "linear.csv"
-    tables.write_table(path, columns)
+    write_columns(path, pd.DataFrame(columns))
     whole = path.read_bytes()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
-    read = read_or_refuse(lambda: tables.read_table(path), path)
-    assert read is None or all(column.dtype.kind in "if" for column in read.values())
+    read = read_or_refuse(lambda: read_columns(path, ANGLE_COLUMNS), path)
+    assert read is None or all(kind.kind in "if" for kind in read.dtypes)

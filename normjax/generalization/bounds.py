@@ -2,21 +2,21 @@
 
     |E(f) - E_S(f)| <= 2 R_N(F) + sqrt(ln(1/delta) / (2N))
 
-with probability 1 - delta, for all f of the class. The confidence term is exact; for R_N there are
-published upper bounds, and from below the Monte Carlo estimate of `rademacher`. The class is that
-of chains of convolutions and dense layers with ReLU between them, each layer's kernel (the first
-one's with its bias) of Frobenius norm at most 1, as `normalize_params` makes it. All is in nats of
+with probability 1 - delta, for all f of the class. The confidence term is exact. R_N has published
+upper bounds, and a Monte Carlo estimate from below (`rademacher`). The class consists of chains of
+convolutions and dense layers with ReLU between them; each layer's kernel (the first one's together
+with its bias) has Frobenius norm at most 1, as after `normalize_params`. All terms are in nats of
 cross entropy, the loss of E and E_S.
 
-The theorems are about matrices: a convolution enters as the matrix that it multiplies its input by,
-in which its kernel stands once for each output position. That matrix's Frobenius norm is at most
-the root of the number of positions, and its spectral norm that of the window's size, since no input
-is read more often than that. docs/bounds.md derives what is not in the papers cited.
+The theorems are about matrices. A convolution enters as the matrix that multiplies its flattened
+input; it contains the kernel once per output position. Its Frobenius norm is at most the square
+root of the number of positions. Its spectral norm is at most the square root of the window's size,
+since no input is read more often. docs/bounds.md derives what the papers cited do not contain.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,20 +26,21 @@ from normjax.layers import find_layers
 from normjax.types import Params
 
 LOSS_LIPSCHITZ = math.sqrt(2)
-"""Of the cross entropy in the Euclidean norm of the logits: its gradient is softmax - onehot."""
+"""Lipschitz constant of the cross entropy in the logits' Euclidean norm (softmax - onehot)."""
 
 MAURER = math.sqrt(2)
-"""Maurer 2016, corollary 4: the price of a sign for each logit in the place of one for a loss."""
+"""Maurer 2016, corollary 4: the factor for a sign per logit instead of one per loss."""
 
 
-class LayerShape(NamedTuple):
-    """What the bounds need of a layer.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What the bounds need to know of a layer.
 
     Attributes:
-        window: kernel points, 1 for a dense layer.
-        positions: output positions, 1 for a dense layer.
-        width: output channels.
-        reads: positions of the layer before that one output reads; all of them in a dense layer.
+      window: kernel points, 1 for a dense layer.
+      positions: output positions, 1 for a dense layer.
+      width: output channels.
+      reads: positions of the previous layer that one output reads; a dense layer reads all.
     """
 
     window: int
@@ -49,17 +50,18 @@ class LayerShape(NamedTuple):
 
     @property
     def spectral_norm(self) -> float:
-        """The largest spectral norm of the layer's matrix."""
+        """Return an upper bound of the spectral norm of the layer's matrix."""
         return math.sqrt(min(self.window, self.positions))
 
 
-class NetworkClass(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class NetworkClass:
     """The networks of one architecture whose layers have Frobenius norm at most 1.
 
     Attributes:
-        layers: in order of application.
-        num_inputs: numbers in one input.
-        has_bias: whether the first layer has a bias.
+      layers: in order of application.
+      num_inputs: numbers in one input.
+      has_bias: whether the first layer has a bias.
     """
 
     layers: tuple[LayerShape, ...]
@@ -68,17 +70,18 @@ class NetworkClass(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Return K."""
         return self.layers[-1].width
 
 
-class InputNorms(NamedTuple):
-    """Sizes of N inputs, Euclidean.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputNorms:
+    """Euclidean norms of N inputs.
 
     Attributes:
-        num_examples: N.
-        total: ``sqrt(sum_i ||x_i||^2)``.
-        patch: the same of what one first-layer output reads, at the position where it is largest.
+      num_examples: N.
+      total: ``sqrt(sum_i ||x_i||^2)``.
+      patch: the same over what one first-layer output reads, at the position where it is largest.
     """
 
     num_examples: int
@@ -87,19 +90,19 @@ class InputNorms(NamedTuple):
 
 
 def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0) -> float:
-    """Eq. 4's ``c sqrt(ln(1/delta) / (2N))``, by McDiarmid's inequality, in units of the loss.
+    """Return eq. 4's ``c sqrt(ln(1/delta) / (2N))`` (McDiarmid's inequality), in units of the loss.
 
-    With the empirical R_N in the place of its expectation, as it is always computed, the classical
+    With the empirical R_N instead of its expectation, which is what one can compute, the classical
     theorem has ``3 c sqrt(ln(2/delta) / (2N))`` for one side (Mohri, Rostamizadeh and Talwalkar
-    2018, "Foundations of Machine Learning", theorem 3.3); the paper prints the smaller one.
+    2018, "Foundations of Machine Learning", theorem 3.3). The paper prints the smaller term.
 
     Args:
-        num_examples: N.
-        delta: probability that the bound fails.
-        bound_on_loss: c, the length of the interval that all losses of the class lie in.
+      num_examples: N.
+      delta: probability that the bound fails.
+      bound_on_loss: c, the length of an interval that contains all losses of the class.
 
     Raises:
-        ValueError: N < 1, delta outside (0, 1), or a negative c.
+      ValueError: N < 1, delta outside (0, 1), or a negative c.
     """
     if num_examples < 1:
         raise ValueError(f"num_examples is {num_examples}; at least 1 is needed")
@@ -111,15 +114,15 @@ def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0)
 
 
 def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> NetworkClass:
-    """The class that a network belongs to once it is normalized.
+    """Return the class that a network belongs to once it is normalized.
 
     Args:
-        params: of the network; only shapes are read.
-        positions: output positions of each layer, in order of application; 1 for a dense layer.
-        num_inputs: numbers in one input.
+      params: of the network; only their shapes are read.
+      positions: output positions of each layer, in order of application; 1 for a dense layer.
+      num_inputs: numbers in one input.
 
     Raises:
-        ValueError: a bias behind the first layer (no norm bounds it), or positions that do not fit.
+      ValueError: a later layer has a bias (no norm bounds it), or positions do not fit.
     """
     check_first_bias_only(params)
     found = find_layers(params)
@@ -131,20 +134,21 @@ def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> 
         *window, _, width = leaves[layer.kernel].shape
         before = shapes[-1].positions if shapes else 1
         reads = math.prod(window) if window else before
-        shapes.append(LayerShape(math.prod(window), count, width, reads))
+        shapes.append(
+            LayerShape(window=math.prod(window), positions=count, width=width, reads=reads)
+        )
     return NetworkClass(tuple(shapes), num_inputs, found[0].bias is not None)
 
 
 def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
-    """The norms of the inputs, and of the windows that a first convolution reads.
+    """Return the norms of the inputs and of the windows that a first convolution reads.
 
     Args:
-        inputs: float [N, ...]; [N, H, W, C] with a window.
-        window: height and width of the first layer's kernel; none for a dense layer, which reads
-            all.
+      inputs: float [N, ...]; [N, H, W, C] with a window.
+      window: height and width of the first layer's kernel; empty for a dense layer.
 
     Raises:
-        ValueError: no inputs, or a window that does not fit.
+      ValueError: no inputs, or a window that does not fit.
     """
     x = np.asarray(inputs, np.float32)
     if not x.size:
@@ -152,27 +156,28 @@ def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
     squares = np.einsum("i...,i...->...", x, x, dtype=np.float64)
     total = math.sqrt(squares.sum())
     if not window:
-        return InputNorms(len(x), total, total)
+        return InputNorms(num_examples=len(x), total=total, patch=total)
     if x.ndim != 4 or len(window) != 2 or np.any(np.array(window) > x.shape[1:3]):
         raise ValueError(f"a window {tuple(window)} does not fit inputs of shape {x.shape}")
     windows = np.lib.stride_tricks.sliding_window_view(squares.sum(axis=-1), tuple(window))
-    return InputNorms(len(x), total, math.sqrt(windows.sum(axis=(-2, -1)).max()))
+    patch = math.sqrt(windows.sum(axis=(-2, -1)).max())
+    return InputNorms(num_examples=len(x), total=total, patch=patch)
 
 
 def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """Neyshabur, Tomioka and Srebro 2015, theorem 1 with p = q = 2: R_N of one logit.
+    """Bound R_N of one logit: Neyshabur, Tomioka and Srebro 2015, theorem 1 with p = q = 2.
 
-    ``R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N``, with d layers whose matrices have
-    Frobenius norms of at most M_k: the complexity of linear functions, and a factor 2 for every
-    hidden layer. A first bias is one more input, 1 everywhere.
+    ``R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N`` for d layers whose matrices have
+    Frobenius norms of at most M_k: the complexity of linear functions times 2 per hidden layer. A
+    first bias is one more input that is always 1.
     """
     return 2 ** (len(networks.layers) - 1) * _frobenius_term(networks, norms)
 
 
 def golowich_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """Golowich, Rakhlin and Shamir 2018, theorem 1: R_N of one logit.
+    """Bound R_N of one logit: Golowich, Rakhlin and Shamir 2018, theorem 1.
 
-    ``R_N <= (sqrt(2 ln(2) d) + 1) prod_k M_k sqrt(sum_i ||x_i||^2) / N``, in the terms of
+    ``R_N <= (sqrt(2 ln(2) d) + 1) prod_k M_k sqrt(sum_i ||x_i||^2) / N``, in the notation of
     `neyshabur_bound`.
     """
     depth = len(networks.layers)
@@ -180,15 +185,15 @@ def golowich_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """The argument of Golowich et al. for kernels in the place of matrices: R_N of one logit.
+    """Bound R_N of one logit by kernels instead of matrices, with the argument of Golowich et al.
 
     ``R_N <= (sqrt(2 (d ln 2 + ln P_1)) + 1) sqrt(prod_{k>1} reads_k) max_p sqrt(sum_i ||x_ip||^2)
-    / N``, with P_1 first-layer positions, the windows x_ip that they read, and reads_k positions
-    read by one output of layer k. In peeling off a layer, the sum over the positions that are read
-    is replaced by their number times the largest; that position joins what the supremum is taken
-    over, until only the input's windows are left. After Galanti, Xu, Galanti and Poggio 2023
-    ("Norm-based generalization bounds for compositionally sparse neural networks"); the constants
-    are those of the derivation in docs/bounds.md.
+    / N`` with P_1 first-layer positions, which read the windows x_ip, and reads_k positions read by
+    one output of layer k. Each step peels off a layer. The sum over the positions that are read is
+    at most their number times the largest term, and the supremum then runs over that position too,
+    until only the windows of the input are left. After Galanti, Xu, Galanti and Poggio 2023
+    ("Norm-based generalization bounds for compositionally sparse neural networks"); docs/bounds.md
+    derives the constants.
     """
     depth, positions = len(networks.layers), networks.layers[0].positions
     constant = math.sqrt(2 * (depth * math.log(2) + math.log(positions))) + 1
@@ -198,12 +203,12 @@ def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorms) -> float:
-    """R_N of the cross entropies, from a bound of R_N of one logit.
+    """Bound R_N of the cross entropies, given a bound of R_N of one logit.
 
-    The cross entropy is sqrt(2)-Lipschitz in the logits, so that by Maurer 2016, corollary 4, its
-    R_N is at most ``sqrt(2) sqrt(2)`` times that of the vectors of K logits with a sign for each.
-    That one is at most ``sqrt(K) sqrt(R^2 + V^2)`` with R of one logit: with rows w_k in the last
-    layer and suprema Z_k for one of unit length, ``sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)``, and
+    The cross entropy is sqrt(2)-Lipschitz in the logits. By Maurer 2016, corollary 4, its R_N is at
+    most ``sqrt(2) sqrt(2)`` times that of the vectors of K logits with a sign for each. The latter
+    is at most ``sqrt(K) sqrt(R^2 + V^2)`` with R of one logit: with rows w_k of the last layer and
+    Z_k the supremum over one row of unit length, ``sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)``, and
     the variance of Z_k is at most ``V^2 = sum_i max |f(x_i)|^2 / N^2`` (Efron and Stein).
     """
     deviation = largest_outputs(networks, norms) / norms.num_examples
@@ -212,14 +217,14 @@ def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorm
 
 
 def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """Bartlett, Foster and Telgarsky 2017, theorem 3.3 and lemma A.5: R_N of the cross entropies.
+    """Bound R_N of the cross entropies: Bartlett, Foster and Telgarsky 2017, thm. 3.3, lemma A.5.
 
     ``R_N <= inf_a 4 a / sqrt(N) + (12 / N) integral_a^D sqrt(C) / e de``, where
     ``C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3`` bounds the logarithm of
-    the covering number times e^2, with spectral norms s_k, sums b_k of the lengths of the matrices'
-    rows, their largest side W, a 2 for the loss's Lipschitz constant, and D the largest root of
-    the sum of squared losses - ln K (the lemma has it for values in [0, 1]). The infimum is at
-    ``a = 3 sqrt(C / N)`` or D.
+    the covering number times e^2. The matrices have spectral norms s_k, sums b_k of the lengths of
+    their rows, and largest side W. The factor 2 is the squared Lipschitz constant of the loss. D is
+    the largest root of the sum of squared losses - ln K (the lemma assumes values in [0, 1]). The
+    infimum is at ``a = 3 sqrt(C / N)`` or D.
     """
     sides = [networks.num_inputs + networks.has_bias]
     ratios = []
@@ -235,7 +240,7 @@ def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
-    """R_N of the cross entropies by each of the theorems, in nats, under their authors' names.
+    """Return bounds of R_N of the cross entropies in nats, {authors of the theorem: bound}.
 
     For linear f, a single layer, `neyshabur_bound` is the paper's ``X W / sqrt(N)``.
     """
@@ -251,10 +256,10 @@ def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
 
 
 def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:
-    """An upper bound of ``sqrt(sum_i ||f(x_i)||^2)`` over the class, by spectral norms.
+    """Return an upper bound of ``sqrt(sum_i ||f(x_i)||^2)`` over the class, by spectral norms.
 
-    A first bias b is an input a with the weight b / a: ``a^2 = max(1, positions / window)`` leaves
-    the bound of the layer's spectral norm as it is without.
+    A first bias b is an input a with the weight b / a. With ``a^2 = max(1, positions / window)``
+    the bound of the layer's spectral norm is the same as without a bias.
     """
     first = networks.layers[0]
     constant = networks.has_bias * max(1.0, first.positions / first.window)
@@ -263,17 +268,18 @@ def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def loss_range(networks: NetworkClass) -> float:
-    """An upper bound of the length of the interval that all losses of the class lie in, in nats.
+    """Return the length in nats of an interval that contains all losses of the class.
 
     Losses lie between 0 and ln K + sqrt(2) max ||f(x)||, for inputs whose numbers lie in [-1, 1].
     """
-    any_input = InputNorms(1, math.sqrt(networks.num_inputs), math.nan)
+    total = math.sqrt(networks.num_inputs)
+    any_input = InputNorms(num_examples=1, total=total, patch=total)
     largest = largest_outputs(networks, any_input)
     return math.log(networks.num_classes) + LOSS_LIPSCHITZ * largest
 
 
 def _frobenius_term(networks: NetworkClass, norms: InputNorms) -> float:
-    """``prod_k M_k sqrt(sum_i ||x_i||^2) / N``, a first bias being an input 1."""
+    """Return ``prod_k M_k sqrt(sum_i ||x_i||^2) / N``; a first bias is an input of 1."""
     product = math.sqrt(math.prod(layer.positions for layer in networks.layers))
     total = math.hypot(norms.total, math.sqrt(norms.num_examples * networks.has_bias))
     return product * total / norms.num_examples

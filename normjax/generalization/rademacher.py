@@ -1,18 +1,19 @@
 """The empirical Rademacher complexity of classes of unit norm, the R_N of the paper's eq. 4.
 
 ``R_N(G) = E_s sup_{g in G} (1/N) sum_i s_i g(x_i)`` with independent fair signs ``s_i``, without an
-absolute value (Bartlett and Mendelson 2002, up to their factor 2). It belongs to the class and to
-the inputs, and is the same for every network of the class.
+absolute value (Bartlett and Mendelson 2002, up to their factor 2). It is a property of the class
+and the inputs, the same for every network of the class.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from normjax.layers import find_layers
 from normjax.losses import excess_cross_entropy
@@ -21,42 +22,51 @@ from normjax.training.ensemble import map_members
 from normjax.types import ApplyFn, Array, Params
 
 Outputs = Callable[[Array, Array], Array]
-"""What of a network enters the class: logits [n, K] and labels [n] to values [n, M]."""
+"""Defines the class: a function of logits [n, K] and labels [n] that returns values [n, M]."""
 
 
-class RademacherEstimate(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class RademacherEstimate:
     """A Monte Carlo estimate of R_N.
 
     Attributes:
-      mean: over the draws of signs.
-      standard_error: of the mean, from the spread of the draws; NaN for a single draw.
-      values: float64 [num_signs], the supremum found for each draw.
+      values: the supremum found for each draw, float64 [num_draws].
       num_examples: N.
-      by_step: float64 [num_steps + 1], the mean of what a climb had found before each step and in
-        the end; None where nothing is climbed.
+      by_step: mean over the draws of the largest value that a climb had met before each step and
+        at the end, float64 [num_steps + 1]; None where nothing is climbed.
     """
 
-    mean: float
-    standard_error: float
     values: np.ndarray
     num_examples: int
     by_step: np.ndarray | None = None
 
+    @property
+    def mean(self) -> float:
+        """Return the mean over the draws."""
+        return float(self.values.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Return the standard error of the mean; NaN for a single draw."""
+        if self.values.size < 2:
+            return math.nan
+        return float(self.values.std(ddof=1)) / math.sqrt(self.values.size)
+
 
 def one_logit(logits: Array, labels: Array) -> Array:
-    """The class of real-valued networks: the first logit, [n, K] to [n, 1]."""
+    """Return the first logit, [n, 1]: the class of real-valued networks."""
     return logits[:, :1]
 
 
 def all_logits(logits: Array, labels: Array) -> Array:
-    """The class of vector-valued networks, with a sign for each example and class (Maurer 2016)."""
+    """Return all logits: the class of vector-valued networks, a sign for each (Maurer 2016)."""
     return logits
 
 
 def excess_loss(logits: Array, labels: Array) -> Array:
-    """The class of losses, to which eq. 4 applies: cross entropy less ln K, [n, K] to [n, 1].
+    """Return cross entropy - ln K, [n, 1]: the class of losses, to which eq. 4 applies.
 
-    The constant changes no R_N, but leaves less noise in its estimate.
+    The constant does not change R_N, but makes its estimate less noisy.
     """
     return excess_cross_entropy(logits, labels)[:, None]
 
@@ -74,25 +84,25 @@ def estimate_rademacher(
     num_restarts: int = 1,
     batch_size: int = 16,
 ) -> RademacherEstimate:
-    """Estimates R_N of the networks whose layers have Frobenius norm 1, from below.
+    """Estimate R_N of the networks whose layers have Frobenius norm 1, from below.
 
-    For each draw of signs the layers climb ``F(W~) = (1/N) sum_i s_i g(x_i)``: all at once move to
-    ``W_k + dF/dW_k / ||dF/dW_k||`` and back to norm 1, which for a linear class is at the supremum
-    after a few steps. The largest F met counts. The problem is not convex: the climb can end below
-    the supremum, so what comes out is a LOWER estimate, to which restarts and steps add.
+    For each draw of signs the layers climb ``F(W~) = (1/N) sum_i s_i g(x_i)``: each step moves all
+    of them to ``W_k + dF/dW_k / ||dF/dW_k||`` and back to norm 1. For a linear class this reaches
+    the supremum in a few steps. The largest F met counts. The problem is not convex and a climb can
+    end below the supremum, so this is a LOWER estimate, which restarts and steps raise.
 
     Args:
-      apply_fn: (params, inputs) -> logits [n, K], of a network that obeys eq. 2 and whose first
-        layer alone has a bias: those of later layers are no part of any norm.
+      apply_fn: (params, inputs) -> logits [n, K], a network that obeys eq. 2 and has a bias in its
+        first layer at most: no norm contains the biases of later layers.
       init_fn: key -> the parameters that a climb starts from.
-      inputs: float [N, ...], as the network takes them.
-      labels: int [N]; they only matter for the class of losses.
+      inputs: as the network takes them, float [N, ...].
+      labels: int [N]; only the class of losses depends on them.
       outputs: `one_logit`, `all_logits`, `excess_loss` or the like.
       key: a JAX random key; draw i depends on it and on i only.
       num_signs: draws of signs.
       num_steps: steps of a climb.
-      num_restarts: climbs for each draw, from different starts.
-      batch_size: examples at a time, the gradient being that of all.
+      num_restarts: climbs per draw, from different starts.
+      batch_size: examples in a forward and backward pass; gradients are those of all examples.
 
     Raises:
       ValueError: numbers below 1, labels that do not fit, or a later layer with a bias.
@@ -120,17 +130,17 @@ def estimate_rademacher(
     met = climb(signs_keys, init_keys, jnp.asarray(inputs), jnp.asarray(labels))
     met = np.asarray(met, np.float64)[: num_signs * num_restarts]
     best = np.maximum.accumulate(met.reshape(num_signs, num_restarts, -1).max(axis=1), axis=1)
-    return _estimate(best[:, -1], len(inputs))._replace(by_step=best.mean(axis=0))
+    return RademacherEstimate(best[:, -1], len(inputs), by_step=best.mean(axis=0))
 
 
-def rademacher_by_labels(train_excess: Sequence[float], num_examples: int) -> RademacherEstimate:
-    """R_N of the losses from below, by networks trained on random labels.
+def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> RademacherEstimate:
+    """Estimate R_N of the losses from below by networks trained on random labels.
 
-    With labels drawn independently of the inputs, and every network of the class no better than
-    chance in the mean over the draws, symmetrization (with other labels, the inputs being the same)
-    gives ``E sup_f (ln K - L(f)) <= 2 R_N``: how far any one normalized network brings its training
-    loss L below ln K is a draw of what is at most ``2 R_N`` in expectation. Labels that are
-    swapped keep the class counts, and are independent but for that.
+    Labels are drawn independently of the inputs, so on average over the labels no network is better
+    than chance. Symmetrization (other labels, same inputs) gives
+    ``E sup_f (ln K - L(f)) <= 2 R_N``. How far a normalized network brings its training loss L
+    below ln K is therefore at most ``2 R_N`` in expectation. Swapped labels keep the class counts
+    and are independent apart from that.
 
     Args:
       train_excess: ``L - ln K`` in nats of normalized networks, each trained on its own random
@@ -143,15 +153,11 @@ def rademacher_by_labels(train_excess: Sequence[float], num_examples: int) -> Ra
     values = -np.asarray(train_excess, np.float64) / 2
     if not values.size:
         raise ValueError("there are no networks trained on random labels")
-    return _estimate(values, num_examples)
+    return RademacherEstimate(values, num_examples)
 
 
 def check_first_bias_only(params: Params) -> None:
-    """Checks that a network's later layers have no bias.
-
-    Raises:
-      ValueError: one has. No norm bounds it, and R_N of the class is infinite.
-    """
+    """Raise ValueError if a later layer has a bias: no norm bounds it, and R_N is infinite."""
     for layer in find_layers(params)[1:]:
         if layer.bias is not None:
             raise ValueError(
@@ -168,13 +174,13 @@ def linear_rademacher(
     num_signs: int = 1000,
     seed: int = 0,
 ) -> RademacherEstimate:
-    """R_N of the linear functions ``w . x`` with ``||w||_p <= W``, the supremum being exact.
+    """Estimate R_N of the linear functions ``w . x`` with ``||w||_p <= W``; suprema are exact.
 
-    By duality it is ``(W / N) E || sum_i s_i x_i ||_q`` with ``1/p + 1/q = 1``.
+    By duality R_N is ``(W / N) E || sum_i s_i x_i ||_q`` with ``1/p + 1/q = 1``.
 
     Args:
       inputs: float [N, ...], flattened.
-      norm: p >= 1, infinity included.
+      norm: p >= 1, including infinity.
       radius: W.
       num_signs: draws of signs.
       seed: of the draws.
@@ -187,14 +193,14 @@ def linear_rademacher(
         raise ValueError(f"num_signs is {num_signs}; at least 1 is needed")
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], (num_signs, len(x)))
     values = radius / len(x) * np.linalg.norm(signs @ x, dual, axis=1)
-    return _estimate(values, len(x))
+    return RademacherEstimate(values, len(x))
 
 
 def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> float:
-    """An upper bound of R_N of the linear functions with ``||w||_p <= W``.
+    """Return an upper bound of R_N of the linear functions with ``||w||_p <= W``.
 
     For p = 2 it is the paper's ``X W / sqrt(N)`` with ``X^2`` the mean of ``||x||^2``, by Jensen's
-    inequality. Other dual pairs need more than that:
+    inequality. The other norms:
 
     * p > 2: ``(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)``, by the same inequality;
     * 1 < p < 2: ``W sqrt(q - 1) X / sqrt(N)`` with the q-norm in X (Kakade, Sridharan and Tewari
@@ -203,7 +209,7 @@ def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> fl
 
     Args:
       inputs: float [N, ...], flattened to d numbers each.
-      norm: p >= 1, infinity included.
+      norm: p >= 1, including infinity.
       radius: W.
 
     Raises:
@@ -221,7 +227,7 @@ def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> fl
 
 
 def _linear_class(inputs: np.ndarray, norm: float, radius: float) -> tuple[np.ndarray, float]:
-    """The flattened inputs, float64 [N, d], and the dual exponent."""
+    """Return the flattened inputs, float64 [N, d], and the dual exponent."""
     if not norm >= 1:
         raise ValueError(f"norm is {norm}; p >= 1 is needed")
     if not 0 <= radius < math.inf:
@@ -230,14 +236,8 @@ def _linear_class(inputs: np.ndarray, norm: float, radius: float) -> tuple[np.nd
     return x, 1.0 if norm == math.inf else math.inf if norm == 1 else norm / (norm - 1)
 
 
-def _estimate(values: np.ndarray, num_examples: int) -> RademacherEstimate:
-    """Mean and standard error of the draws."""
-    error = values.std(ddof=1) / math.sqrt(values.size) if values.size > 1 else math.nan
-    return RademacherEstimate(float(values.mean()), float(error), values, num_examples)
-
-
 def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
-    """One climb, `climb(signs_key, init_key, inputs, labels)` -> objectives [num_steps + 1]."""
+    """Make `climb(signs_key, init_key, inputs, labels)` -> objectives [num_steps + 1]."""
 
     def climb(signs_key, init_key, inputs, labels):
         num_examples = len(inputs)
@@ -267,7 +267,7 @@ def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
 
         def step(params, _):
             value, grads = value_and_grad(params)
-            # A gradient of 0, as of an unused layer, stays 0.
+            # A gradient of 0, such as that of an unused layer, stays 0.
             moved = jax.tree.map(jnp.add, params, normalize_params(grads))
             return normalize_params(moved), value
 

@@ -1,8 +1,8 @@
-"""Flatness of a trained network: how much noise its weights bear (PAC-Bayes measures).
+"""Flatness of a trained network: how much noise its weights tolerate (PAC-Bayes measures).
 
-Batch normalization is absorbed first, as in `measures`: the noise is on the weights of the network
-that predicts, and its size is relative to theirs. Noise on the raw weights below a batch
-normalization would be undone or blown up by it.
+Batch normalization is absorbed first, as in `measures`: the noise perturbs the weights of the
+network that predicts. A batch normalization would cancel or amplify noise on the raw weights before
+it.
 """
 
 import math
@@ -16,27 +16,27 @@ import jax.numpy as jnp
 from normjax.losses import classification_error
 from normjax.types import ApplyFn, Array, Params
 
-ERROR_RISE = 0.1  # as Jiang et al. 2020 take it
-NUM_DRAWS = 20  # many draws on few images know sigma better than few draws on many
+ERROR_RISE = 0.1  # as in Jiang et al. 2020
+NUM_DRAWS = 20  # many draws on few images give a better sigma than few draws on many images
 NUM_STEPS = 8
-SMALLEST, LARGEST = 1e-4, 10.0  # sigma is looked for between these
+SMALLEST, LARGEST = 1e-4, 10.0  # sigma is searched between these
 
 
 def pac_bayes_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """``-2 ln sigma``, where noise N(0, sigma^2) on every weight raises the error by 0.1.
+    """Return ``-2 ln sigma``, where noise N(0, sigma^2) on every weight raises the error by 0.1.
 
-    The larger (the sharper), the larger the test error that is expected. Source: Jiang et al. 2020,
-    eq. 53, ``1 / sigma^2``; Neyshabur et al., "Exploring Generalization in Deep Learning" (NeurIPS
-    2017). It changes when a unit's weights are rescaled, though the function does not.
+    A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
+    2020, eq. 53, ``1 / sigma^2``; Neyshabur et al., "Exploring Generalization in Deep Learning"
+    (NeurIPS 2017). It changes when a unit's weights are rescaled, though the function does not.
     Batch normalization: absorbed; the noise is on kernels and biases.
 
     Args:
-        apply_fn, params, x, labels, key, search: see ``find_sigma``.
+      apply_fn, params, x, labels, key, search: see ``find_sigma``.
 
     Returns:
-        A float32 scalar; NaN where no sigma was found.
+      A float32 scalar; NaN where no sigma was found.
     """
     return -2 * jnp.log(find_sigma(apply_fn, params, x, labels, key, is_relative=False, **search))
 
@@ -44,19 +44,19 @@ def pac_bayes_flatness(
 def pac_bayes_magnitude_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """``-2 ln sigma'``, where noise N(0, sigma'^2 w^2) on every weight w raises the error by 0.1.
+    """Return ``-2 ln sigma'``; noise N(0, sigma'^2 w^2) on every weight w raises the error by 0.1.
 
-    The larger (the sharper), the larger the test error that is expected. Source: Jiang et al. 2020,
-    eq. 61, ``1 / sigma'^2``. Their
-    small constant beside w^2 is left out: it keeps a bound finite, which is not needed here, and
-    without it the measure is the same for all rescalings of units that leave the function as it
-    is. Batch normalization: absorbed; the noise is on kernels and biases.
+    A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
+    2020, eq. 61, ``1 / sigma'^2``. Their small constant beside w^2 is left out: it keeps a bound
+    finite, which is not needed here, and without it the measure is invariant under all rescalings
+    of units that keep the function. Batch normalization: absorbed; the noise is on kernels and
+    biases.
 
     Args:
-        apply_fn, params, x, labels, key, search: see ``find_sigma``.
+      apply_fn, params, x, labels, key, search: see ``find_sigma``.
 
     Returns:
-        A float32 scalar; NaN where no sigma' was found.
+      A float32 scalar; NaN where no sigma' was found.
     """
     return -2 * jnp.log(find_sigma(apply_fn, params, x, labels, key, is_relative=True, **search))
 
@@ -64,7 +64,7 @@ def pac_bayes_magnitude_flatness(
 SHARPNESS_MEASURES: Mapping[str, Callable[..., Array]] = MappingProxyType(
     {f.__name__: f for f in (pac_bayes_flatness, pac_bayes_magnitude_flatness)}
 )
-"""Measures by name; each is jittable, and oriented as those of `measures.MEASURES`."""
+"""Measures by name; each is jittable and has the orientation of `measures.MEASURES`."""
 
 
 def find_sigma(
@@ -80,28 +80,28 @@ def find_sigma(
     num_steps: int = NUM_STEPS,
     batch_size: int = 16,
 ) -> Array:
-    """The size of Gaussian noise on the weights that raises the classification error by so much.
+    """Find the size of Gaussian noise on the weights that raises the error by ``error_rise``.
 
-    The expected error is the mean over ``num_draws`` draws of noise. These are drawn once and
-    multiplied by sigma, so that the mean changes with sigma almost steadily, and networks that are
-    given one key meet the same noise. The interval of ln sigma is halved ``num_steps`` times, to
-    0.05 by default, and within what is left the error is taken to be linear. The cost is
-    ``num_draws * num_steps + 1`` forward passes of all examples.
+    The expected error is the mean over ``num_draws`` draws of noise. They are drawn once and scaled
+    by sigma, so the mean changes almost smoothly with sigma, and networks with the same key meet
+    the same noise. The interval of ln sigma is halved ``num_steps`` times, to 0.05 by default; the
+    error is interpolated linearly within the rest. The cost is ``num_draws * num_steps + 1``
+    forward passes of all examples.
 
     Args:
-        apply_fn: pure function ``(params, x) -> logits [batch, K]``.
-        params: nested mapping of arrays, batch normalization absorbed.
-        x: inputs ``[N, ...]``, as ``apply_fn`` takes them.
-        labels: ``[N]`` integers.
-        key: of the noise.
-        is_relative: the noise on a weight is sigma times its magnitude; else sigma.
-        error_rise: how much larger the error is with noise than without, a fraction.
-        num_draws: draws of noise.
-        num_steps: steps of bisection.
-        batch_size: examples in a forward pass.
+      apply_fn: pure function ``(params, x) -> logits [batch, K]``.
+      params: nested mapping of arrays, batch normalization absorbed.
+      x: inputs ``[N, ...]``, as ``apply_fn`` takes them.
+      labels: ``[N]`` integers.
+      key: of the noise.
+      is_relative: whether the noise on a weight is sigma times its magnitude, or sigma.
+      error_rise: by how much noise raises the error, a fraction.
+      num_draws: draws of noise.
+      num_steps: steps of bisection.
+      batch_size: examples in a forward pass.
 
     Returns:
-        sigma, a float32 scalar; NaN where it is not found between 1e-4 and 10.
+      sigma, a float32 scalar; NaN where there is none between 1e-4 and 10.
     """
     error_of = partial(_error, apply_fn, x=x, labels=labels, batch_size=batch_size)
     allowed = error_of(params) + error_rise
@@ -120,14 +120,14 @@ def find_sigma(
         side = (error > allowed).astype(jnp.int32)
         return ends.at[side].set(middle), errors.at[side].set(error)
 
-    # The ends themselves are not measured: both must have been moved inwards.
+    # The initial ends are not measured; sigma is NaN unless both have moved inward.
     start = (jnp.log(jnp.array([SMALLEST, LARGEST], jnp.float32)), jnp.full(2, jnp.nan))
     ends, errors = jax.lax.fori_loop(0, num_steps, halve, start)
     return jnp.exp(ends[0] + jnp.diff(ends)[0] * (allowed - errors[0]) / jnp.diff(errors)[0])
 
 
 def perturb(params: Params, key: Array, sigma: Array, *, is_relative: bool) -> Params:
-    """Adds Gaussian noise to every leaf, of standard deviation sigma, or sigma times each |w|."""
+    """Add Gaussian noise to every leaf, of standard deviation sigma, or sigma times each |w|."""
     leaves, treedef = jax.tree.flatten(params)
     noisy = []
     for leaf, own in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
@@ -138,7 +138,7 @@ def perturb(params: Params, key: Array, sigma: Array, *, is_relative: bool) -> P
 
 
 def _error(apply_fn, params, *, x, labels, batch_size):
-    """The classification error over all examples, a batch at a time."""
+    """Return the classification error over all examples, a batch at a time."""
     num_examples = len(labels)
     num_batches = math.ceil(num_examples / batch_size)
     indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,17 +16,17 @@ _FACTOR_MARKERS = ("s", "^", "v", "D")
 
 
 def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
-    """Three panels with a line for each measure: tau, psi by factor, and sign errors.
+    """Draw three panels with a row for each measure: tau, psi by factor, and sign errors.
 
-    Points stand at the values, bars are 95% bootstrap intervals; what has no value has no point.
-    The paper's measure has its own color.
+    Points are values, bars are 95% bootstrap intervals. An absent value has no point, an absent
+    interval no bar. The paper's measure has its own color.
 
     Args:
       ranked: the measures, the best first.
       title: which networks they rank.
     """
     places = np.arange(len(ranked))
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.style.context(STYLE):
         size = (11.0, 0.27 * len(ranked) + 2.2)
         figure, (left, middle, right) = new_figure(title, size, 1, 3)
         _draw_taus(left, ranked, places)
@@ -46,10 +46,13 @@ def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
 
 
 def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
-    """Kendall's tau with its intervals."""
+    """Draw Kendall's tau with its intervals."""
     for place, row in zip(places, ranked, strict=True):
-        axes.plot(row.tau_interval, (place, place), color=_color(row), lw=1.4, alpha=0.6)
-        label = {TRAIN_COLOR: "A measure, 95% interval", TEST_COLOR: "This paper's"}[_color(row)]
+        if row.correlation is None:
+            continue
+        bounds = row.correlation.kendall_interval
+        _draw_interval(axes, bounds, place, row)
+        label = "This paper's" if row.name == _OURS else _with_interval("A measure", bounds)
         axes.plot(row.tau, place, "o", color=_color(row), ms=5.5, label=_once(axes, label))
     axes.set_title("All networks")
     axes.set_xlabel("Kendall's τ with the test error")
@@ -57,26 +60,30 @@ def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) 
 
 
 def _draw_psis(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
-    """The mean psi with its intervals, and a hollow marker for each factor."""
+    """Draw the mean psi with its intervals, and a hollow marker for each factor."""
     for place, row in zip(places, ranked, strict=True):
-        axes.plot(row.psi_interval, (place, place), color=_color(row), lw=1.4, alpha=0.6)
+        _draw_interval(axes, row.psi_interval, place, row)
         for (factor, value), marker in zip(row.psi.items(), _FACTOR_MARKERS, strict=False):
             if np.isfinite(value):
                 label = _once(axes, f"Only the {factor} varies")
                 axes.plot(
                     value, place, marker, color=LINE_COLOR, mfc="white", ms=4.5, lw=0, label=label
                 )
-        label = _once(axes, "Mean, 95% interval") if row.name != _OURS else None
-        axes.plot(row.mean_psi, place, "o", color=_color(row), ms=5.5, label=label)
+        if np.isfinite(row.mean_psi):
+            label = _once(axes, _with_interval("Mean", row.psi_interval))
+            label = label if row.name != _OURS else None
+            axes.plot(row.mean_psi, place, "o", color=_color(row), ms=5.5, label=label)
     axes.set_title("One factor at a time")
     axes.set_xlabel("Granulated Kendall's Ψ")
     _span(axes, -1, 1, 0)
 
 
 def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
-    """From the mean to the worst sign error."""
+    """Draw the mean and the worst sign error."""
     for place, row in zip(places, ranked, strict=True):
         errors, color = row.sign_errors, _color(row)
+        if not errors.num_environments:
+            continue
         axes.plot((errors.mean, errors.worst), (place, place), color=_QUIET, lw=1.2, zorder=1.5)
         axes.plot(errors.mean, place, "|", color=color, ms=9, mew=2, label=_once(axes, "Mean"))
         axes.plot(errors.worst, place, "o", color=color, ms=5.5, label=_once(axes, "Worst"))
@@ -85,24 +92,37 @@ def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.nd
     if not num_environments:
         axes.set_title("Worst comparison")
         text = "No pair of networks whose\ntest errors differ beyond\nthe noise of the test set"
-        place = {"ha": "center", "va": "center", "backgroundcolor": "white"}
-        axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, **place)
+        box = axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, ha="center", va="center")
+        box.set_backgroundcolor("white")
     axes.set_xlabel("Sign error (0.5: a coin's)")
     _span(axes, 0, 1, 0.5)
 
 
+def _draw_interval(
+    axes: Axes, bounds: tuple[float, float] | None, place: float, row: RankedMeasure
+) -> None:
+    """Draw a bar from end to end, where there is an interval."""
+    if bounds is not None:
+        axes.plot(bounds, (place, place), color=_color(row), lw=1.4, alpha=0.6)
+
+
+def _with_interval(label: str, bounds: tuple[float, float] | None) -> str:
+    """Return the legend's entry."""
+    return label if bounds is None else f"{label}, 95% interval"
+
+
 def _span(axes: Axes, low: float, high: float, chance: float) -> None:
-    """Limits with room for the markers, and a line at what chance would give."""
+    """Set limits with room for the markers, and draw a line at the value of chance."""
     margin = 0.05 * (high - low)
     axes.set_xlim(low - margin, high + margin)
     axes.axvline(chance, color=LINE_COLOR, lw=0.8, ls="--", zorder=1)
 
 
 def _color(row: RankedMeasure) -> str:
-    """The paper's measure stands out."""
+    """Return the row's color; the paper's measure stands out."""
     return TEST_COLOR if row.name == _OURS else TRAIN_COLOR
 
 
 def _once(axes: Axes, label: str) -> str | None:
-    """The label if the legend does not have it yet."""
+    """Return the label, or None if the legend has it already."""
     return None if label in axes.get_legend_handles_labels()[1] else label

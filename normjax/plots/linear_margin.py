@@ -1,14 +1,16 @@
-"""The figure of the linear network, drawn from the saved tables alone."""
+"""The figure of the linear network, drawn from its saved tables."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from normjax.formatting import fixed, number, percent
 from normjax.plots.style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
 
 _COLORS = (TRAIN_COLOR, TEST_COLOR)
@@ -16,20 +18,20 @@ _QUIET = "#9a9a9a"
 
 
 def plot_linear_margin(
-    draws: Mapping[str, np.ndarray], angles: Mapping[str, np.ndarray], summary: Mapping[str, Any]
+    draws: pd.DataFrame, angles: pd.DataFrame, summary: Mapping[str, Any]
 ) -> Figure:
-    """Angle to the maximum-margin solution against log time, and test error against its norm.
+    """Draw the angle to the maximum margin against log time, and test error against norm.
 
     Args:
-      draws: the columns of results.csv.
-      angles: the columns of angles.csv.
+      draws: results.csv, a row for each training set.
+      angles: angles.csv.
       summary: the contents of summary.json.
     """
     title = (
         f"{summary['data_name']} · {summary['train_size']} examples in "
-        f"{summary['dimension']} dimensions · {len(draws['draw'])} training sets"
+        f"{summary['dimension']} dimensions · {len(draws)} training sets"
     )
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.style.context(STYLE):
         figure, (left, right) = new_figure(title, (9.6, 4.8), 1, 2)
         _draw_angles(left, angles, summary["two_draws"])
         _draw_errors(right, draws, summary)
@@ -41,21 +43,16 @@ def plot_linear_margin(
     return figure
 
 
-def _draw_angles(
-    axes: Axes, angles: Mapping[str, np.ndarray], two_draws: list[dict[str, Any]]
-) -> None:
-    """The two training sets' curves, over the range of all, and the rate of the theorem."""
+def _draw_angles(axes: Axes, angles: pd.DataFrame, two_draws: list[dict[str, Any]]) -> None:
+    """Draw the curves of two training sets, the range of all, and the theorem's rate."""
+    by_step = angles.groupby("step")["angle_deg"]
+    low, middle, high = (by_step.quantile(q).to_numpy() for q in (0.05, 0.5, 0.95))
     steps = np.unique(angles["step"])
-    by_step = [angles["angle_deg"][angles["step"] == step] for step in steps]
-    low, middle, high = np.transpose([np.quantile(values, [0.05, 0.5, 0.95]) for values in by_step])
-    axes.fill_between(
-        steps, low, high, color=_QUIET, alpha=0.25, lw=0, label="5% to 95% of all training sets"
-    )
+    label = "5% to 95% of all training sets"
+    axes.fill_between(steps, low, high, color=_QUIET, alpha=0.25, lw=0, label=label)
     for color, draw in zip(_COLORS, two_draws, strict=True):
-        own = angles["draw"] == draw["draw"]
-        axes.plot(
-            angles["step"][own], angles["angle_deg"][own], color=color, lw=1.8, label=_name(draw)
-        )
+        own = angles[angles["draw"] == draw["draw"]]
+        axes.plot(own["step"], own["angle_deg"], color=color, lw=1.8, label=_name(draw))
     late = steps >= 10
     if late.any():
         rate = middle[-1] * np.log(steps[-1]) / np.log(steps[late])
@@ -71,8 +68,8 @@ def _draw_angles(
     axes.set_ylabel("Angle to the maximum margin (degrees)")
 
 
-def _draw_errors(axes: Axes, draws: Mapping[str, np.ndarray], summary: Mapping[str, Any]) -> None:
-    """A dot for each training set, the two of the other panel in its colors."""
+def _draw_errors(axes: Axes, draws: pd.DataFrame, summary: Mapping[str, Any]) -> None:
+    """Draw a dot for each training set, and the left panel's two in their colors."""
     norms, errors = draws["norm_at_unit_margin"], 100 * draws["test_error"]
     axes.plot(norms, errors, "o", color=_QUIET, ms=4.5, alpha=0.7, mew=0, label="A training set")
     for color, draw in zip(_COLORS, summary["two_draws"], strict=True):
@@ -86,11 +83,7 @@ def _draw_errors(axes: Axes, draws: Mapping[str, np.ndarray], summary: Mapping[s
             mew=0.7,
             label=_name(draw),
         )
-    found = summary["correlations"]["norm_at_unit_margin"]
-    low, high = found["interval"]
-    axes.set_title(
-        f"Rank correlation {found['spearman']:.2f}, 95% interval {low:.2f} to {high:.2f}"
-    )
+    axes.set_title(_correlation(summary))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -100,9 +93,20 @@ def _draw_errors(axes: Axes, draws: Mapping[str, np.ndarray], summary: Mapping[s
     axes.set_ylabel("Test error (%)")
 
 
-def _name(draw: Mapping[str, Any]) -> str:
-    """One of the two training sets in the legend: norm and test error of its solution."""
+def _correlation(summary: Mapping[str, Any]) -> str:
+    """Return Spearman's correlation with its interval, or why there is none."""
+    found = summary["correlations"]["norm_at_unit_margin"]
+    if found is None:
+        return f"No rank correlation: {summary['reasons']['norm_at_unit_margin']}"
+    low, high = found["spearman_interval"]
     return (
-        f"Training set {draw['draw']}: norm {draw['norm_at_unit_margin']:.3g}, "
-        f"test error {100 * draw['test_error']:.3g}%"
+        f"Rank correlation {fixed(found['spearman'])}, 95% interval {fixed(low)} to {fixed(high)}"
+    )
+
+
+def _name(draw: Mapping[str, Any]) -> str:
+    """Return a training set's legend entry: norm and test error of its solution."""
+    return (
+        f"Training set {draw['draw']}: norm {number(draw['norm_at_unit_margin'])}, "
+        f"test error {percent(draw['test_error'])}"
     )

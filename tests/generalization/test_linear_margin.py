@@ -1,18 +1,14 @@
-"""The linear network: the SVM against SLSQP, descent against closed forms, errors by sampling."""
-
-import itertools
+"""The linear network: the SVM against SLSQP, descent against closed forms."""
 
 import numpy as np
 import pytest
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
-from normjax.generalization import linear_margin
-from normjax.results import columns as tables
+from normjax.generalization import linear_margin, linear_sweep
 
 
 def examples(kind, n, d, seed=0):
-    draw = {"classes": linear_margin.draw_classes, "teacher": linear_margin.draw_teacher}[kind]
-    return draw(np.random.default_rng(seed), n, d)
+    return linear_sweep.DISTRIBUTIONS[kind].draw(np.random.default_rng(seed), n, d)
 
 
 # --- the hard margin
@@ -184,19 +180,6 @@ def test_log_spaced_steps():
 # --- what is measured
 
 
-@pytest.mark.parametrize("kind", ["classes", "teacher"])
-def test_exact_errors_by_sampling(kind):
-    error = {"classes": linear_margin.classes_error, "teacher": linear_margin.teacher_error}[kind]
-    weights = np.array([[1.0, 0, 0], [1.0, 0.5, -1], [0.1, 2, 0], [-1.0, 0, 1]])
-    n = 100_000
-    x, y = examples(kind, n, 3, seed=5)
-    sampled = np.mean(y * (weights @ x.T) <= 0, axis=1)
-    exact = error(weights)
-    assert exact.shape == (4,) and (np.abs(exact - sampled) <= 4 * np.sqrt(0.25 / n)).all()
-    expected = {"classes": stats.norm.cdf(-2), "teacher": 0.0}[kind]
-    assert exact[0] == pytest.approx(expected, rel=1e-12) and error(-weights[0]) > 0.9
-
-
 def test_angles():
     u = np.array([[1.0, 0], [1.0, 0], [3.0, 0], [1.0, 0]])
     v = np.array([[1.0, 1], [-2.0, 0], [5.0, 5e-9], [0, -1e-100]])
@@ -209,50 +192,3 @@ def test_norm_at_unit_margin():
     weights = np.array([[3.0, -4.0], [30.0, -40.0], [1.0, 1.0], [1.0, 0.0]])
     norms = [linear_margin.norm_at_unit_margin(w, x, y) for w in weights]
     np.testing.assert_allclose(norms, [5 / 6, 5 / 6, np.nan, np.nan], rtol=1e-14)
-
-
-def test_rank_correlation():
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal(60)
-    y = np.round(x + rng.standard_normal(60), 3)
-    found = linear_margin.rank_correlation(x, y)
-    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic, rel=1e-12)
-    resampled = []
-    for _ in range(2000):
-        rows = rng.integers(0, 60, 60)
-        resampled.append(stats.spearmanr(x[rows], y[rows]).statistic)
-    np.testing.assert_allclose(found.interval, np.quantile(resampled, [0.025, 0.975]), atol=0.03)
-    pairs = itertools.combinations(range(60), 2)
-    in_order = np.mean([(x[i] - x[j]) * (y[i] - y[j]) > 0 for i, j in pairs])
-    assert found.pairs_in_order == pytest.approx(in_order, abs=1e-3) and found.n == 60
-    assert linear_margin.rank_correlation(x, -y).spearman == pytest.approx(-found.spearman)
-    with pytest.raises(ValueError, match="9 points; at least 10 are needed"):
-        linear_margin.rank_correlation(x[:9], y[:9])
-    with pytest.raises(ValueError, match="no spread"):
-        linear_margin.rank_correlation(x, np.ones(60))
-
-
-def test_tables_keep_every_digit(tmp_path):
-    columns = {"draw": np.array([0, 7]), "value": np.array([0.1 + 0.2, np.nan])}
-    tables.write_table(tmp_path / "new" / "t.csv", columns)
-    assert (tmp_path / "new" / "t.csv").read_text() == "draw,value\n0,0.30000000000000004\n7,nan\n"
-    back = tables.read_table(tmp_path / "new" / "t.csv")
-    assert back["draw"].dtype == int
-    for name, column in columns.items():
-        np.testing.assert_array_equal(back[name], column)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "the file is empty"),
-        ("a,b\n1,2\n3", "line 3: the file is cut"),
-        ("a,b\n1,2\n3\n", "line 3: 1 values for 2 columns"),
-        ("a,b\n1,x\n", "column b: could not convert string to float"),
-        ("a,a\n1,2\n", "line 1: column a stands there twice"),
-    ],
-)
-def test_a_damaged_table_is_named(tmp_path, content, message):
-    (tmp_path / "t.csv").write_text(content)
-    with pytest.raises(ValueError, match=rf"t\.csv.*{message}"):
-        tables.read_table(tmp_path / "t.csv")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from normjax.batch_norm import absorb_batch_norm
-from normjax.generalization.measures import MEASURES, TrainedNetwork
+from normjax.generalization.measures import MEASURES
+from normjax.generalization.trained_network import TrainedNetwork
 from tests.helpers import reference
 from tests.helpers.networks import (
     Convnet3,

@@ -1,0 +1,276 @@
+"""Eq. 4 on the networks of a finished run: every term in nats, and which of them are tight."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from normjax.data import dataset_label, standardize_images
+from normjax.generalization import bounds, rademacher
+from normjax.layers import find_layers
+from normjax.networks.models import make_model
+from normjax.results.table import select
+from normjax.training.finished_run import FinishedRun
+
+TIGHT = 3.0
+"""A term is called tight if it is at most so many times the largest gap."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """How far test and training loss of one normalized network are apart.
+
+    Attributes:
+      member: number of the network in its run.
+      family: its family.
+      level: its level.
+      gap: |test - training loss| in nats.
+    """
+
+    member: int
+    family: str
+    level: float
+    gap: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerEstimate:
+    """An estimate of 2 R_N from below.
+
+    Attributes:
+      two_r: 2 R_N in nats.
+      standard_error: of `two_r`; None for a single draw.
+      num_draws: draws of signs, or networks of random labels.
+      num_examples: images that it was found on. An estimate on fewer than all is scaled by
+        1 / sqrt(N).
+      by_step: what a climb had found before each step and in the end, mean over the draws; None
+        where nothing is climbed.
+      last_quarter: fraction of the estimate that the last quarter of the steps added, likewise.
+      times_gap: `two_r` over the largest gap.
+      verdict: "tight", "not tight" or "vacuous".
+    """
+
+    two_r: float
+    standard_error: float | None
+    num_draws: int
+    num_examples: int
+    by_step: list[float] | None
+    last_quarter: float | None
+    times_gap: float
+    verdict: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Eq4:
+    """The terms of eq. 4 for the networks of a run, in nats.
+
+    Attributes:
+      run: folder of the run.
+      data_name: name of the data in figures.
+      model: name of the network.
+      selection: which networks.
+      num_examples: N.
+      ln_num_classes: ln K, the loss of chance.
+      delta: probability that the bound fails.
+      networks: the gaps.
+      diverged: numbers of the networks that are left out.
+      median_gap, smallest_gap, largest_gap: over the networks.
+      confidence_term: for losses in an interval of length 1, as the paper prints it.
+      confidence_times_gap: the same over the largest gap.
+      confidence_verdict: "tight", "not tight" or "vacuous".
+      loss_range: length of the interval in which the losses of the class are known to lie.
+      confidence_term_of_range: the confidence term for losses in that interval.
+      labels: 2 R_N from below by networks of random labels; None if the run has none.
+      labels_over_signs: `labels` over `signs`; None without `labels`.
+      signs: 2 R_N from below by climbs with random signs.
+      upper: published upper bounds of 2 R_N by their authors' names.
+      least_upper: name of the least of them.
+      upper_over_signs: the least of them over `signs`.
+      num_within: networks whose gap is at most `signs` plus the confidence term.
+    """
+
+    run: str
+    data_name: str
+    model: str
+    selection: str
+    num_examples: int
+    ln_num_classes: float
+    delta: float
+    networks: list[Gap]
+    diverged: list[int]
+    median_gap: float
+    smallest_gap: float
+    largest_gap: float
+    confidence_term: float
+    confidence_times_gap: float
+    confidence_verdict: str
+    loss_range: float
+    confidence_term_of_range: float
+    labels: LowerEstimate | None
+    labels_over_signs: float | None
+    signs: LowerEstimate
+    upper: dict[str, float]
+    least_upper: str
+    upper_over_signs: float
+    num_within: int
+
+
+def frobenius_gaps(run: FinishedRun, selection: str) -> pd.DataFrame:
+    """Return the rows at a selection under the Frobenius norm, with a column `gap` in nats.
+
+    The gap is eq. 4's left side with the test set in place of the expectation; it is not finite for
+    a network that diverged.
+
+    Raises:
+      ValueError: there are no such rows, or all networks diverged.
+    """
+    table = select(run.table, selection=selection, norm="2")
+    gap = (table["normalized_test_excess"] - table["normalized_train_excess"]).abs()
+    if not np.isfinite(gap).any():
+        raise ValueError(f"{run.run_dir}: all networks at selection {selection!r} diverged")
+    return table.assign(gap=gap)
+
+
+def class_of(run: FinishedRun) -> bounds.NetworkClass:
+    """Return the class of the run's networks once they are normalized.
+
+    Raises:
+      ValueError: later layers have biases.
+    """
+    model = make_model(run.config.model, run.dataset.num_classes)
+    image = jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32)
+
+    def shapes(image):
+        variables = model.init(jax.random.key(0), image)
+        _, state = model.apply(variables, image, capture_intermediates=True)
+        return variables["params"], state["intermediates"]
+
+    params, outputs = jax.eval_shape(shapes, image)
+    positions = [
+        math.prod(outputs[layer.path]["__call__"][0].shape[1:-1]) for layer in find_layers(params)
+    ]
+    return bounds.network_class(params, positions, math.prod(run.dataset.image_shape))
+
+
+def measure(
+    run: FinishedRun,
+    table: pd.DataFrame,
+    networks: bounds.NetworkClass,
+    *,
+    delta: float,
+    num_signs: int,
+    num_steps: int,
+    num_examples: int,
+    seed: int,
+) -> Eq4:
+    """Compute every term of eq. 4.
+
+    Args:
+      run: the run.
+      table: rows of `frobenius_gaps`.
+      networks: the class, see `class_of`.
+      delta: probability that the bound fails.
+      num_signs: draws of random signs.
+      num_steps: steps of the climb for each draw.
+      num_examples: training images of the climbs; all if there are fewer.
+      seed: of the signs.
+    """
+    images = np.asarray(standardize_images(run.dataset.train.images))
+    is_known = np.isfinite(table["gap"])
+    known = table[is_known]
+    gaps, largest = known["gap"].to_numpy(), float(known["gap"].max())
+    ln_k = math.log(run.dataset.num_classes)
+
+    def lower(found: rademacher.RademacherEstimate, scale: float) -> LowerEstimate:
+        two_r, error, steps = scale * found.mean, scale * found.standard_error, found.by_step
+        return LowerEstimate(
+            two_r,
+            None if math.isnan(error) else error,
+            num_draws=found.values.size,
+            num_examples=found.num_examples,
+            by_step=None if steps is None else (scale * steps).tolist(),
+            last_quarter=None if steps is None else _last_quarter(steps),
+            times_gap=two_r / largest,
+            verdict=verdict(two_r, largest, ln_k),
+        )
+
+    climbed = _climb(run, images, num_signs, num_steps, num_examples, seed)
+    signs = lower(climbed, 2 * math.sqrt(climbed.num_examples / len(images)))
+    excess = known.loc[known["family"] == "random_labels", "normalized_train_excess"]
+    labels = None
+    if len(excess):
+        labels = lower(rademacher.rademacher_by_labels(excess, len(images)), 2)
+    first = networks.layers[0]
+    window = (math.isqrt(first.window),) * 2 if first.window > 1 else ()
+    upper = bounds.loss_bounds(networks, bounds.input_norms(images, window))
+    upper = {name: 2 * value for name, value in upper.items()}
+    least = min(upper, key=upper.__getitem__)
+    confidence = bounds.confidence_term(len(images), delta)
+    loss_range = bounds.loss_range(networks)
+    return Eq4(
+        run=str(run.run_dir),
+        data_name=dataset_label(run.config.dataset),
+        model=run.config.model,
+        selection=table["selection"].iloc[0],
+        num_examples=len(images),
+        ln_num_classes=ln_k,
+        delta=delta,
+        networks=[
+            Gap(*row)
+            for row in zip(*(known[f.name].tolist() for f in dataclasses.fields(Gap)), strict=True)
+        ],
+        diverged=sorted(table.loc[~is_known, "member"].tolist()),
+        median_gap=float(np.median(gaps)),
+        smallest_gap=float(gaps.min()),
+        largest_gap=largest,
+        confidence_term=confidence,
+        confidence_times_gap=confidence / largest,
+        confidence_verdict=verdict(confidence, largest, ln_k),
+        loss_range=loss_range,
+        confidence_term_of_range=loss_range * confidence,
+        labels=labels,
+        labels_over_signs=None if labels is None else labels.two_r / signs.two_r,
+        signs=signs,
+        upper=upper,
+        least_upper=least,
+        upper_over_signs=upper[least] / signs.two_r,
+        num_within=int(np.sum(gaps <= signs.two_r + confidence)),
+    )
+
+
+def verdict(term: float, largest_gap: float, ln_num_classes: float) -> str:
+    """Return "tight", "not tight", or "vacuous" for a term above ln K, the loss of chance."""
+    if term <= TIGHT * largest_gap:
+        return "tight"
+    return "vacuous" if term > ln_num_classes else "not tight"
+
+
+def _last_quarter(by_step: np.ndarray) -> float:
+    """Return the fraction of the estimate that the last quarter of a climb's steps added."""
+    return float(1 - by_step[3 * (len(by_step) - 1) // 4] / by_step[-1])
+
+
+def _climb(
+    run: FinishedRun,
+    images: np.ndarray,
+    num_signs: int,
+    num_steps: int,
+    num_examples: int,
+    seed: int,
+) -> rademacher.RademacherEstimate:
+    """Estimate R_N of the losses from below on the first images."""
+    num = min(num_examples, len(images))
+    model = make_model(run.config.model, run.dataset.num_classes)
+    return rademacher.estimate_rademacher(
+        run.apply_fn,
+        lambda key: model.init(key, images[:1])["params"],
+        jnp.asarray(images[:num]),
+        jnp.asarray(run.dataset.train.labels[:num]),
+        rademacher.excess_loss,
+        jax.random.key(seed),
+        num_signs=num_signs,
+        num_steps=num_steps,
+    )

@@ -1,0 +1,252 @@
+"""The leaderboard: which networks of finished runs are ranked, and by which measures."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from normjax.data import standardize_images
+from normjax.generalization.measures import MEASURES
+from normjax.generalization.ranking import MIN_NETWORKS, RankedMeasure, rank_measures
+from normjax.generalization.sharpness import SHARPNESS_MEASURES
+from normjax.generalization.trained_network import TrainedNetwork
+from normjax.results.table import is_finite, level_names, member_names, select
+from normjax.training.ensemble import map_members
+from normjax.training.evaluate import choose_evaluation_batch_size
+from normjax.training.finished_run import FinishedRun, Network, logits_of, networks_at
+
+SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ChosenNetworks:
+    """The networks that are ranked.
+
+    Attributes:
+      table: n rows of results.csv under one norm, with a further column `run`, the position of the
+        network's run.
+      networks: the n networks with their weights, in the order of the table.
+      left_out: the other networks at this selection, each with the reason.
+    """
+
+    table: pd.DataFrame
+    networks: Sequence[Network]
+    left_out: Sequence[str]
+
+
+def check_same_kind(runs: Sequence[FinishedRun]) -> None:
+    """Raise ValueError unless all runs have the same data and the same network."""
+    for run in runs[1:]:
+        for name in SAME_KIND:
+            own, first = getattr(run.config, name), getattr(runs[0].config, name)
+            if own != first:
+                raise ValueError(
+                    f"--from: networks of one kind are ranked, but {run.run_dir} has "
+                    f"--{name}={own} and {runs[0].run_dir} --{name}={first}"
+                )
+
+
+def first_selection(run: FinishedRun) -> str:
+    """Return the first target loss, at which networks compare best; without any, the last epoch."""
+    return next((name for name in run.table["selection"] if name != "final"), "final")
+
+
+def choose_networks(runs: Sequence[FinishedRun], selection: str) -> ChosenNetworks:
+    """Choose the networks that are ranked.
+
+    Networks of random labels are left out: their test error is on random labels, and ranks nothing.
+    Diverged networks are left out too. The rows are those of the Frobenius norm, or of the first
+    run's first norm where it has no Frobenius norm.
+
+    Args:
+      runs: finished runs of one kind.
+      selection: "final" or "loss=0.0044".
+
+    Raises:
+      ValueError: fewer than 3 networks are left, or a run has none at this selection.
+    """
+    norms = runs[0].table["norm"].tolist()
+    norm = "2" if "2" in norms else norms[0]
+    tables, networks, left_out = [], [], []
+    for position, run in enumerate(runs):
+        loaded = list(networks_at(run, selection))
+        table = select(run.table, selection=selection, norm=norm).set_index("member", drop=False)
+        table = table.loc[[network.member.index for network in loaded]]
+        is_random, finite = table["family"] == "random_labels", is_finite(table)
+        for name, random, is_known in zip(member_names(table), is_random, finite, strict=True):
+            if random:
+                left_out.append(f"{run.run_dir}, {name}: its test error is on random labels")
+            elif not is_known:
+                left_out.append(f"{run.run_dir}, {name}: diverged, a loss or norm is not finite")
+        is_kept = finite & ~is_random
+        tables.append(table[is_kept].assign(run=position))
+        networks += [one for one, kept in zip(loaded, is_kept, strict=True) if kept]
+    if len(networks) < MIN_NETWORKS:
+        raise ValueError(
+            f"{len(networks)} networks to rank at selection {selection!r}; at least "
+            f"{MIN_NETWORKS} are needed, and those of random labels do not count"
+        )
+    return ChosenNetworks(pd.concat(tables, ignore_index=True), networks, left_out)
+
+
+def factors_of(runs: Sequence[FinishedRun], table: pd.DataFrame) -> pd.DataFrame:
+    """Return what the networks differ in by design: a column of text for each factor that varies.
+
+    Args:
+      runs: the runs.
+      table: rows of `ChosenNetworks`.
+    """
+    level = table["level"].map("{:g}".format)
+    factors = pd.DataFrame(
+        {
+            "run": [str(runs[position].run_dir) for position in table["run"]],
+            "corruption": level.where(table["family"] == "pretrain", "0"),
+            "std": level.where(table["family"] == "init_scale", "default"),
+            "seed": table["seed"].map(str),
+        }
+    )
+    return factors.loc[:, factors.nunique() > 1]
+
+
+def measure_networks(
+    runs: Sequence[FinishedRun], chosen: ChosenNetworks, *, sharpness_images: int, seed: int
+) -> pd.DataFrame:
+    """Compute every measure of every network.
+
+    Args:
+      runs: the runs.
+      chosen: their n networks.
+      sharpness_images: number of training images for the flatness; all if there are fewer.
+      seed: of these images and of the noise.
+
+    Returns:
+      n rows in the order of `chosen`, and a column for each measure.
+    """
+    rows: list[dict[str, float]] = []
+    bar = tqdm(total=2 * len(chosen.networks), desc="measures", unit="step", disable=None)
+    for position, run in enumerate(runs):
+        is_own = (chosen.table["run"] == position).tolist()
+        networks = [one for one, own in zip(chosen.networks, is_own, strict=True) if own]
+        found = []
+        for network in networks:
+            trained = TrainedNetwork(
+                params=network.params,
+                initial_params=network.initial_params,
+                logits=jnp.asarray(
+                    logits_of(run.apply_fn, network.params, run.dataset.train.images)
+                ),
+                labels=jnp.asarray(network.train_labels),
+                apply_fn=run.apply_fn,
+                input_shape=run.dataset.image_shape,
+            )
+            found.append({name: function(trained) for name, function in MEASURES.items()})
+            bar.update()
+        flat = _measure_sharpness(run, networks, sharpness_images, seed, bar.update)
+        rows += [own | other for own, other in zip(found, flat, strict=True)]
+    bar.close()
+    return pd.DataFrame(rows)
+
+
+def rank_networks(
+    runs: Sequence[FinishedRun], chosen: ChosenNetworks, measures: pd.DataFrame, *, seed: int
+) -> list[RankedMeasure]:
+    """Rank measures by how they order the networks, see `rank_measures`.
+
+    Networks of one run, family and level are not independent.
+    """
+    table = chosen.table
+    return rank_measures(
+        _columns(measures),
+        table["test_error"].to_numpy(),
+        table["normalized_test_loss"].to_numpy(),
+        _columns(factors_of(runs, table)),
+        list(zip(table["run"], level_names(table), strict=True)),
+        num_test=len(runs[0].dataset.test.labels),
+        seed=seed,
+    )
+
+
+def measures_table(
+    runs: Sequence[FinishedRun], chosen: ChosenNetworks, measures: pd.DataFrame
+) -> pd.DataFrame:
+    """Return measures.csv: a row for each network with its factors, losses and measures."""
+    table = chosen.table
+    described = table[["member", "train_loss", "train_error", "test_error", "normalized_test_loss"]]
+    in_nats = {name: f"{name}_nats" for name in ("train_loss", "normalized_test_loss")}
+    return pd.concat([factors_of(runs, table), described.rename(columns=in_nats), measures], axis=1)
+
+
+def leaderboard_table(ranked: Sequence[RankedMeasure]) -> pd.DataFrame:
+    """Return leaderboard.csv: a row for each measure, the best first; NaN is unknown."""
+    absent = (math.nan, math.nan)
+    rows = []
+    for row in ranked:
+        found, errors = row.correlation, row.sign_errors
+        low, high = (found and found.kendall_interval) or absent
+        psi_low, psi_high = row.psi_interval or absent
+        rows.append(
+            {
+                "measure": row.name,
+                "tau": row.tau,
+                "tau_low": low,
+                "tau_high": high,
+                "p_value": found.p_value if found else math.nan,
+                "tau_normalized_test_loss": row.tau_normalized_test_loss,
+                "mean_psi": row.mean_psi,
+                "mean_psi_low": psi_low,
+                "mean_psi_high": psi_high,
+                **{f"psi_{factor}": value for factor, value in row.psi.items()},
+                "worst_sign_error": errors.worst,
+                "mean_sign_error": errors.mean,
+                "num_environments": errors.num_environments,
+                "worst_environment": errors.worst_environment,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
+    return {str(name): column.tolist() for name, column in table.items()}
+
+
+def _measure_sharpness(
+    run: FinishedRun,
+    networks: Sequence[Network],
+    num_images: int,
+    seed: int,
+    progress: Callable[[int], Any],
+) -> list[dict[str, float]]:
+    """Compute the measures that perturb the weights, one network per device at a time.
+
+    All networks meet the same images and the same noise.
+    """
+    num_train = len(run.dataset.train.labels)
+    rng = np.random.default_rng(seed)
+    subset = rng.choice(num_train, min(num_images, num_train), replace=False)
+    x = np.asarray(standardize_images(run.dataset.train.images[subset]))
+    batch_size = choose_evaluation_batch_size()
+
+    def of_network(params, labels, x, key):
+        return {
+            name: function(run.apply_fn, params, x, labels, key, batch_size=batch_size)
+            for name, function in SHARPNESS_MEASURES.items()
+        }
+
+    of_networks = map_members(of_network, num_shared=2)
+    num_devices = len(jax.local_devices())
+    found = []
+    for start in range(0, len(networks), num_devices):
+        part = list(networks[start : start + num_devices])
+        filled = [*part, *[part[-1]] * (num_devices - len(part))]
+        params = jax.tree.map(lambda *leaves: np.stack(leaves), *[n.params for n in filled])
+        labels = np.stack([n.train_labels[subset] for n in filled])
+        values = jax.device_get(of_networks(params, labels, x, jax.random.key(seed)))
+        found += [{name: float(v[i]) for name, v in values.items()} for i in range(len(part))]
+        progress(len(part))
+    return found

@@ -1,0 +1,151 @@
+"""Measures of generalization: margins on the training set, and training losses.
+
+See `measures` for what all of them share.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from normjax import losses
+from normjax.generalization.norm_measures import (
+    log_l2_path_norm,
+    log_product_frobenius,
+    log_product_spectral,
+    sum_of_l2,
+)
+from normjax.generalization.trained_network import TrainedNetwork, layer_norms
+from normjax.types import Array
+
+MARGIN_QUANTILE = 0.1  # as in Jiang et al. 2020: the 10th percentile is robust to outliers
+
+
+def inverse_margin(network: TrainedNetwork) -> float:
+    """Return ``1 / gamma^2``; gamma is the 10th percentile of the margins.
+
+    A margin is ``f_y - max_{k != y} f_k``.
+
+    Source: Jiang et al. 2020, eq. 22. Infinite where gamma is not positive: more than a tenth of
+    the training set is wrong. Batch normalization: the logits are the same, absorbed or not.
+    """
+    gamma = _margin(network)
+    return 1 / gamma**2 if gamma > 0 else math.inf
+
+
+def log_frobenius_over_margin(network: TrainedNetwork) -> float:
+    """Return ``ln(prod_k ||W_k||_F / gamma)``, gamma as in ``inverse_margin``.
+
+    Its inverse is the margin of the paper's normalized network. Source: Jiang et al. 2020, eq. 36.
+    Infinite where gamma is not positive. Batch normalization: as in ``log_product_frobenius``.
+    """
+    return log_product_frobenius(network) - _log(_margin(network))
+
+
+def log_spectral_over_margin(network: TrainedNetwork) -> float:
+    """Return ``ln(prod_k ||W_k||_2 / gamma)``, gamma as in ``inverse_margin``.
+
+    Source: Bartlett et al. (NeurIPS 2017); Jiang et al. 2020, eq. 31. Infinite where gamma is not
+    positive. Batch normalization: as in ``log_product_spectral``.
+    """
+    return log_product_spectral(network) - _log(_margin(network))
+
+
+def log_path_norm_over_margin(network: TrainedNetwork) -> float:
+    """Return ``ln(path norm / gamma)``, the L2 path norm, gamma as in ``inverse_margin``.
+
+    Source: Neyshabur et al. (NeurIPS 2017); Jiang et al. 2020, eq. 43. Infinite where
+    gamma is not positive. Batch normalization: as in ``log_l1_path_norm``.
+    """
+    return log_l2_path_norm(network) - _log(_margin(network))
+
+
+def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
+    """Return ``ln(R / gamma)`` with the spectral complexity R, gamma as in ``inverse_margin``.
+
+    ``R = prod_k ||W_k||_2 * (sum_k (||W_k - W_k(0)||_{2,1} / ||W_k||_2)^(2/3))^(3/2)``, where
+    ``||.||_{2,1}`` is the sum over units of the L2 norm of the weights into each; for a convolution
+    the units are the filters. Source: Bartlett et al. (NeurIPS 2017), eq. 1.2 and theorem 1.1, the
+    initial matrices being the reference. The norm of the data is left out, since all networks share
+    it. Infinite where gamma is not positive. Batch normalization: absorbed in both.
+    """
+    distances = layer_norms(network.change, sum_of_l2, may_be_zero=True)
+    ratios = np.sum((distances / network.spectral_norms) ** (2 / 3))
+    return log_spectral_over_margin(network) + 1.5 * _log(ratios)
+
+
+def negative_log_margin_mean(network: TrainedNetwork) -> float:
+    """Return ``-mean ln(m / sqrt(V))`` over the training examples with margin m > 0.
+
+    V is the total variation of the logits (the trace of their covariance over the training set),
+    which makes margins comparable between networks. Source: Jiang, Krishnan, Mobahi and Bengio,
+    "Predicting the Generalization Gap in Deep Networks with Margin Distributions" (ICLR 2019):
+    margins in log space, divided by the total variation of their layer, for correctly classified
+    examples only. They use hidden layers and the input. Here it is the last layer, where the
+    distance to the decision boundary is the margin up to a constant. Infinite where no example is
+    right. Batch normalization: the logits are the same, absorbed or not.
+    """
+    margins = _normalized_margins(network)
+    return float(-np.mean(np.log(margins))) if margins.size else math.inf
+
+
+def negative_log_margin_quartile(network: TrainedNetwork) -> float:
+    """Return ``-ln`` of the lower quartile of ``m / sqrt(V)``, as in ``negative_log_margin_mean``.
+
+    Source: Jiang et al. (ICLR 2019), who describe the distribution by its quartiles. Infinite where
+    no example is right. Batch normalization: the logits are the same, absorbed or not.
+    """
+    margins = _normalized_margins(network)
+    return float(-np.log(np.quantile(margins, 0.25))) if margins.size else math.inf
+
+
+def negative_margin_area(network: TrainedNetwork) -> float:
+    """Return minus the area under the normalized network's margins, ``-mean(m) / prod rho_k``.
+
+    The margins are sorted, the training set has length 1, and the rho_k are Frobenius norms.
+    Source: Banburski, De La Torre, Pant, Shastri and Poggio, "Distribution of Classification
+    Margins: Are All Data Equal?" (2021), who find that a larger area goes with a smaller test
+    error. Batch normalization: absorbed; the norms contain its scales.
+    """
+    return -float(np.mean(network.margins)) * math.exp(-log_product_frobenius(network))
+
+
+def train_loss(network: TrainedNetwork) -> float:
+    """Return the mean cross entropy on the training set, in nats, without normalization.
+
+    The paper's figure 5 (right) shows how little it predicts. Batch normalization: the logits are
+    the same, absorbed or not.
+    """
+    return _mean(losses.cross_entropy(network.logits, network.labels))
+
+
+def normalized_train_loss(network: TrainedNetwork) -> float:
+    """Return mean cross entropy - ln K of the network normalized by Frobenius norms, in nats.
+
+    Source: the paper (Liao et al. 2018), figures 3 to 5. Without the constant ln K the loss keeps
+    its digits. Batch normalization: absorbed; the norms contain its scales.
+    """
+    scale = math.exp(-log_product_frobenius(network))
+    return _mean(losses.excess_cross_entropy(jnp.asarray(network.logits) * scale, network.labels))
+
+
+def _margin(network: TrainedNetwork) -> float:
+    """Return gamma, the 10th percentile of the margins."""
+    return float(np.quantile(network.margins, MARGIN_QUANTILE))
+
+
+def _normalized_margins(network: TrainedNetwork) -> np.ndarray:
+    """Return the positive margins divided by the root of the logits' total variation."""
+    positive = network.margins[network.margins > 0]
+    variation = np.sum(np.var(np.asarray(network.logits, np.float64), axis=0))
+    return positive / math.sqrt(variation) if positive.size else positive
+
+
+def _log(value: float) -> float:
+    """Return the logarithm, minus infinity for what is not positive."""
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _mean(per_example: Array) -> float:
+    """Return the mean in float64."""
+    return float(np.mean(np.asarray(per_example, np.float64)))

@@ -1,0 +1,52 @@
+"""The verdicts on the terms of eq. 4, the gaps, and the classes of our networks."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from normjax.generalization import eq4
+from normjax.generalization.bounds import LayerShape, NetworkClass
+from normjax.results.table import COLUMNS, make_table
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [(0.005, "tight"), (0.03, "tight"), (0.031, "not tight"), (2.3, "not tight"), (2.4, "vacuous")],
+)
+def test_verdicts(term, expected):
+    """Tight up to three times the largest gap, here 0.01; vacuous above ln K."""
+    assert eq4.verdict(term, 0.01, 2.3) == expected
+
+
+def test_gaps_are_those_of_the_frobenius_norm():
+    row = dict.fromkeys(COLUMNS, 0.5) | {"experiment": "e", "member": 0, "seed": 0, "epoch": 1}
+    row |= {"family": "pretrain", "labels": "natural", "selection": "final", "norm": "2"}
+    row |= {"normalized_train_excess": -0.02, "normalized_test_excess": -0.05}
+    table = make_table([row, row | {"norm": "1"}, row | {"member": 1}])
+    table.loc[2, "normalized_test_excess"] = np.nan
+    found = eq4.frobenius_gaps(SimpleNamespace(table=table, run_dir="a"), "final")
+    assert found["member"].tolist() == [0, 1]
+    np.testing.assert_allclose(found["gap"], [0.03, np.nan], rtol=1e-12)
+    with pytest.raises(ValueError, match="a: all networks at selection 'final' diverged"):
+        eq4.frobenius_gaps(SimpleNamespace(table=table[2:], run_dir="a"), "final")
+    with pytest.raises(ValueError, match="no results for norm '2'; there are: 1"):
+        eq4.frobenius_gaps(SimpleNamespace(table=table[1:2], run_dir="a"), "final")
+
+
+def test_the_classes_of_our_networks():
+    def class_of(model):
+        dataset = SimpleNamespace(num_classes=10, image_shape=(32, 32, 3))
+        return eq4.class_of(SimpleNamespace(config=SimpleNamespace(model=model), dataset=dataset))
+
+    last = {"window": 1, "positions": 1, "width": 10}
+    assert class_of("linear") == NetworkClass((LayerShape(**last, reads=1),), 3072, False)
+    first = {"window": 25, "width": 24, "reads": 25}
+    layers = (
+        LayerShape(**first, positions=784),
+        LayerShape(**first, positions=576),
+        LayerShape(**last, reads=576),
+    )
+    assert class_of("convnet3") == NetworkClass(layers, 3072, True)
+    with pytest.raises(ValueError, match="layer 'Conv_1' has a bias"):
+        class_of("convnet5")

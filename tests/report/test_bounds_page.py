@@ -1,0 +1,59 @@
+"""The words of bounds.md follow the numbers."""
+
+import dataclasses
+
+from normjax.report.render import render
+from tests.helpers.synthetic_eq4 import LABELS, SIGNS, synthetic_eq4
+
+
+def page(**terms):
+    return render("bounds.md", found=synthetic_eq4(**terms))
+
+
+def test_words_follow_the_numbers():
+    text = page()
+    assert text.startswith("# Eq. 4 on digits, convnet3, final\n\n2 networks, every layer")
+    assert "0.00750 nats in the median, 0.00500 to 0.0100." in text
+    assert "(delta = 0.05, N = 100) is 0.0211 nats, 2.11 times the largest gap: tight." in text
+    assert "an interval of 1,972 nats, which makes it 34.1." in text
+    assert "at least 0.500 ± 0.10 nats by 4 draws of random signs, 50 times the largest" in text
+    assert "largest gap: not tight. This" in text and "holds for 2 of the 2 networks" in text
+    assert "no networks trained on random labels" in text
+    assert "the last quarter of its steps added 10%" in text
+    assert "is 5.02 nats (B; the others up to 60.0), 10.0 times the lower estimate" in text
+    assert "scaled" not in text and "diverged" not in text
+    assert "\n\n\n" not in text and "  " not in text
+
+
+def test_the_table():
+    lines = page(labels=LABELS, labels_over_signs=0.04, diverged=[3, 5]).splitlines()
+    start = lines.index("| term | nats | |")
+    assert lines[start + 2 :] == [
+        "| Gap, median | 0.00750 | measured |",
+        "| Gap, largest | 0.0100 | measured |",
+        "| Confidence term, losses in [0, 1] | 0.0211 | exact |",
+        "| Confidence term, losses in [0, 1,972] | 34.1 | exact |",
+        "| 2 R_N, random labels | 0.0200 | at least |",
+        "| 2 R_N, random signs | 0.500 ± 0.10 | at least |",
+        "| 2 R_N, A | 60.0 | at most |",
+        "| 2 R_N, B | 5.02 | at most |",
+        "",
+        "Left out, diverged: networks 3, 5.",
+    ]
+
+
+def test_verdicts_in_words():
+    assert "gap: not tight. It holds" in page(confidence_verdict="not tight")
+    vacuous = dataclasses.replace(SIGNS, verdict="vacuous")
+    assert "gap: vacuous, more than ln K, the loss of chance. This" in page(signs=vacuous)
+    tight = dataclasses.replace(SIGNS, verdict="tight")
+    assert "gap: tight, if that is all. This" in page(signs=tight)
+
+
+def test_sentences_about_labels_and_fewer_images():
+    labels = dataclasses.replace(LABELS, times_gap=2.04)
+    text = page(labels=labels, labels_over_signs=0.041)
+    assert "come 0.0200 nats below ln K" in text and "2.04 times the largest gap. Train" in text
+    assert "reaches 0.041 of what the class can do" in text
+    few = dataclasses.replace(SIGNS, num_examples=15)
+    assert "It was found on 15 of the images and scaled by 1 / sqrt(N).\n" in page(signs=few)
