@@ -31,10 +31,10 @@ class _Weights(NamedTuple):
     """What of one layer's weights the product of norms depends on.
 
     Attributes:
-        owners: [inputs] which unit of the layer before each input comes from.
-        powers: [units of the layer before, outputs] log of the sum of ``|w|^p`` over the window and
-            a unit's inputs, float64, -inf for zeros. The first layer has one unit before it, with
-            all inputs and the bias.
+      owners: [inputs] which unit of the layer before each input comes from.
+      powers: [units of the layer before, outputs] log of the sum of `|w|^p` over the window and
+        a unit's inputs, float64, -inf for zeros. The first layer has one unit before it, with
+        all inputs and the bias.
     """
 
     owners: np.ndarray
@@ -46,20 +46,20 @@ def balance_params(
 ) -> Params:
     """Rescale the hidden units of a ReLU network to the least product of its layers' norms.
 
-    With log scales ``u_j`` (0 for inputs and outputs) a layer's weights become
-    ``w_ij exp(u_j - u_i)``, and the function stays. The log of the product,
+    With log scales `u_j` (0 for inputs and outputs) a layer's weights become
+    `w_ij exp(u_j - u_i)`, and the function stays. The log of the product,
 
-        ``sum_k (1/p) log sum_ij |w_kij|^p exp(p (u_j - u_i))``,
+        `sum_k (1/p) log sum_ij |w_kij|^p exp(p (u_j - u_i))`,
 
     is convex in u, and its minimum unique up to one factor per layer, which is chosen so that all
     layers have equal norms. At the minimum every unit has the same share in the p-th power of its
     layer's norm as its outgoing weights have in that of the next layer. The result is the same from
     whatever point of the orbit, and balancing it again changes nothing, to float accuracy.
 
-    The norms are those of ``param_norms``: the first layer's bias belongs to its matrix; biases of
+    The norms are those of `param_norms`: the first layer's bias belongs to its matrix; biases of
     later layers are scaled with their units but are no part of a norm. A convolution's unit is a
     channel. Between a convolution and a dense layer, flattening is in the order (height, width,
-    channel), so that input i of the dense layer belongs to channel ``i % channels``.
+    channel), so that input i of the dense layer belongs to channel `i % channels`.
 
     Units with no weights on one side have no minimum, only the limit in which the other side
     vanishes. It is taken where the function allows it: a unit that nothing reads, or whose output
@@ -67,19 +67,19 @@ def balance_params(
     positive bias, the limit would change the function, and that is an error.
 
     Args:
-        params: nested mapping of ``kernel`` and ``bias`` leaves of one network whose layers form a
-            chain with ReLU between them, batch normalization absorbed; concrete arrays (not under
-            ``jit`` or ``vmap``), numpy's or JAX's. The computation is float64.
-        norm: 2 or ``"fro"``, 1, or any finite p >= 1.
-        layers: paths in order of application, where the natural order of the paths is not it.
+      params: nested mapping of `kernel` and `bias` leaves of one network whose layers form a
+        chain with ReLU between them, batch normalization absorbed; concrete arrays (not under
+        `jit` or `vmap`), numpy's or JAX's. The computation is float64.
+      norm: 2 or `"fro"`, 1, or any finite p >= 1.
+      layers: paths in order of application, where the natural order of the paths is not it.
 
     Returns:
-        The balanced parameters: same tree, shapes, dtypes and kinds of array.
+      The balanced parameters: same tree, shapes, dtypes and kinds of array.
 
     Raises:
-        ValueError: another norm, traced or non-finite leaves, layers that form no chain, no path of
-            weights from inputs to outputs, a unit with a positive bias only, or scales that the
-            dtype can not hold; see also ``find_layers``.
+      ValueError: another norm, traced or non-finite leaves, layers that form no chain, no path of
+        weights from inputs to outputs, a unit with a positive bias only, or scales that the
+        dtype can not hold; see also `find_layers`.
     """
     p = _exponent(norm)
     found = find_layers(params, layers)
@@ -136,7 +136,7 @@ def _read_layer(
 
 
 def _log_magnitudes(leaf: Any, path: str) -> np.ndarray:
-    """Return ``log |leaf|`` in float64."""
+    """Return `log |leaf|` in float64."""
     if isinstance(leaf, jax.core.Tracer):
         raise ValueError("balance_params needs concrete arrays: it does not run under jit or vmap")
     values = np.asarray(leaf).astype(np.float64)
@@ -180,13 +180,13 @@ def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
     """Return the units' log scales at the minimum, before all layers and after each of them.
 
     Args:
-        powers: per layer, [units before, units], log of the sums of ``|w|^p``; every unit has
-            finite entries on both sides.
+      powers: per layer, [units before, units], log of the sums of `|w|^p`; every unit has
+        finite entries on both sides.
 
     With all other scales fixed, incoming powers a_j and outgoing ones b_j of a layer's units, the
     two layers' norms have by Cauchy and Schwarz the least product
-    ``(sum_j a_j e^(p u_j)) (sum_j b_j e^(-p u_j)) = (sum_j sqrt(a_j b_j))^2`` at
-    ``u_j = log(b_j / a_j) / (2p)``. Sweeps of this over the layers converge: the whole is convex.
+    `(sum_j a_j e^(p u_j)) (sum_j b_j e^(-p u_j)) = (sum_j sqrt(a_j b_j))^2` at
+    `u_j = log(b_j / a_j) / (2p)`. Sweeps of this over the layers converge: the whole is convex.
     """
     scales = [np.zeros(power.shape[0]) for power in powers] + [np.zeros(powers[-1].shape[1])]
     for _ in range(_MAX_SWEEPS):
@@ -216,7 +216,7 @@ def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
 
 
 def _rescale(leaf: Any, shifts: np.ndarray, path: str) -> Any:
-    """Return ``leaf * exp(shifts)``, in the leaf's own dtype and kind of array."""
+    """Return `leaf * exp(shifts)`, in the leaf's own dtype and kind of array."""
     values = np.asarray(leaf)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rescaled = (values.astype(np.float64) * np.exp(shifts)).astype(values.dtype)

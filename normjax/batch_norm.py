@@ -17,26 +17,26 @@ def absorb_batch_norm(
 ) -> Params:
     """Fold batch normalization, as used at test time, into the layers before it.
 
-    With ``s = scale / sqrt(var + epsilon)`` a layer becomes ``W' = W * s`` and
-    ``b' = (b - mean) * s + bias``, and the batch normalization disappears. The result is the
-    parameters of the twin network without it, whose layers have biases. It works under ``jit``
-    and, for stacked networks, ``vmap``.
+    With `s = scale / sqrt(var + epsilon)` a layer becomes `W' = W * s` and
+    `b' = (b - mean) * s + bias`, and the batch normalization disappears. The result is the
+    parameters of the twin network without it, whose layers have biases. It works under `jit`
+    and, for stacked networks, `vmap`.
 
     A batch normalization must act on a layer's output, before the activation. Within a module, the
     n-th one (in natural order) of some number of features is taken to follow the n-th layer of that
-    number of features; unless there are as many of one as of the other, ``pairs`` must say.
+    number of features; unless there are as many of one as of the other, `pairs` must say.
 
     Args:
-        variables: ``{"params": ..., "batch_stats": ...}`` as in Flax: leaves ``scale`` and
-            ``bias`` (each may be absent) in the former, ``mean`` and ``var`` in the latter.
-        epsilon: that of the network's batch normalization (Flax's default).
-        pairs: ``{batch normalization's path: layer's path}``, for those to be paired by name.
+      variables: `{"params": ..., "batch_stats": ...}` as in Flax: leaves `scale` and
+        `bias` (each may be absent) in the former, `mean` and `var` in the latter.
+      epsilon: that of the network's batch normalization (Flax's default).
+      pairs: `{batch normalization's path: layer's path}`, for those to be paired by name.
 
     Returns:
-        The twin's parameters, as nested dicts; ``params`` itself if there are no batch statistics.
+      The twin's parameters, as nested dicts; `params` itself if there are no batch statistics.
 
     Raises:
-        ValueError: a batch normalization that cannot be paired, or leaves that are not its own.
+      ValueError: a batch normalization that cannot be paired, or leaves that are not its own.
     """
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params'; they hold {sorted(variables)}")
@@ -129,7 +129,7 @@ def _absorb(
 
 
 def _nested_dict(modules: Mapping[Parent, Mapping[str, Array]]) -> dict[Any, Any]:
-    """Undo ``group_leaves``."""
+    """Undo `group_leaves`."""
     tree: dict[Any, Any] = {}
     for parent, leaves in modules.items():
         node = tree

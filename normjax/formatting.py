@@ -10,7 +10,7 @@ def number(value: float | None, digits: int = 3) -> str:
     """Write a number with so many significant digits.
 
     Thousands are grouped, and numbers that would need more than six places are in scientific
-    notation: ``0.0011``, ``12.3``, ``10,000``, ``4.77e-05``.
+    notation: `0.0011`, `12.3`, `10,000`, `4.77e-05`.
 
     Args:
       value: the number; None and NaN are written as a dash.
@@ -34,12 +34,12 @@ def fixed(value: float | None, places: int = 2) -> str:
 
 
 def percent(value: float | None, digits: int = 3) -> str:
-    """Write a fraction in percent: ``0.1234`` is ``12.3%``."""
+    """Write a fraction in percent: `0.1234` is `12.3%`."""
     return ABSENT if value is None or math.isnan(value) else f"{number(100 * value, digits)}%"
 
 
 def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    """Write both ends of an interval, ``low to high``."""
+    """Write both ends of an interval, `low to high`."""
     if bounds is None or any(map(math.isnan, bounds)):
         return ABSENT
     low, high = bounds

@@ -16,13 +16,13 @@ Parent = tuple[Any, ...]
 
 
 class Layer(NamedTuple):
-    """One layer of a network: where its leaves stand in ``jax.tree.leaves(params)``.
+    """One layer of a network: where its leaves stand in `jax.tree.leaves(params)`.
 
     Attributes:
-        path: the module's keys joined by ``/``, such as ``"block/Dense_1"``; ``"."`` where the
-            tree is itself one layer.
-        kernel: position of the kernel.
-        bias: position of the bias, or None.
+      path: the module's keys joined by `/`, such as `"block/Dense_1"`; `"."` where the
+        tree is itself one layer.
+      kernel: position of the kernel.
+      bias: position of the bias, or None.
     """
 
     path: str
@@ -33,22 +33,22 @@ class Layer(NamedTuple):
 def find_layers(params: Params, layers: Sequence[str] | None = None) -> tuple[Layer, ...]:
     """Find a network's layers in order of application.
 
-    A layer is a leaf ``kernel``, with the leaf ``bias`` beside it if there is one. The order is the
-    natural order of the paths, which is that of Flax's automatic names: ``Conv_2`` before
-    ``Conv_10``, and both before ``Dense_0``. Names that do not sort in order of application need
-    ``layers``; a warning says so if a layer's outputs cannot be the next one's inputs. Only shapes
+    A layer is a leaf `kernel`, with the leaf `bias` beside it if there is one. The order is the
+    natural order of the paths, which is that of Flax's automatic names: `Conv_2` before
+    `Conv_10`, and both before `Dense_0`. Names that do not sort in order of application need
+    `layers`; a warning says so if a layer's outputs cannot be the next one's inputs. Only shapes
     and dtypes are read, so traced and abstract leaves will do.
 
     Args:
-        params: nested mapping (any pytree with keys) of floating-point leaves.
-        layers: the paths in order of application, every layer named once.
+      params: nested mapping (any pytree with keys) of floating-point leaves.
+      layers: the paths in order of application, every layer named once.
 
     Returns:
-        The layers, in order of application.
+      The layers, in order of application.
 
     Raises:
-        ValueError: the tree is empty, a leaf fits no layer or is not a floating-point array, shapes
-            are not those of one network, or ``layers`` does not name every layer once.
+      ValueError: the tree is empty, a leaf fits no layer or is not a floating-point array, shapes
+        are not those of one network, or `layers` does not name every layer once.
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
@@ -68,7 +68,7 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> tuple[La
 
 
 def group_leaves(tree: Params) -> dict[Parent, dict[Any, Any]]:
-    """Group leaves by module, ``{module's keys: {leaf name: leaf}}``, in natural order."""
+    """Group leaves by module, `{module's keys: {leaf name: leaf}}`, in natural order."""
     modules: dict[Parent, dict[Any, Any]] = {}
     for entries, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         *parent, name = [_key(entry) for entry in entries] or [""]
@@ -77,7 +77,7 @@ def group_leaves(tree: Params) -> dict[Parent, dict[Any, Any]]:
 
 
 def path_string(parent: Parent) -> str:
-    """Write a module's keys as a path, ``"."`` for the root."""
+    """Write a module's keys as a path, `"."` for the root."""
     return "/".join(map(str, parent)) or "."
 
 

@@ -13,44 +13,44 @@ from normjax.types import Array, Norm, Params, at_least_float32
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return the cross entropy ``-ln softmax(z)_y`` of each example.
+    """Return the cross entropy `-ln softmax(z)_y` of each example.
 
-    Tiny losses keep their full relative precision: with ``d_j = z_j - z_y`` and ``m = max d`` the
-    loss is ``m + log1p(sum exp(d_j - m))``, where the sum leaves out the largest term, which is 1.
-    The gradient is ``softmax(z) - onehot(y)``.
+    Tiny losses keep their full relative precision: with `d_j = z_j - z_y` and `m = max d` the
+    loss is `m + log1p(sum exp(d_j - m))`, where the sum leaves out the largest term, which is 1.
+    The gradient is `softmax(z) - onehot(y)`.
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` losses in nats, float32 (float64 for float64 logits); NaN for labels out of range.
+      `[...]` losses in nats, float32 (float64 for float64 logits); NaN for labels out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     return _per_example(_cross_entropy, *_checked(logits, labels))
 
 
 def excess_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return each example's distance from chance, ``cross_entropy - ln K``, without cancellation.
+    """Return each example's distance from chance, `cross_entropy - ln K`, without cancellation.
 
-    Written as ``log1p(mean_j expm1(z_j - z_y))`` it keeps full relative precision where the logits
-    of a normalized network are so small that ``cross_entropy`` rounds to ln K. To first order it
-    is ``mean_j z_j - z_y``, whose rounding errors are carried along as a second float. Only where
+    Written as `log1p(mean_j expm1(z_j - z_y))` it keeps full relative precision where the logits
+    of a normalized network are so small that `cross_entropy` rounds to ln K. To first order it
+    is `mean_j z_j - z_y`, whose rounding errors are carried along as a second float. Only where
     logits of order 1 happen to give an example a loss next to ln K is the precision absolute:
-    about 1e-7 nats. The gradient is ``softmax(z) - onehot(y)``.
+    about 1e-7 nats. The gradient is `softmax(z) - onehot(y)`.
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` nats, from ``-ln K`` upwards, float32 (float64 for float64 logits); NaN for labels
-        out of range.
+      `[...]` nats, from `-ln K` upwards, float32 (float64 for float64 logits); NaN for labels
+      out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     return _per_example(_excess_cross_entropy, *_checked(logits, labels))
 
@@ -59,14 +59,14 @@ def classification_error(logits: Array, labels: Array) -> Array:
     """Return 1 where the largest logit (the first, of equals) is not the label's, else 0.
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` zeros and ones, float32 (float64 for float64 logits); 1 where a logit is NaN.
+      `[...]` zeros and ones, float32 (float64 for float64 logits); 1 where a logit is NaN.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     logits, labels = _checked(logits, labels)
     is_wrong = (jnp.argmax(logits, axis=-1) != labels) | jnp.isnan(logits).any(axis=-1)
@@ -74,17 +74,17 @@ def classification_error(logits: Array, labels: Array) -> Array:
 
 
 def margins(logits: Array, labels: Array) -> Array:
-    """Return the margin ``z_y - max_{j != y} z_j`` of each example, positive where it is right.
+    """Return the margin `z_y - max_{j != y} z_j` of each example, positive where it is right.
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` margins, float32 (float64 for float64 logits); NaN for labels out of range.
+      `[...]` margins, float32 (float64 for float64 logits); NaN for labels out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     logits, labels = _checked(logits, labels)
     others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
@@ -154,7 +154,7 @@ def _per_example_jvp(
 
 @jax.jit
 def _cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross entropy as ``m + log1p(sum exp(d - m))``."""
+    """Cross entropy as `m + log1p(sum exp(d - m))`."""
     differences = logits - _label_logits(logits, labels)
     largest = jnp.max(differences, axis=-1, keepdims=True)
     is_largest = _is_label(differences, jnp.argmax(differences, axis=-1))
@@ -186,14 +186,14 @@ def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return ``a + b`` rounded, and the rounding error exactly (Knuth, TAOCP 2, 4.2.2)."""
+    """Return `a + b` rounded, and the rounding error exactly (Knuth, TAOCP 2, 4.2.2)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
 
 
 def _sum_with_error(terms: Array, errors: Array) -> tuple[Array, Array]:
-    """Sum ``terms + errors`` over the last axis, as a rounded sum and what the rounding lost."""
+    """Sum `terms + errors` over the last axis, as a rounded sum and what the rounding lost."""
     while terms.shape[-1] > 1:
         if terms.shape[-1] % 2:
             pad = [(0, 0)] * (terms.ndim - 1) + [(0, 1)]
@@ -205,7 +205,7 @@ def _sum_with_error(terms: Array, errors: Array) -> tuple[Array, Array]:
 
 
 def _expm1_minus_identity(d: Array) -> Array:
-    """Return ``exp(d) - 1 - d`` for ``|d| < 0.5`` by its Taylor series, exact to float64."""
+    """Return `exp(d) - 1 - d` for `|d| < 0.5` by its Taylor series, exact to float64."""
     series = jnp.zeros_like(d)
     for power in range(15, 1, -1):
         series = series * d + 1 / math.factorial(power)
@@ -213,7 +213,7 @@ def _expm1_minus_identity(d: Array) -> Array:
 
 
 def _label_logits(logits: Array, labels: Array) -> Array:
-    """Return ``z_y`` as ``[..., 1]``, NaN for labels out of range."""
+    """Return `z_y` as `[..., 1]`, NaN for labels out of range."""
     # Negative labels would count from the end.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
     return jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="fill", fill_value=jnp.nan)

@@ -23,21 +23,21 @@ class NamedNorm(NamedTuple):
 
 
 def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
-    """Make the function that takes the norm of one layer, ``rho_k = ||W_k|| / scale``.
+    """Make the function that takes the norm of one layer, `rho_k = ||W_k|| / scale`.
 
-    The function maps ``{"kernel": k}`` or, jointly, ``{"kernel": k, "bias": b}`` to a float32
+    The function maps `{"kernel": k}` or, jointly, `{"kernel": k, "bias": b}` to a float32
     scalar (float64 for float64 leaves). It is 0, with gradient 0, for a layer of zeros, whatever
     the norm. The entrywise norms neither overflow nor underflow unless their value does.
 
     Args:
-        norm: 2 or ``"fro"``, the Frobenius norm; any p >= 1, the entrywise Lp norm
-            ``(sum |w|^p)^(1/p)``; ``jnp.inf``, the largest ``|w|``; ``"spectral"``, see
-            ``spectral_norm``; or a function of the leaves, used as it is.
-        scale: the norm is divided by it (the paper's "L1 norm / 100" is ``norm=1, scale=100.``).
+      norm: 2 or `"fro"`, the Frobenius norm; any p >= 1, the entrywise Lp norm
+        `(sum |w|^p)^(1/p)`; `jnp.inf`, the largest `|w|`; `"spectral"`, see
+        `spectral_norm`; or a function of the leaves, used as it is.
+      scale: the norm is divided by it (the paper's "L1 norm / 100" is `norm=1, scale=100.`).
 
     Raises:
-        ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The
-            function made raises it where ``norm`` returns anything but a scalar.
+      ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The
+        function made raises it where `norm` returns anything but a scalar.
     """
     if not isinstance(scale, Real) or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, not {scale!r}")
@@ -76,33 +76,33 @@ def parse_norm(text: str) -> NamedNorm:
 def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
     """Return the spectral (operator) norm of a layer: the largest singular value.
 
-    Of a dense kernel ``[inputs, outputs]`` it is that of the matrix. Of a convolution's kernel
-    ``[*window, inputs, outputs]`` it is that of the *circular*, stride-1, ungrouped, undilated
-    convolution over a grid of ``input_size`` points a side, not that of the flattened kernel. The
-    discrete Fourier transform over the grid splits this operator into one ``inputs x outputs``
+    Of a dense kernel `[inputs, outputs]` it is that of the matrix. Of a convolution's kernel
+    `[*window, inputs, outputs]` it is that of the *circular*, stride-1, ungrouped, undilated
+    convolution over a grid of `input_size` points a side, not that of the flattened kernel. The
+    discrete Fourier transform over the grid splits this operator into one `inputs x outputs`
     matrix per frequency; the largest of their singular values is the norm (Sedghi, Gupta & Long,
     "The Singular Values of Convolutional Layers", ICLR 2019).
 
     The bias, if present, counts as the weights of one more input channel that reaches the output
     through a 1x1 window: one more row in each frequency's matrix, or in the dense matrix.
 
-    How it bounds the convolutions used in networks: let ``c(n)`` be the norm on a grid of ``n``.
+    How it bounds the convolutions used in networks: let `c(n)` be the norm on a grid of `n`.
 
-    - A VALID convolution of an ``n x n`` input is a part of the circular one, so its norm is at
-      most ``c(n)``; a zero-padded one with a window of k is at most ``c(n + k - 1)``.
+    - A VALID convolution of an `n x n` input is a part of the circular one, so its norm is at
+      most `c(n)`; a zero-padded one with a window of k is at most `c(n + k - 1)`.
     - A strided convolution drops outputs of the stride-1 one: its norm is at most the same.
-    - ``c(n)`` samples a function of continuous frequency whose maximum, the limit of large n, is
+    - `c(n)` samples a function of continuous frequency whose maximum, the limit of large n, is
       the norm on the infinite plane and bounds all of these.
 
     Args:
-        leaves: ``{"kernel": k}`` or ``{"kernel": k, "bias": b}``; any number of window dimensions.
-        input_size: points a side of the grid; at least the window's size.
+      leaves: `{"kernel": k}` or `{"kernel": k, "bias": b}`; any number of window dimensions.
+      input_size: points a side of the grid; at least the window's size.
 
     Returns:
-        The norm, a scalar of the leaves' dtype.
+      The norm, a scalar of the leaves' dtype.
 
     Raises:
-        ValueError: a window larger than the grid.
+      ValueError: a window larger than the grid.
     """
     matrices = leaves["kernel"]
     window = matrices.shape[:-2]

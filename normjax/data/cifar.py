@@ -125,12 +125,12 @@ def load_cifar(name: str, layout: Layout, path: Path) -> Dataset:
     hold any number of examples.
 
     Args:
-        name: "cifar10" or "cifar100".
-        layout: which of `LAYOUTS[name]` lies at `path`.
-        path: the archive or the folder.
+      name: "cifar10" or "cifar100".
+      layout: which of `LAYOUTS[name]` lies at `path`.
+      path: the archive or the folder.
 
     Raises:
-        ValueError: truncated, damaged, incomplete or oversized files; the text names the file.
+      ValueError: truncated, damaged, incomplete or oversized files; the text names the file.
     """
     files = _read_folder(layout, path) if path.is_dir() else _read_archive(layout, path)
     if missing := {*layout.train_files, *layout.test_files} - set(files):

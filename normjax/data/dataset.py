@@ -12,8 +12,8 @@ class Split(NamedTuple):
     """Images and their labels.
 
     Attributes:
-        images: uint8 [N, H, W, C], 0..255, C is 1 (grayscale) or 3 (RGB).
-        labels: int32 [N], 0..K-1.
+      images: uint8 [N, H, W, C], 0..255, C is 1 (grayscale) or 3 (RGB).
+      labels: int32 [N], 0..K-1.
     """
 
     images: np.ndarray
@@ -24,10 +24,10 @@ class Dataset(NamedTuple):
     """A training and a test split over the same classes.
 
     Attributes:
-        train: the training split.
-        test: the test split.
-        class_names: K names; `class_names[label]` is the name of a label.
-        name: the name the data set was asked for by.
+      train: the training split.
+      test: the test split.
+      class_names: K names; `class_names[label]` is the name of a label.
+      name: the name the data set was asked for by.
     """
 
     train: Split
@@ -53,12 +53,12 @@ def take_subset(split: Split, size: int | None, which: str) -> Split:
     but the split's length and `size`, and a smaller subset lies inside every larger one.
 
     Args:
-        split: what to choose from.
-        size: how many examples; None keeps all.
-        which: "train" or "test", for the error's text.
+      split: what to choose from.
+      size: how many examples; None keeps all.
+      which: "train" or "test", for the error's text.
 
     Raises:
-        ValueError: `size` is below 1 or larger than the split.
+      ValueError: `size` is below 1 or larger than the split.
     """
     if size is None:
         return split
@@ -77,10 +77,10 @@ def standardize_images(images: ArrayT) -> ArrayT:
     """Scales pixels to [-1, 1] as the paper does: `(x / 255 - 0.5) / 0.5`.
 
     Args:
-        images: uint8 [...], 0..255, a numpy or JAX array (works under jit and vmap).
+      images: uint8 [...], 0..255, a numpy or JAX array (works under jit and vmap).
 
     Returns:
-        float32 [...], of the same kind of array.
+      float32 [...], of the same kind of array.
     """
     return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 

@@ -30,11 +30,11 @@ def load_folder(path: str | os.PathLike) -> Dataset:
     is damaged gives a warning and is rebuilt.
 
     Args:
-        path: the folder that holds `train` and `test`.
+      path: the folder that holds `train` and `test`.
 
     Raises:
-        ValueError: a missing or empty folder, splits with different classes, or a file that is
-            not an image, is too large, or differs in size from the first one.
+      ValueError: a missing or empty folder, splits with different classes, or a file that is
+        not an image, is too large, or differs in size from the first one.
     """
     root = Path(path).expanduser().resolve()
     files = {split: _list_split(root, split) for split in SPLITS}

@@ -21,20 +21,20 @@ def corrupt_labels(
     programs do); at level 1 the labels are completely random.
 
     Args:
-        labels: int [N], 0..num_classes-1; not modified.
-        level: the fraction of examples that are chosen, in [0, 1]. A chosen example can come
-            out with its own label, so the fraction of *wrong* labels is smaller.
-        method: "swap" or "redraw".
-        num_classes: K.
-        rng: the source of randomness; it advances.
+      labels: int [N], 0..num_classes-1; not modified.
+      level: the fraction of examples that are chosen, in [0, 1]. A chosen example can come
+        out with its own label, so the fraction of *wrong* labels is smaller.
+      method: "swap" or "redraw".
+      num_classes: K.
+      rng: the source of randomness; it advances.
 
     Returns:
-        The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
-        the chosen examples, int64 [round(level * N)].
+      The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
+      the chosen examples, int64 [round(level * N)].
 
     Raises:
-        ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
-            vector of integers 0..num_classes-1.
+      ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
+        vector of integers 0..num_classes-1.
     """
     labels = np.asarray(labels)
     if not 0 <= level <= 1:  # also False for NaN

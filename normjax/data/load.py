@@ -27,29 +27,29 @@ def load_dataset(
     """Loads an image classification data set, all of it or a fixed subset.
 
     Args:
-        name: one of
+      name: one of
 
-            - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
-            - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
-            - "cifar10", "cifar100" (fine labels): the official archives or the folders they
-              unpack to, in `data_dir` or the TFDS folder; else data that TFDS has prepared
-              there; else the archive is downloaded into the TFDS folder;
-            - the name of any image-classification set that TFDS has prepared as array_record
-              in `data_dir` or the TFDS folder.
-        data_dir: a folder to look in before the TFDS folder ($TFDS_DATA_DIR, else
-            ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
-        train_size: keep a fixed pseudo-random subset of exactly this many training examples,
-            the same on every call, in the data's own order, classes not balanced; a smaller
-            subset lies inside every larger one. None keeps all.
-        test_size: the same for the test examples.
+        - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
+        - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
+        - "cifar10", "cifar100" (fine labels): the official archives or the folders they
+          unpack to, in `data_dir` or the TFDS folder; else data that TFDS has prepared
+          there; else the archive is downloaded into the TFDS folder;
+        - the name of any image-classification set that TFDS has prepared as array_record
+          in `data_dir` or the TFDS folder.
+      data_dir: a folder to look in before the TFDS folder ($TFDS_DATA_DIR, else
+        ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
+      train_size: keep a fixed pseudo-random subset of exactly this many training examples,
+        the same on every call, in the data's own order, classes not balanced; a smaller
+        subset lies inside every larger one. None keeps all.
+      test_size: the same for the test examples.
 
     Returns:
-        The data set; images are uint8 [N, H, W, C], labels int32 [N].
+      The data set; images are uint8 [N, H, W, C], labels int32 [N].
 
     Raises:
-        ValueError: an unknown name (the text says what is allowed), data that is nowhere to be
-            found (the text lists every place tried), damaged files (the text names the file),
-            or a size outside 1..N.
+      ValueError: an unknown name (the text says what is allowed), data that is nowhere to be
+        found (the text lists every place tried), damaged files (the text names the file),
+        or a size outside 1..N.
     """
     dataset = _load_whole(name, data_dir)
     return dataset._replace(

@@ -49,14 +49,14 @@ def load_plain_dict(content: bytes) -> dict[str, object]:
     """Unpickles a dict of plain values and uint8 arrays, written by Python 2 or 3.
 
     Args:
-        content: the pickle.
+      content: the pickle.
 
     Returns:
-        The dict with its keys as text. Lists, numbers and strings are as pickled; a matrix is
-        left for `to_matrix`, a string for `to_text`.
+      The dict with its keys as text. Lists, numbers and strings are as pickled; a matrix is
+      left for `to_matrix`, a string for `to_text`.
 
     Raises:
-        ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
+      ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
     """
     try:
         # A few bytes can ask for a memo table of many GiB; a real pickle numbers its objects.

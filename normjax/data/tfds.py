@@ -29,15 +29,15 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
     the order of the files.
 
     Args:
-        name: a TFDS name, `dataset[/config][:version]`.
-        folder: the TFDS data folder.
+      name: a TFDS name, `dataset[/config][:version]`.
+      folder: the TFDS data folder.
 
     Returns:
-        The data set; None if `folder` holds no prepared data of that name.
+      The data set; None if `folder` holds no prepared data of that name.
 
     Raises:
-        ValueError: the data is in another file format, lacks a train or test split, is not
-            labeled 8-bit images of one shape, is said to have too large ones, or is damaged.
+      ValueError: the data is in another file format, lacks a train or test split, is not
+        labeled 8-bit images of one shape, is said to have too large ones, or is damaged.
     """
     # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
     dataset_name = re.match(r"\w*", name).group()
@@ -103,15 +103,15 @@ def fetch(url: str, dataset_name: str, folder: Path) -> Path:
     """Downloads a file that TFDS knows into its usual place, and checks its checksum.
 
     Args:
-        url: the address; TFDS must have a checksum for it.
-        dataset_name: the TFDS data set that the file belongs to.
-        folder: the TFDS data folder; the file goes below its `downloads`.
+      url: the address; TFDS must have a checksum for it.
+      dataset_name: the TFDS data set that the file belongs to.
+      folder: the TFDS data folder; the file goes below its `downloads`.
 
     Returns:
-        The file's path.
+      The file's path.
 
     Raises:
-        OSError: there is no network (found out within seconds), or the download failed.
+      OSError: there is no network (found out within seconds), or the download failed.
     """
     check_network(url)
     import tensorflow_datasets as tfds
