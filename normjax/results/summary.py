@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from normjax.files import replacing
+from normjax.norms import norm_name  # noqa: F401 (its importers move)
 from normjax.results import rows as results
 from normjax.results.rows import ResultRow
 from normjax.statistics import regression, resampling
@@ -78,14 +79,6 @@ def finite_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
 def member_name(row: ResultRow) -> str:
     """How a network is called in texts: its number, family, level and seed."""
     return f"member {row.member} ({row.family}, level {row.level:g}, seed {row.seed})"
-
-
-def norm_name(norm: str) -> str:
-    """A norm of the results in words: "2" is the Frobenius norm, "1/100" the L1 norm / 100."""
-    base, _, scale = norm.partition("/")
-    names = {"2": "Frobenius norm", "inf": "L∞ norm", "spectral": "spectral norm"}
-    default = f"L{base} norm" if re.fullmatch(r"[0-9.]+", base) else base
-    return names.get(base, default) + (f" / {scale}" if scale else "")
 
 
 def selection_name(selection: str) -> str:

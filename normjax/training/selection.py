@@ -19,7 +19,7 @@ from normjax.training.ensemble import (
     share,
     take_member,
 )
-from normjax.training.evaluate import Evaluation, dataset_means
+from normjax.training.evaluate import EvaluationSums, dataset_means
 from normjax.training.members import Sweep, own_labels
 
 Labels = Callable[[SweepConfig, Dataset, Member, str], np.ndarray]  # a member's labels for a split
@@ -115,16 +115,14 @@ def member_rows(
     labels: str,
     selection: str,
     epoch: int,
-    train: Evaluation,
-    test: Evaluation,
+    train: EvaluationSums,
+    test: EvaluationSums,
 ) -> list[ResultRow]:
     """A member's rows at one selection; means and ln K are taken in float64."""
-    means = {}
-    for name, sums, split in (
-        ("train", train, sweep.dataset.train),
-        ("test", test, sweep.dataset.test),
-    ):
-        means[name] = Evaluation(*[dataset_means(x, len(split.labels)) for x in sums])
+    means = {
+        "train": dataset_means(train, len(sweep.dataset.train.labels)),
+        "test": dataset_means(test, len(sweep.dataset.test.labels)),
+    }
     ln_num_classes = np.log(sweep.dataset.num_classes)
     return [
         ResultRow(

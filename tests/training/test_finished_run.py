@@ -57,10 +57,13 @@ def test_networks_have_the_losses_of_the_results(run_dir):
 def test_initial_parameters_are_those_that_training_started_from(run_dir):
     run = trained.load_run(run_dir)
     member = run.members[1]
-    model, twin = make_model("convnet5", 10, batch_norm=True), make_model("convnet5", 10)
+    model, model_without_bn = (
+        make_model("convnet5", 10, batch_norm=True),
+        make_model("convnet5", 10),
+    )
     ensemble = make_ensemble(
         model,
-        twin,
+        model_without_bn,
         optax.sgd(0.1),
         image_shape=(8, 8, 1),
         batch_size=32,
