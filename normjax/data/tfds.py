@@ -47,12 +47,12 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+        builder: Any = tfds.builder(name, data_dir=folder, try_gcs=False)
     except ValueError:  # TFDS does not find the name
         return None
     if not builder.is_prepared():
         return None
-    features: Any = builder.info.features
+    features = builder.info.features
     match builder.info.supervised_keys:
         case (str(image_key), str(label_key)):
             pass
@@ -76,7 +76,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
     id_key = "id" if "id" in features else None
     try:
         train, test = (
-            _read_split(builder.as_data_source(split), image_key, label_key, id_key)
+            _read_split(builder.as_data_source(split=split), image_key, label_key, id_key)
             for split in ("train", "test")
         )
     except Exception as error:  # TFDS reads protocol buffers, PNG, JPEG: each has its own errors

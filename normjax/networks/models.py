@@ -32,11 +32,11 @@ def make_model(
       >>> import normjax
       >>> model = normjax.make_model("convnet3")
       >>> images = jax.numpy.ones((2, 32, 32, 3))
-      >>> variables = model.init(jax.random.key(0), images)
-      >>> model.apply(variables, images).shape
-      (2, 10)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
       >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
       154464
+      >>> jax.eval_shape(model.apply, variables, images).shape
+      (2, 10)
 
     Args:
       name: "convnet3" (the 3-layer net), "convnet5" (the 5-layer net) or "linear".
