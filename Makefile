@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test soak lint
+.PHONY: quickstart test test-slow soak lint
 
 quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
@@ -11,12 +11,16 @@ quickstart: $(VENV)/base
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
+test-slow: $(VENV)/test
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
+
 soak: $(VENV)/test
 	$(VENV)/bin/python -m tests.helpers.soak --kills=20
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 $(VENV)/base: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed") if sys.version_info < (3, 11) else 0'

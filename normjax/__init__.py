@@ -6,6 +6,7 @@ that `import normjax` costs little more than `import jax`.
 """
 
 import importlib
+from typing import Any
 
 _MODULE_OF = {
     "LineFit": "statistics.regression",
@@ -34,11 +35,11 @@ _MODULE_OF = {
 }
 
 __version__ = "0.1.0"
-__all__ = sorted([*_MODULE_OF, "__version__"])
+__all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> object:
-    """Loads a public name, or a submodule, at its first use (PEP 562)."""
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a submodule, at its first use (PEP 562)."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f"normjax.{_MODULE_OF[name]}"), name)
         globals()[name] = value

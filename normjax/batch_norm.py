@@ -1,12 +1,14 @@
-"""Batch normalization at evaluation time, folded into the layers it follows."""
+"""Fold batch normalization at test time into the layers before it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normjax.layers import Parent, group_leaves, path_string
-from normjax.types import Array, Params
+from normjax.types import Array, Params, at_least_float32
 
 
 def absorb_batch_norm(
@@ -17,30 +19,44 @@ def absorb_batch_norm(
 ) -> Params:
     """Fold batch normalization, as used at test time, into the layers before it.
 
-    With ``s = scale / sqrt(var + epsilon)`` a layer becomes ``W' = W * s`` and
-    ``b' = (b - mean) * s + bias``, and the batch normalization disappears. The result is the
-    parameters of the twin network without it, whose layers have biases. It works under ``jit``
-    and, for stacked networks, ``vmap``.
+    With `s = scale / sqrt(var + epsilon)` a layer becomes `W' = W * s` and
+    `b' = (b - mean) * s + bias`. The result is the parameters of the same network without batch
+    normalization, whose layers have biases. Works under `jit` and, for stacked networks, `vmap`.
 
-    A batch normalization must act on a layer's output, before the activation. Within a module, the
-    n-th one (in natural order) of some number of features is taken to follow the n-th layer of that
-    number of features; unless there are as many of one as of the other, ``pairs`` must say.
+    Each batch normalization must act on a layer's output, before the activation. Within a module,
+    the n-th one (in natural order) with a given number of features follows the n-th layer with
+    that number of features. Where their counts differ, `pairs` must say which follows which.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> variables = {
+      ...     "params": {"Dense_0": {"kernel": np.ones((1, 1), np.float32)},
+      ...                "BatchNorm_0": {"scale": np.float32([6]), "bias": np.float32([1])}},
+      ...     "batch_stats": {"BatchNorm_0": {"mean": np.float32([2]), "var": np.float32([9])}}}
+      >>> params = normjax.absorb_batch_norm(variables, epsilon=0.0)
+      >>> params["Dense_0"]["kernel"].item(), params["Dense_0"]["bias"].item()
+      (2.0, -3.0)
 
     Args:
-        variables: ``{"params": ..., "batch_stats": ...}`` as in Flax: leaves ``scale`` and
-            ``bias`` (each may be absent) in the former, ``mean`` and ``var`` in the latter.
-        epsilon: that of the network's batch normalization (Flax's default).
-        pairs: ``{batch normalization's path: layer's path}``, for those to be paired by name.
+      variables: `{"params": ..., "batch_stats": ...}` as in Flax: leaves `scale` and
+        `bias` (each may be absent) in the former, `mean` and `var` in the latter.
+      epsilon: the network's own, Flax's default unless given.
+      pairs: `{batch normalization's path: layer's path}`, where shapes do not decide.
 
     Returns:
-        The twin's parameters, as nested dicts; ``params`` itself if there are no batch statistics.
+      The parameters without batch normalization, as nested dicts, in the dtypes of the kernels;
+      `params` itself if there are no batch statistics.
 
     Raises:
-        ValueError: a batch normalization that cannot be paired, or leaves that are not its own.
+      ValueError: a batch normalization has no layer to pair with, or its leaves are unknown.
     """
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params'; they hold {sorted(variables)}")
-    modules, stats = group_leaves(variables["params"]), group_leaves(variables.get("batch_stats"))
+    modules, stats = (
+        group_leaves(variables["params"]),
+        group_leaves(variables.get("batch_stats", {})),
+    )
     if not stats and not pairs:
         return variables["params"]
     for parent, leaves in stats.items():
@@ -62,7 +78,7 @@ def _pair_batch_norms(
     stats: Mapping[Parent, Mapping[str, Array]],
     pairs: Mapping[str, str],
 ) -> dict[Parent, Parent]:
-    """Return which layer each batch normalization follows."""
+    """Return the layer that each batch normalization follows."""
     batch_norms = {path_string(parent): parent for parent in stats}
     layers = {path_string(parent): parent for parent in modules if "kernel" in modules[parent]}
     for path, known in [*((p, batch_norms) for p in pairs), *((p, layers) for p in pairs.values())]:
@@ -118,18 +134,19 @@ def _absorb(
     epsilon: float,
 ) -> dict[str, Array]:
     """Return a layer's leaves with one batch normalization folded in."""
-    kernel = layer["kernel"]
+    # One dtype and equal ranks, so that no promotion is needed.
+    leaves = jax.tree.map(at_least_float32, (dict(layer), dict(affine), mean, var))
+    dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(leaves)))
+    wide, affine, mean, var = jax.tree.map(lambda leaf: leaf.astype(dtype), leaves)
     factor = affine.get("scale", 1) / jnp.sqrt(var + epsilon)
-    bias = (layer.get("bias", 0) - mean) * factor + affine.get("bias", 0)
-    return {
-        **layer,
-        "kernel": (kernel * factor).astype(kernel.dtype),
-        "bias": bias.astype(kernel.dtype),
-    }
+    bias = (wide.get("bias", 0) - mean) * factor + affine.get("bias", 0)
+    kernel = wide["kernel"] * jnp.expand_dims(factor, range(wide["kernel"].ndim - 1))
+    kept = layer["kernel"].dtype
+    return {**layer, "kernel": kernel.astype(kept), "bias": bias.astype(kept)}
 
 
 def _nested_dict(modules: Mapping[Parent, Mapping[str, Array]]) -> dict[Any, Any]:
-    """Undo ``group_leaves``."""
+    """Undo `group_leaves`."""
     tree: dict[Any, Any] = {}
     for parent, leaves in modules.items():
         node = tree

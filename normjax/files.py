@@ -1,4 +1,7 @@
-"""Reading files that may be damaged or foreign: a ValueError says in one line what is wrong."""
+"""Read files that may be damaged or foreign, and write files atomically.
+
+A ValueError says in one line what is wrong with a file.
+"""
 
 import csv
 import inspect
@@ -16,13 +19,13 @@ T = TypeVar("T")
 
 
 def one_line(error: object, limit: int = 500) -> str:
-    """The text of somebody's error, without line ends, cut where it would be long."""
+    """Return an error's text on one line, cut after `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """The text of a file in UTF-8, line ends as they are.
+    """Return the text of a file in UTF-8 with its line ends unchanged.
 
     Raises:
       OSError: the file can't be read.
@@ -36,9 +39,9 @@ def read_text(path: str | os.PathLike) -> str:
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it replaces `path`, on failure it goes.
+    """Yield a temporary path that replaces `path` on success and is removed on failure.
 
-    A reader therefore never sees half a file. Parent folders are made.
+    A reader never sees half a file. Parent folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +56,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """An OSError within it names the file; of a full disk, Python says nothing but that it is."""
+    """Make every OSError within the block name the file, as that of a full disk does not."""
     try:
         yield
     except OSError as error:
@@ -62,7 +65,7 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON; replaces `path` atomically."""
+    """Write a value as JSON; replace `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -70,11 +73,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_csv(
     path: str | os.PathLike, needed: Sequence[str] = ()
 ) -> tuple[list[str], dict[int, list[str]]]:
-    """The header of a table and its other lines, by their numbers; all have as many values.
+    """Return a table's header and its other lines by their numbers, all of equal length.
 
     Raises:
       OSError: the file can't be read.
-      ValueError: it is empty, not CSV or cut, or a column that is needed is missing; the message
+      ValueError: the file is empty, not CSV or cut, or a needed column is missing; the message
         names file and line.
     """
     text = read_text(path)
@@ -106,7 +109,7 @@ def read_csv(
 
 
 def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
-    """The JSON object in a file, see `parse_object`.
+    """Return the JSON object in a file; see `parse_object`.
 
     Raises:
       OSError: the file can't be read.
@@ -116,11 +119,11 @@ def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
 
 
 def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
-    """A JSON object, some of its values checked as `check_types` does.
+    """Parse a JSON object and check some of its values; see `check_types`.
 
     Raises:
-      ValueError: not JSON (which has no NaN), not an object, or a value is absent or of another
-        type; the message begins with `place`.
+      ValueError: the text is not JSON (which has no NaN) or not an object, or a value is absent or
+        of another type; the message begins with `place`.
     """
     try:
         values = json.loads(text, parse_constant=_refuse)
@@ -135,13 +138,13 @@ def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
 
 
 def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str) -> None:
-    """Checks values of a JSON object.
+    """Check the types of values of a JSON object.
 
     Args:
       values: the object.
       kinds: types by name: classes, unions, `list[...]` and `tuple[..., ...]`. Whole numbers count
         as float, and no float is infinite or NaN.
-      place: what an error's message begins with.
+      place: the start of an error message.
 
     Raises:
       ValueError: a value is absent or of another type.
@@ -156,10 +159,10 @@ def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str)
 
 
 def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -> T:
-    """A dataclass or NamedTuple from what a JSON object holds, lists becoming tuples.
+    """Make a dataclass or NamedTuple from a JSON object's values; lists become tuples.
 
     Raises:
-      ValueError: a value is unknown, absent, or not of the type that the field has.
+      ValueError: a value is unknown, absent, or not of its field's type.
     """
     fields = inspect.signature(make).parameters
     if unknown := sorted(set(values) - set(fields)):
@@ -175,7 +178,7 @@ def _refuse(constant: str) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value from JSON is of a type."""
+    """Return whether a value from JSON is of a type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return any(_fits(value, argument) for argument in arguments)

@@ -1,4 +1,4 @@
-"""Which leaves of a parameter tree form a layer, and in which order the layers are applied."""
+"""Find which leaves of a parameter tree form a layer, and the order of the layers."""
 
 import itertools
 import re
@@ -16,13 +16,13 @@ Parent = tuple[Any, ...]
 
 
 class Layer(NamedTuple):
-    """One layer of a network: where its leaves stand in ``jax.tree.leaves(params)``.
+    """One layer of a network: the positions of its leaves in `jax.tree.leaves(params)`.
 
     Attributes:
-        path: the module's keys joined by ``/``, such as ``"block/Dense_1"``; ``"."`` where the
-            tree is itself one layer.
-        kernel: position of the kernel.
-        bias: position of the bias, or None.
+      path: the module's keys joined by `/`, such as `"block/Dense_1"`; `"."` where the tree
+        itself is one layer.
+      kernel: position of the kernel.
+      bias: position of the bias, or None.
     """
 
     path: str
@@ -33,22 +33,22 @@ class Layer(NamedTuple):
 def find_layers(params: Params, layers: Sequence[str] | None = None) -> tuple[Layer, ...]:
     """Find a network's layers in order of application.
 
-    A layer is a leaf ``kernel``, with the leaf ``bias`` beside it if there is one. The order is the
-    natural order of the paths, which is that of Flax's automatic names: ``Conv_2`` before
-    ``Conv_10``, and both before ``Dense_0``. Names that do not sort in order of application need
-    ``layers``; a warning says so if a layer's outputs cannot be the next one's inputs. Only shapes
-    and dtypes are read, so traced and abstract leaves will do.
+    A layer is a leaf `kernel`, with the leaf `bias` beside it if there is one. Layers are ordered
+    by the natural order of their paths, as Flax numbers its modules: `Conv_2` before `Conv_10`,
+    and both before `Dense_0`. Names that do not sort in order of application need `layers`; a
+    warning says so where a layer's outputs cannot be the next one's inputs. Only shapes and dtypes
+    are read, so leaves may be traced or abstract.
 
     Args:
-        params: nested mapping (any pytree with keys) of floating-point leaves.
-        layers: the paths in order of application, every layer named once.
+      params: nested mapping (any pytree with keys) of floating-point leaves.
+      layers: the paths in order of application, every layer named once.
 
     Returns:
-        The layers, in order of application.
+      The layers in order of application.
 
     Raises:
-        ValueError: the tree is empty, a leaf fits no layer or is not a floating-point array, shapes
-            are not those of one network, or ``layers`` does not name every layer once.
+      ValueError: the tree is empty, a leaf fits no layer or is not a floating-point array, the
+        shapes are not those of one network, or `layers` does not name every layer once.
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
@@ -68,7 +68,7 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> tuple[La
 
 
 def group_leaves(tree: Params) -> dict[Parent, dict[Any, Any]]:
-    """Group leaves by module, ``{module's keys: {leaf name: leaf}}``, in natural order."""
+    """Group leaves by module, `{module's keys: {leaf name: leaf}}`, in natural order."""
     modules: dict[Parent, dict[Any, Any]] = {}
     for entries, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         *parent, name = [_key(entry) for entry in entries] or [""]
@@ -77,7 +77,7 @@ def group_leaves(tree: Params) -> dict[Parent, dict[Any, Any]]:
 
 
 def path_string(parent: Parent) -> str:
-    """Write a module's keys as a path, ``"."`` for the root."""
+    """Write a module's keys as a path, `"."` for the root."""
     return "/".join(map(str, parent)) or "."
 
 
@@ -90,8 +90,8 @@ def _key(entry: Any) -> Any:
 
 
 def _natural_order(parent: Parent) -> list[list[str | int]]:
-    """Sort key that compares the numbers inside names as numbers."""
-    # re.split alternates text (even places) and digits (odd places), so like meets like.
+    """Return a sort key that compares the numbers inside names as numbers."""
+    # re.split alternates text (even places) and digits (odd places), so no str meets an int.
     return [
         [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", str(key)))]
         for key in parent
@@ -114,7 +114,7 @@ def _check_leaf(path: str, name: Any, leaf: Any, siblings: dict[Any, int]) -> No
 
 
 def _check_shapes(layer: Layer, leaves: Sequence[Any]) -> None:
-    """Raise unless kernel and bias have the shapes of one network's layer."""
+    """Raise unless kernel and bias have the shapes of a layer of one network."""
     kernel = leaves[layer.kernel].shape
     if len(kernel) < 2 or 0 in kernel:
         raise ValueError(
@@ -130,7 +130,7 @@ def _check_shapes(layer: Layer, leaves: Sequence[Any]) -> None:
 
 
 def _warn_of_broken_chain(chain: Iterable[Layer], leaves: Sequence[Any]) -> None:
-    """Warn where the number of outputs rules out that the next layer is applied to them."""
+    """Warn where a layer's number of outputs does not fit the next layer's inputs."""
     for layer, following in itertools.pairwise(chain):
         outputs, inputs = leaves[layer.kernel].shape[-1], leaves[following.kernel].shape[-2]
         # Flattening multiplies the number of channels; a grouped convolution's kernel divides it.
@@ -143,7 +143,7 @@ def _warn_of_broken_chain(chain: Iterable[Layer], leaves: Sequence[Any]) -> None
 
 
 def _in_given_order(found: dict[str, Layer], layers: Sequence[str]) -> tuple[Layer, ...]:
-    """Return the found layers in the order given."""
+    """Return the found layers in the given order."""
     if isinstance(layers, str):
         raise ValueError(f"layers must be a sequence of paths, not the string {layers!r}")
     if sorted(layers) != sorted(found):

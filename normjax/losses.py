@@ -1,4 +1,4 @@
-"""Losses and errors of classification, one value per example, in natural units."""
+"""Losses, errors and margins of classification, one value per example, in nats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,78 +13,108 @@ from normjax.types import Array, Norm, Params, at_least_float32
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return the cross entropy ``-ln softmax(z)_y`` of each example.
+    """Return the cross entropy `-ln softmax(z)_y` of each example.
 
-    Tiny losses keep their full relative precision: with ``d_j = z_j - z_y`` and ``m = max d`` the
-    loss is ``m + log1p(sum exp(d_j - m))``, where the sum leaves out the largest term, which is 1.
-    The gradient is ``softmax(z) - onehot(y)``.
+    Tiny losses keep their full relative precision: with `d_j = z_j - z_y` and `m = max d` the loss
+    is `m + log1p(sum exp(d_j - m))`, where the sum omits the largest term, which is 1. The gradient
+    is `softmax(z) - onehot(y)`.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> logits = np.array([[0.0, 0.0], [40.0, 0.0]], np.float32)
+      >>> losses = normjax.cross_entropy(logits, np.array([0, 0]))
+      >>> [f"{float(loss):.4g}" for loss in losses]
+      ['0.6931', '4.248e-18']
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` losses in nats, float32 (float64 for float64 logits); NaN for labels out of range.
+      `[...]` losses in nats, float32 (float64 for float64 logits); NaN for labels out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     return _per_example(_cross_entropy, *_checked(logits, labels))
 
 
 def excess_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return each example's distance from chance, ``cross_entropy - ln K``, without cancellation.
+    """Return each example's distance from chance, `cross_entropy - ln K`, without cancellation.
 
-    Written as ``log1p(mean_j expm1(z_j - z_y))`` it keeps full relative precision where the logits
-    of a normalized network are so small that ``cross_entropy`` rounds to ln K. To first order it
-    is ``mean_j z_j - z_y``, whose rounding errors are carried along as a second float. Only where
-    logits of order 1 happen to give an example a loss next to ln K is the precision absolute:
-    about 1e-7 nats. The gradient is ``softmax(z) - onehot(y)``.
+    It is computed as `log1p(mean_j expm1(z_j - z_y))`, with full relative precision even where the
+    logits of a normalized network are so small that `cross_entropy` rounds to ln K. To first order
+    it is `mean_j z_j - z_y`, whose rounding errors are carried along as a second float. The
+    precision is absolute, about 1e-7 nats, only where logits of order 1 happen to give an example a
+    loss close to ln K. The gradient is `softmax(z) - onehot(y)`.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> excess = normjax.excess_cross_entropy(np.array([[2e-9, 0.0]], np.float32), np.array([0]))
+      >>> f"{float(excess[0]):.4g}"
+      '-1e-09'
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` nats, from ``-ln K`` upwards, float32 (float64 for float64 logits); NaN for labels
-        out of range.
+      `[...]` nats, from `-ln K` upwards, float32 (float64 for float64 logits); NaN for labels
+      out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     return _per_example(_excess_cross_entropy, *_checked(logits, labels))
 
 
 def classification_error(logits: Array, labels: Array) -> Array:
-    """Return 1 where the largest logit (the first, of equals) is not the label's, else 0.
+    """Return 1 where the label's logit is not the largest (the first, of equal ones), else 0.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> logits = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
+      >>> normjax.classification_error(logits, np.array([0, 1])).tolist()
+      [0.0, 1.0]
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` zeros and ones, float32 (float64 for float64 logits); 1 where a logit is NaN.
+      `[...]` zeros and ones, float32 (float64 for float64 logits); 1 where a logit is NaN.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     logits, labels = _checked(logits, labels)
-    is_wrong = (jnp.argmax(logits, axis=-1) != labels) | jnp.isnan(logits).any(axis=-1)
+    is_wrong = (jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels) | jnp.isnan(logits).any(
+        axis=-1
+    )
     return is_wrong.astype(logits.dtype)
 
 
 def margins(logits: Array, labels: Array) -> Array:
-    """Return the margin ``z_y - max_{j != y} z_j`` of each example, positive where it is right.
+    """Return the margin `z_y - max_{j != y} z_j` of each example, positive where it is right.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> normjax.margins(np.array([[3.0, 1.0, 2.0]], np.float32), np.array([0])).tolist()
+      [1.0]
 
     Args:
-        logits: ``[..., K]`` floating point, K >= 2; half precision is computed in float32.
-        labels: ``[...]`` integers in [0, K).
+      logits: `[..., K]` floating point, K >= 2; half precision is computed in float32.
+      labels: `[...]` integers in [0, K).
 
     Returns:
-        ``[...]`` margins, float32 (float64 for float64 logits); NaN for labels out of range.
+      `[...]` margins, float32 (float64 for float64 logits); NaN for labels out of range.
 
     Raises:
-        ValueError: shapes or dtypes other than these.
+      ValueError: shapes or dtypes other than these.
     """
     logits, labels = _checked(logits, labels)
     others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
@@ -92,10 +122,16 @@ def margins(logits: Array, labels: Array) -> Array:
 
 
 class Monitored(NamedTuple):
-    """What the paper recommends to watch during training, means over a batch."""
+    """The result of `monitor`, scalars: means over a batch.
 
-    normalized_loss: Array  # cross entropy of the normalized network, nats
-    normalized_excess: Array  # the same less ln K, with all its digits
+    Attributes:
+      normalized_loss: cross entropy of the normalized network, nats.
+      normalized_excess: `normalized_loss - ln K`, computed without cancellation.
+      product_norm: the product of the layers' norms.
+    """
+
+    normalized_loss: Array
+    normalized_excess: Array
     product_norm: Array
 
 
@@ -108,17 +144,26 @@ def monitor(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> Monitored:
-    """The normalized training loss of a batch, from logits that a training step has anyway.
+    """Return the normalized training loss of a batch, from the logits of a training step.
 
-    The paper's closing recommendation is to monitor it. It costs a pass over the parameters and
-    none over the data, works under `jit`, `vmap` and `shard_map`, and has no side effects. The
-    average over an epoch's batches is the loss of the epoch.
+    The paper's closing recommendation is to monitor this loss. It costs one pass over the
+    parameters and none over the data, works under `jit`, `vmap` and `shard_map`, and has no side
+    effects. The mean over an epoch's batches is the loss of the epoch.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {"Dense_0": {"kernel": np.eye(2, dtype=np.float32)}}
+      >>> x = np.array([[3.0, 0.0]], np.float32)
+      >>> seen = normjax.monitor(params, x @ params["Dense_0"]["kernel"], np.array([0]))
+      >>> [f"{float(value):.4f}" for value in seen]
+      ['0.1132', '-0.5799', '1.4142']
 
     Args:
-      params: the parameters that gave the logits; those of a network with batch normalization
-        through `absorb_batch_norm`.
-      logits: float [..., K], of a network that obeys eq. 2.
-      labels: int [...].
+      params: the parameters that gave the logits, batch normalization absorbed
+        (`absorb_batch_norm`).
+      logits: `[..., K]` floating point, of a network that obeys eq. 2.
+      labels: `[...]` integers in [0, K).
       norm, scale, layers: see `normalize_params`.
 
     Returns:
@@ -134,7 +179,7 @@ def monitor(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _per_example(loss_fn: Callable[[Array, Array], Array], logits: Array, labels: Array) -> Array:
-    """Apply a loss that is the cross entropy up to a constant, giving it the exact derivative."""
+    """Apply a loss that equals the cross entropy up to a constant, with the exact derivative."""
     return loss_fn(logits, labels)
 
 
@@ -154,7 +199,7 @@ def _per_example_jvp(
 
 @jax.jit
 def _cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross entropy as ``m + log1p(sum exp(d - m))``."""
+    """Return the cross entropy as `m + log1p(sum exp(d - m))`."""
     differences = logits - _label_logits(logits, labels)
     largest = jnp.max(differences, axis=-1, keepdims=True)
     is_largest = _is_label(differences, jnp.argmax(differences, axis=-1))
@@ -164,10 +209,10 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
 
 @jax.jit
 def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross entropy minus ln K, by whichever of two forms is exact."""
+    """Return the cross entropy minus ln K, by whichever of two forms is exact."""
     num_classes = logits.shape[-1]
-    # Where the logits are a product, compilers contract it into the subtraction, unrounded, which
-    # breaks _two_sum. They do not through a clip, though through lax.optimization_barrier they do.
+    # If the logits are a product, compilers fuse it into the subtraction without rounding, which
+    # breaks _two_sum. A clip stops them; lax.optimization_barrier does not.
     logits = jnp.clip(logits, jnp.finfo(logits.dtype).min, jnp.finfo(logits.dtype).max)
     differences, rounding = _two_sum(logits, -_label_logits(logits, labels))
     # expm1(d) = d + second_order(d), of which the first part cancels between the classes.
@@ -177,7 +222,7 @@ def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
         jnp.where(is_small, rounding + _expm1_minus_identity(differences), 0),
     )
     mean = (total + error) / num_classes
-    # Away from 0 the cross entropy minus ln K does not cancel, and it neither overflows.
+    # Away from 0, cross entropy minus ln K does not cancel, and does not overflow.
     return jnp.where(
         jnp.abs(mean) < 0.5,
         jnp.log1p(mean),
@@ -186,14 +231,14 @@ def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return ``a + b`` rounded, and the rounding error exactly (Knuth, TAOCP 2, 4.2.2)."""
+    """Return `a + b` rounded, and the rounding error exactly (Knuth, TAOCP 2, 4.2.2)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
 
 
 def _sum_with_error(terms: Array, errors: Array) -> tuple[Array, Array]:
-    """Sum ``terms + errors`` over the last axis, as a rounded sum and what the rounding lost."""
+    """Sum `terms + errors` over the last axis; return the rounded sum and its rounding error."""
     while terms.shape[-1] > 1:
         if terms.shape[-1] % 2:
             pad = [(0, 0)] * (terms.ndim - 1) + [(0, 1)]
@@ -205,7 +250,7 @@ def _sum_with_error(terms: Array, errors: Array) -> tuple[Array, Array]:
 
 
 def _expm1_minus_identity(d: Array) -> Array:
-    """Return ``exp(d) - 1 - d`` for ``|d| < 0.5`` by its Taylor series, exact to float64."""
+    """Return `exp(d) - 1 - d` for `|d| < 0.5` by its Taylor series, exact to float64."""
     series = jnp.zeros_like(d)
     for power in range(15, 1, -1):
         series = series * d + 1 / math.factorial(power)
@@ -213,8 +258,8 @@ def _expm1_minus_identity(d: Array) -> Array:
 
 
 def _label_logits(logits: Array, labels: Array) -> Array:
-    """Return ``z_y`` as ``[..., 1]``, NaN for labels out of range."""
-    # Negative labels would count from the end.
+    """Return `z_y` as `[..., 1]`, NaN for labels out of range."""
+    # Negative labels would index from the end.
     labels = jnp.where(labels < 0, logits.shape[-1], labels)
     return jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="fill", fill_value=jnp.nan)
 
@@ -225,7 +270,7 @@ def _is_label(logits: Array, labels: Array) -> Array:
 
 
 def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the arguments as arrays of at least float32, or raise."""
+    """Return the arguments as arrays of at least 32 bits, or raise."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating point, not {logits.dtype}")
@@ -238,4 +283,6 @@ def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
             f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: "
             f"{logits.shape[:-1]} is needed"
         )
+    if labels.dtype.itemsize < 4:
+        labels = labels.astype(jnp.int32)
     return at_least_float32(logits), labels

@@ -1,4 +1,4 @@
-"""Normalization of layers, ``W_k = rho_k * W~_k`` with ``||W~_k|| = 1`` (paper, eq. 2)."""
+"""Normalization of layers, `W_k = rho_k * W~_k` with `||W~_k|| = 1` (paper, eq. 2)."""
 
 import functools
 import operator
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from normjax.layers import find_layers
 from normjax.norms import make_norm
@@ -14,14 +15,14 @@ from normjax.types import ApplyFn, Array, Norm, Params, at_least_float32
 
 
 class HomogeneityCheck(NamedTuple):
-    """How closely a network obeys eq. 2, ``f(W; x) = (prod rho_k) * f(W~; x)``, on given inputs.
+    """The errors of eq. 2, `f(W; x) = (prod rho_k) * f(W~; x)`, on given inputs.
 
     Attributes:
-        max_abs_error: largest ``|f(W; x) - (prod rho_k) * f(W~; x)|`` over examples and classes.
-        relative_error: the same, divided by the largest ``|f(W; x)|``.
-        same_classes: whether both networks predict the same class for every input.
-        product_norm: ``prod rho_k``.
-        layers: paths of the layers that were found, in order of application.
+      max_abs_error: largest `|f(W; x) - (prod rho_k) * f(W~; x)|` over examples and classes.
+      relative_error: the same, divided by the largest `|f(W; x)|`.
+      same_classes: whether both networks predict the same class for every input.
+      product_norm: `prod rho_k`.
+      layers: paths of the layers that were found, in order of application.
     """
 
     max_abs_error: float
@@ -38,25 +39,33 @@ def param_norms(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Array]:
-    """Return the norm of each layer, the paper's ``rho_k``.
+    """Return the norm of each layer, the paper's `rho_k`.
 
-    The first layer's kernel and bias count as one matrix ``[W_1, b_1]``: its bias is one more
-    input held constant. Biases of later layers are no part of their layer's norm, because they
-    scale with the product of all norms up to theirs.
+    The first layer's kernel and bias are one matrix `[W_1, b_1]`: its bias multiplies a constant
+    input. Later biases do not belong to their layer's norm, because they scale with the product of
+    all norms up to theirs.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {"Dense_0": {"kernel": np.full((2, 2), 2, np.float32)},
+      ...           "Dense_1": {"kernel": np.ones((2, 2), np.float32)}}
+      >>> {path: float(norm) for path, norm in normjax.param_norms(params).items()}
+      {'Dense_0': 4.0, 'Dense_1': 2.0}
 
     Args:
-        params: nested mapping of ``kernel`` and ``bias`` leaves, of one network; stacked networks
-            are handled by ``jax.vmap``.
-        norm: see ``make_norm``.
-        scale: each norm is divided by it.
-        layers: paths in order of application, where the natural order of the paths is not it.
+      params: nested mapping of `kernel` and `bias` leaves of one network; use `jax.vmap` for
+        stacked networks.
+      norm: see `make_norm`.
+      scale: each norm is divided by it.
+      layers: paths in order of application, where their natural order differs from it.
 
     Returns:
-        ``{path: norm}`` in order of application; float32 scalars (float64 for float64 leaves), 0
-        for a layer of zeros.
+      `{path: norm}` in order of application; float32 scalars (float64 for float64 leaves), 0
+      for a layer of zeros.
 
     Raises:
-        ValueError: see ``find_layers`` and ``make_norm``.
+      ValueError: see `find_layers` and `make_norm`.
     """
     norm_fn = make_norm(norm, scale)
     leaves = jax.tree.leaves(params)
@@ -76,19 +85,27 @@ def product_norm(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> Array:
-    """Return the product of the layers' norms, ``rho_1 * ... * rho_K`` (paper, eq. 2 and fig. 9).
+    """Return the product of the layers' norms, `rho_1 * ... * rho_K` (paper, eq. 2 and fig. 9).
 
-    Inside ``jit``, ``vmap`` and ``grad`` a layer of norm 0 counts as 1, as it does in
-    ``normalize_params``, so that eq. 2 stays exact.
+    Inside `jit`, `vmap` and `grad` a layer of norm 0 counts as 1, as in `normalize_params`, so
+    that eq. 2 stays exact.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {"Dense_0": {"kernel": np.full((2, 2), 2, np.float32)},
+      ...           "Dense_1": {"kernel": np.ones((2, 2), np.float32)}}
+      >>> float(normjax.product_norm(params, norm=1, scale=4.0))
+      2.0
 
     Args:
-        params, norm, scale, layers: see ``param_norms``.
+      params, norm, scale, layers: see `param_norms`.
 
     Returns:
-        A float32 scalar (float64 for float64 leaves).
+      A float32 scalar (float64 for float64 leaves).
 
     Raises:
-        ValueError: a layer of norm 0 outside of transformations; see also ``param_norms``.
+      ValueError: a layer has norm 0, outside of transformations; see also `param_norms`.
     """
     divisors = _divisors(param_norms(params, norm, scale=scale, layers=layers))
     return functools.reduce(operator.mul, divisors.values())
@@ -101,26 +118,32 @@ def normalize_params(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> Params:
-    """Divide each layer by its norm, so that ``f(W; x) = (prod rho_k) f(W~; x)`` (paper, eq. 2).
+    """Divide each layer by its norm, so that `f(W; x) = (prod rho_k) f(W~; x)` (paper, eq. 2).
 
-    This holds exactly for a chain of layers with positively homogeneous activations (ReLU, leaky
-    ReLU, max and average pooling, none); ``check_homogeneity`` tests it. Kernels are divided by
-    their layer's norm; the first bias too, being part of ``[W_1, b_1]``; the bias of a later layer
-    k by ``rho_1 * ... * rho_k``. Inside ``jit``, ``vmap`` and ``grad`` a layer of norm 0 is left as
-    it is, with finite gradients.
+    Eq. 2 holds exactly for a chain of layers with positively homogeneous activations (ReLU, leaky
+    ReLU, max and average pooling, none); `check_homogeneity` tests it. Kernels and the first bias
+    are divided by their layer's norm, the bias of a later layer k by `rho_1 * ... * rho_k`. Inside
+    `jit`, `vmap` and `grad` a layer of norm 0 is left as it is, with finite gradients.
 
     Example:
-        >>> normalized = normalize_params(params, norm=1, scale=100.0)
-        >>> stacked = jax.vmap(normalize_params)(stacked_params)
+      >>> import jax
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {"kernel": np.ones((2, 2), np.float32)}
+      >>> normjax.normalize_params(params)["kernel"].tolist()
+      [[0.5, 0.5], [0.5, 0.5]]
+      >>> stacked = {"kernel": np.ones((3, 2, 2), np.float32)}  # three networks
+      >>> jax.vmap(normjax.normalize_params)(stacked)["kernel"].shape
+      (3, 2, 2)
 
     Args:
-        params, norm, scale, layers: see ``param_norms``.
+      params, norm, scale, layers: see `param_norms`.
 
     Returns:
-        The normalized parameters ``W~``: same tree, shapes and dtypes.
+      The normalized parameters `W~`: same tree, shapes and dtypes.
 
     Raises:
-        ValueError: a layer of norm 0 outside of transformations; see also ``param_norms``.
+      ValueError: a layer has norm 0, outside of transformations; see also `param_norms`.
     """
     divisors = _divisors(param_norms(params, norm, scale=scale, layers=layers))
     leaves, treedef = jax.tree.flatten(params)
@@ -142,22 +165,34 @@ def check_homogeneity(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> HomogeneityCheck:
-    """Measure how closely a network obeys eq. 2 of the paper on the inputs ``x``.
+    """Measure how closely a network obeys eq. 2 of the paper on the inputs `x`.
 
     Both networks run at the highest matmul precision. A relative error around 1e-6 is float32
-    rounding; one above 1e-4 means that the network is not homogeneous, or that the layers were
-    taken in a wrong order (see ``layers``).
+    rounding. One above 1e-4 means that the network is not homogeneous, or that its layers were
+    taken in the wrong order (see `layers`).
+
+    Example:
+      >>> import jax
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {"Dense_0": {"kernel": np.ones((3, 2), np.float32)},
+      ...           "Dense_1": {"kernel": np.eye(2, dtype=np.float32)}}
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["Dense_0"]["kernel"]) @ params["Dense_1"]["kernel"]
+      >>> check = normjax.check_homogeneity(apply_fn, params, np.ones((1, 3), np.float32))
+      >>> check.layers, check.relative_error < 1e-6, check.same_classes
+      (('Dense_0', 'Dense_1'), True, True)
 
     Args:
-        apply_fn: pure function ``(params, x) -> logits [batch, num_classes]``.
-        params, norm, scale, layers: see ``param_norms``.
-        x: inputs ``[batch, ...]``.
+      apply_fn: pure function `(params, x) -> logits [batch, num_classes]`.
+      params, norm, scale, layers: see `param_norms`.
+      x: inputs `[batch, ...]`.
 
     Returns:
-        The errors, as Python numbers.
+      The errors, as Python numbers.
 
     Raises:
-        ValueError: see ``normalize_params``.
+      ValueError: see `normalize_params`.
     """
     product = product_norm(params, norm, scale=scale, layers=layers)
     normalized = normalize_params(params, norm, scale=scale, layers=layers)
@@ -177,8 +212,8 @@ def check_homogeneity(
 
 
 def _divisors(norms: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the norms with 1 for 0; raise for those known to be 0 or negative."""
-    if not any(isinstance(rho, jax.core.Tracer) for rho in norms.values()):
+    """Return the norms with 1 for 0; raise if one is known to be 0 or negative."""
+    if not any(isinstance(rho, Tracer) for rho in norms.values()):
         for path, rho in jax.device_get(norms).items():
             if rho <= 0:
                 raise ValueError(f"layer {path!r} has norm {rho}: it cannot be normalized")
@@ -186,6 +221,6 @@ def _divisors(norms: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _divide(leaf: Array, norms: Sequence[Array]) -> Array:
-    """Divide by the norms one after the other, as their product may overflow; keep the dtype."""
+    """Divide by one norm after the other, as their product may overflow; keep the dtype."""
     wide = at_least_float32(leaf)
     return functools.reduce(operator.truediv, norms, wide).astype(jnp.result_type(leaf))

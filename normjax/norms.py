@@ -1,10 +1,12 @@
 """Norms of a layer: entrywise Lp, Frobenius, and the spectral norm of the operator."""
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
-from numbers import Real
-from typing import Any, NamedTuple
+import operator
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +15,42 @@ from jax import lax
 
 from normjax.types import Array, Norm, NormFn, at_least_float32
 
+_REAL = (int, float, np.integer, np.floating)
 
-class NamedNorm(NamedTuple):
-    """A norm as it is asked for on a command line and named in results.csv."""
+
+@dataclass(frozen=True)
+class NamedNorm:
+    """A norm with the name that commands and results.csv give it.
+
+    Attributes:
+      name: the canonical name; equal norms have equal names.
+      norm: the norm as `make_norm` takes it: p, or `"spectral"`.
+      scale: the norm is divided by it.
+    """
 
     name: str
-    norm: Any  # what `make_norm` takes
+    norm: float | str
     scale: float = 1.0
 
 
 def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
-    """Make the function that takes the norm of one layer, ``rho_k = ||W_k|| / scale``.
+    """Return the function that takes the norm of one layer, `rho_k = ||W_k|| / scale`.
 
-    The function maps ``{"kernel": k}`` or, jointly, ``{"kernel": k, "bias": b}`` to a float32
-    scalar (float64 for float64 leaves). It is 0, with gradient 0, for a layer of zeros, whatever
-    the norm. The entrywise norms neither overflow nor underflow unless their value does.
+    The function maps `{"kernel": k}` or, jointly, `{"kernel": k, "bias": b}` to a float32 scalar
+    (float64 for float64 leaves). A layer of zeros has norm 0 with gradient 0, whatever the norm.
+    The entrywise norms neither overflow nor underflow unless their value does.
 
     Args:
-        norm: 2 or ``"fro"``, the Frobenius norm; any p >= 1, the entrywise Lp norm
-            ``(sum |w|^p)^(1/p)``; ``jnp.inf``, the largest ``|w|``; ``"spectral"``, see
-            ``spectral_norm``; or a function of the leaves, used as it is.
-        scale: the norm is divided by it (the paper's "L1 norm / 100" is ``norm=1, scale=100.``).
+      norm: 2 or `"fro"`, the Frobenius norm; any p >= 1, the entrywise Lp norm
+        `(sum |w|^p)^(1/p)`; `jnp.inf`, the largest `|w|`; `"spectral"`, see `spectral_norm`; or a
+        function of the leaves.
+      scale: the norm is divided by it. The paper's "L1 norm / 100" is `norm=1, scale=100.`.
 
     Raises:
-        ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The
-            function made raises it where ``norm`` returns anything but a scalar.
+      ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The function
+        raises it where `norm` returns anything but a scalar.
     """
-    if not isinstance(scale, Real) or not 0 < scale < math.inf:
+    if not isinstance(scale, _REAL) or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, not {scale!r}")
     layer_norm_fn = _norm_function(norm)
 
@@ -53,56 +64,84 @@ def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
 
 
 def parse_norm(text: str) -> NamedNorm:
-    """Reads a norm's name: "2", "fro", "1", "inf", "spectral", "3.5", or "1/100" (L1, scale 100).
+    """Parse a norm: "2", "fro", "1", "inf", "spectral", "3.5", or "1/100" (L1, scale 100).
+
+    Example:
+      >>> from normjax.norms import parse_norm
+      >>> parse_norm("1/100")
+      NamedNorm(name='1/100', norm=1.0, scale=100.0)
+      >>> parse_norm("fro") == parse_norm("2.0") == parse_norm("2")
+      True
 
     Raises:
       ValueError: a norm that is not one of these, p < 1, or a scale that is not positive.
     """
-    name = text.strip()
-    order, slash, divisor = name.partition("/")
+    order, slash, divisor = text.strip().partition("/")
     allowed = "allowed: spectral, fro, inf, any p >= 1, each with an optional /SCALE (1/100)"
     try:
         scale = float(divisor) if slash else 1.0
-        norm = order if order in ("spectral", "fro") else float(order)
+        norm = order if order == "spectral" else 2.0 if order == "fro" else float(order)
     except ValueError:
         raise ValueError(f"unknown norm {text!r}; {allowed}") from None
     if not 0 < scale < math.inf:
         raise ValueError(f"norm {text!r} has a scale that is not a positive number; {allowed}")
     if not isinstance(norm, str) and not norm >= 1:
         raise ValueError(f"norm {text!r} has p < 1, which is no norm; {allowed}")
-    return NamedNorm(name, norm, scale)
+    name = norm if isinstance(norm, str) else _shortest(norm)
+    return NamedNorm(name if scale == 1 else f"{name}/{_shortest(scale)}", norm, scale)
+
+
+def norm_name(name: str) -> str:
+    """Write a canonical name in words: "2" is "Frobenius norm", "1/100" is "L1 norm / 100"."""
+    base, _, scale = name.partition("/")
+    words = {"2": "Frobenius norm", "inf": "L∞ norm", "spectral": "spectral norm"}
+    default = f"L{base} norm" if re.fullmatch(r"[0-9.]+", base) else base
+    return words.get(base, default) + (f" / {scale}" if scale else "")
+
+
+def entrywise_exponent(norm: Norm) -> float | None:
+    """Return the p of an entrywise Lp norm, 2 for `"fro"`; None for any other norm."""
+    p = 2 if isinstance(norm, str) and norm == "fro" else norm
+    return float(p) if isinstance(p, _REAL) and p >= 1 else None
 
 
 def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
-    """Return the spectral (operator) norm of a layer: the largest singular value.
+    """Return the spectral norm of a layer, the largest singular value of its linear operator.
 
-    Of a dense kernel ``[inputs, outputs]`` it is that of the matrix. Of a convolution's kernel
-    ``[*window, inputs, outputs]`` it is that of the *circular*, stride-1, ungrouped, undilated
-    convolution over a grid of ``input_size`` points a side, not that of the flattened kernel. The
-    discrete Fourier transform over the grid splits this operator into one ``inputs x outputs``
-    matrix per frequency; the largest of their singular values is the norm (Sedghi, Gupta & Long,
-    "The Singular Values of Convolutional Layers", ICLR 2019).
+    For a dense kernel `[inputs, outputs]` the operator is the matrix. For a convolution's kernel
+    `[*window, inputs, outputs]` it is the *circular*, stride-1, ungrouped, undilated convolution
+    over a grid of `input_size` points a side, not the flattened kernel. The discrete Fourier
+    transform over the grid splits this operator into one `inputs x outputs` matrix per frequency;
+    the norm is the largest of their singular values (Sedghi, Gupta & Long, "The Singular Values of
+    Convolutional Layers", ICLR 2019).
 
-    The bias, if present, counts as the weights of one more input channel that reaches the output
-    through a 1x1 window: one more row in each frequency's matrix, or in the dense matrix.
+    The bias, if present, acts as one more input channel that reaches the output through a 1x1
+    window: one more row in each frequency's matrix, or in the dense matrix.
 
-    How it bounds the convolutions used in networks: let ``c(n)`` be the norm on a grid of ``n``.
+    It bounds the convolutions that networks use. Let `c(n)` be the norm on a grid of `n`.
 
-    - A VALID convolution of an ``n x n`` input is a part of the circular one, so its norm is at
-      most ``c(n)``; a zero-padded one with a window of k is at most ``c(n + k - 1)``.
+    - A VALID convolution of an `n x n` input is a part of the circular one, so its norm is at
+      most `c(n)`; a zero-padded one with a window of k is at most `c(n + k - 1)`.
     - A strided convolution drops outputs of the stride-1 one: its norm is at most the same.
-    - ``c(n)`` samples a function of continuous frequency whose maximum, the limit of large n, is
-      the norm on the infinite plane and bounds all of these.
+    - `c(n)` samples a function of continuous frequency. Its maximum, the limit of large n, is the
+      norm on the infinite plane and bounds all of these.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> kernel = np.diag([3.0, 4.0]).astype(np.float32)
+      >>> float(normjax.spectral_norm({"kernel": kernel}))
+      4.0
 
     Args:
-        leaves: ``{"kernel": k}`` or ``{"kernel": k, "bias": b}``; any number of window dimensions.
-        input_size: points a side of the grid; at least the window's size.
+      leaves: `{"kernel": k}` or `{"kernel": k, "bias": b}`; any number of window dimensions.
+      input_size: points a side of the grid, at least the window's size.
 
     Returns:
-        The norm, a scalar of the leaves' dtype.
+      The norm, a scalar of the leaves' dtype.
 
     Raises:
-        ValueError: a window larger than the grid.
+      ValueError: the window is larger than the grid.
     """
     matrices = leaves["kernel"]
     window = matrices.shape[:-2]
@@ -119,8 +158,8 @@ def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
 def _transfer_matrices(kernel: Array, input_size: int) -> Array:
     """Return the kernel's discrete Fourier transform, complex [frequencies, Cin, Cout].
 
-    Of a real kernel, frequencies f and -f have the same singular values, so half of them along one
-    axis are left out.
+    The kernel is real, so frequencies f and -f have the same singular values: half of them along
+    one axis suffice.
     """
     *window, num_in, num_out = kernel.shape
     counts = [input_size // 2 + 1] + [input_size] * (len(window) - 1)
@@ -144,33 +183,38 @@ def _largest_singular_values(matrices: Array) -> Array:
 
     if matrices.ndim == 2 or jax.default_backend() != "cpu":
         return largest(matrices)
-    # On a CPU a batch is spread over the very threads that run the devices, and LAPACK's caller
-    # waits for them: with several devices at once, none is left and all wait for ever.
+    # A batched SVD on a CPU uses the threads that run the devices, and its caller waits for them.
+    # With several devices at once none is left: a deadlock.
     return lax.map(largest, matrices.reshape(-1, *matrices.shape[-2:]))
 
 
-def _norm_function(norm: Norm) -> Callable[[Mapping[str, Array]], Array]:
-    """Return the unscaled norm asked for, with value and gradient 0 at zero."""
+def _shortest(number: float) -> str:
+    """Write a number in as few digits as identify it: 2.0 is "2"."""
+    return repr(number).removesuffix(".0")
+
+
+def _norm_function(norm: Norm) -> NormFn:
+    """Return the unscaled norm, with value and gradient 0 at zero."""
     if callable(norm):
         return _with_zero(norm)
     if norm == "spectral":
         return _with_zero(spectral_norm)
-    p = 2 if norm == "fro" else norm
+    p = entrywise_exponent(norm)
+    if p is None:
+        raise ValueError(
+            f"norm must be a number p >= 1, 'fro', 'spectral' or a function of a layer's leaves, "
+            f"not {norm!r}"
+        )
     if p in (1, math.inf):
         return _with_zero(_sum_of_magnitudes if p == 1 else _largest_magnitude)
-    if isinstance(p, Real) and p > 1:
-        return lambda leaves: _entrywise_norm(leaves, float(p))
-    raise ValueError(
-        f"norm must be a number p >= 1, 'fro', 'spectral' or a function of a layer's leaves, "
-        f"not {norm!r}"
-    )
+    return lambda leaves: _entrywise_norm(leaves, p)
 
 
 def _with_zero(norm_fn: NormFn) -> NormFn:
-    """Return the norm that is 0, with gradient 0, where all leaves are.
+    """Return the same norm with value and gradient 0 where all leaves are 0.
 
-    Most norms have no derivative there. The norm is therefore taken of ones in the place of zeros,
-    so that neither the value nor the gradient of what is not selected is NaN.
+    Most norms have no derivative there. The norm is taken of ones instead of zeros, so that neither
+    value nor gradient of the branch that is not selected is NaN.
     """
 
     def safe_norm_fn(leaves: Mapping[str, Array]) -> Array:
@@ -182,35 +226,37 @@ def _with_zero(norm_fn: NormFn) -> NormFn:
 
 
 def _sum_of_magnitudes(leaves: Mapping[str, Array]) -> Array:
-    """L1 norm of all entries together."""
-    return sum(jnp.sum(jnp.abs(leaf)) for leaf in leaves.values())
+    """Return the L1 norm of all entries together."""
+    return reduce(operator.add, (jnp.sum(jnp.abs(leaf)) for leaf in leaves.values()))
 
 
 def _largest_magnitude(leaves: Mapping[str, Array]) -> Array:
-    """L-infinity norm of all entries together."""
+    """Return the largest magnitude of all entries together."""
     return jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves.values()]).max()
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
-    """Lp norm of all entries together, 1 < p < infinity, from one pass over them if it can be.
+    """Return the Lp norm of all entries together, 1 < p < infinity.
 
-    Where powers overflow or vanish, a second pass divides the entries by the largest. The loop runs
-    once or not at all; unlike a `cond` it stays so under `vmap`, unless some network needs it.
+    One pass over the entries suffices unless powers overflow or vanish; then a second pass divides
+    the entries by the largest. The loop runs once or not at all. Under `vmap` a `cond` would always
+    run both branches; the loop runs only if some network needs it.
     """
 
     def divided(unit):
         return {name: leaf / unit for name, leaf in leaves.items()}
 
     def sum_of_powers(unit):
-        return sum(jnp.sum(jnp.abs(leaf) ** p) for leaf in divided(unit).values())
+        powers = (jnp.sum(jnp.abs(leaf) ** p) for leaf in divided(unit).values())
+        return reduce(operator.add, powers)
 
     def must_rescale(carry):
         total, _, is_rescaled = carry
         return ~(is_rescaled | ((total > 1e-24) & (total < math.inf)))
 
     def rescale(carry):
-        # The unit was 1; but what does not depend on the carry, XLA takes out of the loop.
+        # The unit was 1. XLA would hoist what does not depend on the carry out of the loop.
         largest = _largest_magnitude(divided(carry[1]))
         unit = jnp.where(largest == 0, 1, largest)
         return sum_of_powers(unit), unit, jnp.bool(True)
@@ -223,11 +269,12 @@ def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
 
 @_entrywise_norm.defjvp
 def _entrywise_norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """The derivative is sign(w) (|w| / norm)^(p - 1), and 0 for a layer of zeros."""
+    """Differentiate: sign(w) (|w| / norm)^(p - 1), and 0 for a layer of zeros."""
     (leaves,), (directions,) = primals, tangents
     value = _entrywise_norm(leaves, p)
     unit = jnp.where(value == 0, 1, value)
-    return value, sum(
+    parts = (
         jnp.sum(jnp.sign(leaf) * jnp.abs(leaf / unit) ** (p - 1) * directions[name])
         for name, leaf in leaves.items()
     )
+    return value, reduce(operator.add, parts)

@@ -15,27 +15,29 @@ Params = Mapping[Any, Any]
 class ApplyFn(Protocol):
     """A network as a pure function of its parameters."""
 
-    def __call__(self, params: Params, x: Array) -> Array:
-        """Return the logits ``[batch, num_classes]`` of the inputs ``x`` ``[batch, ...]``."""
+    def __call__(self, params: Params, x: Array, /) -> Array:
+        """Return the logits `[batch, num_classes]` of the inputs `x` `[batch, ...]`."""
+        ...
 
 
 class NormFn(Protocol):
     """A norm of one layer."""
 
-    def __call__(self, leaves: Mapping[str, Array]) -> Array:
-        """Return the norm of ``{"kernel": k}`` or, jointly, of ``{"kernel": k, "bias": b}``.
+    def __call__(self, leaves: Mapping[str, Array], /) -> Array:
+        """Return the norm of `{"kernel": k}` or, jointly, of `{"kernel": k, "bias": b}`.
 
-        Kernels are laid out as in Flax: ``[inputs, outputs]``, or ``[*window, inputs, outputs]``
-        for a convolution; biases are ``[outputs]``. Leaves come as float32 or float64; a scalar is
-        returned.
+        Kernels are laid out as in Flax: `[inputs, outputs]`, or `[*window, inputs, outputs]`
+        for a convolution; biases are `[outputs]`. Leaves are float32 or float64; the norm is a
+        scalar.
         """
+        ...
 
 
 Norm = float | str | NormFn
-"""How a norm is asked for: p >= 1, ``"fro"``, ``"spectral"``, or a function of a layer's leaves."""
+"""What names a norm: p >= 1, `"fro"`, `"spectral"`, or a function of a layer's leaves."""
 
 
 def at_least_float32(x: Any) -> Array:
-    """Return ``x`` as an array, half precision widened to float32."""
+    """Return `x` as an array of at least float32; wider dtypes stay."""
     x = jnp.asarray(x)
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

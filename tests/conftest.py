@@ -13,6 +13,11 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         " --xla_cpu_multi_thread_eigen=false"
     ).strip()
 
+# Settings that some users of JAX have, and under which everything must work: in environment
+# variables, so that the processes that tests start have them too.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
 
 def pytest_configure(config):
     """A warning that nobody expects is an error."""

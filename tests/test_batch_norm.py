@@ -13,10 +13,10 @@ def test_absorbed_network_is_the_same_function():
     variables, x, f = trained_like_convnet5()
     model = Convnet5(batch_norm=False)
     with jax.default_matmul_precision("highest"):
-        twin = apply_fn(model)(absorb_batch_norm(variables), x)
-    np.testing.assert_allclose(twin, f, rtol=0, atol=2e-6 * np.abs(f).max())
-    twin_params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-    assert jax.tree.structure(absorb_batch_norm(variables)) == jax.tree.structure(twin_params)
+        absorbed_logits = apply_fn(model)(absorb_batch_norm(variables), x)
+    np.testing.assert_allclose(absorbed_logits, f, rtol=0, atol=2e-6 * np.abs(f).max())
+    params_without_bn = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    assert jax.tree.structure(absorb_batch_norm(variables)) == jax.tree.structure(params_without_bn)
 
 
 def bn_variables(layers, batch_norms, seed=0):
@@ -163,5 +163,5 @@ def test_nnx_batch_norm_is_absorbed():
         {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
     )
     with jax.default_matmul_precision("highest"):
-        twin = nn.Conv(4, (3, 3)).apply({"params": absorbed["conv1"]}, x)
-        np.testing.assert_allclose(twin, net(x), rtol=1e-5, atol=1e-5)
+        absorbed_logits = nn.Conv(4, (3, 3)).apply({"params": absorbed["conv1"]}, x)
+        np.testing.assert_allclose(absorbed_logits, net(x), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -13,6 +14,8 @@ import normjax
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("normjax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
+
+SECTIONS = "Args|Attributes|Example|Examples|Raises|Returns|Yields"
 
 # From the outermost to the innermost; a room imports from its own line or from those below it.
 ROOMS = (
@@ -78,7 +81,7 @@ def test_every_module_has_its_place():
 def test_imports_run_one_way(path):
     importer = unit(module_name(path))
     if importer == "normjax":  # the façade loads names when they are first used
-        assert {name for name, _ in imports_of(path)} == {"importlib"}
+        assert {name for name, _ in imports_of(path)} == {"importlib", "typing"}
         return
     for name, _ in imports_of(path):
         if name.split(".")[0] in ("normjax", "experiments"):
@@ -160,6 +163,19 @@ def test_public_things_have_docstrings(path):
         if isinstance(node, kinds) and not node.name.startswith("_") and not ast.get_docstring(node)
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_docstrings_have_one_dialect(path):
+    """Google style: sections indented by two spaces; an imperative first line, not "Returns"."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            continue
+        text = ast.get_docstring(node) or ""
+        sections = re.findall(rf"^({SECTIONS}):\n( *)\S", text, re.MULTILINE)
+        assert {indent for _, indent in sections} <= {"  "}, text
+        assert "``" not in text, text
+        assert not re.match(r"(Args|Returns|Raises|Yields|Reads|Writes|Makes|Checks)\b", text), text
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

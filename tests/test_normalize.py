@@ -237,8 +237,9 @@ def test_gradient_agrees_with_finite_differences(norm):
         @jax.value_and_grad
         def loss(params):
             first, second = normalize_params(params, **NORMS[norm]).values()
-            hidden = jax.nn.relu(x @ first["kernel"] + first["bias"])
-            return excess_cross_entropy(hidden @ second["kernel"] + second["bias"], labels).mean()
+            hidden = jax.nn.relu(x @ first["kernel"] + first["bias"][None])
+            logits = hidden @ second["kernel"] + second["bias"][None]
+            return excess_cross_entropy(logits, labels).mean()
 
         def along(step):
             return loss(jax.tree.map(lambda p, d: p + step * d, params, direction))[0]
@@ -322,7 +323,7 @@ def test_bad_arguments_are_refused(fn):
 
 def test_check_reports_a_network_that_is_not_homogeneous():
     def shifted_net(params, x):
-        return apply_fn(Mlp((5, 3)))(params, x) + jnp.array([5.0, 0, 0])
+        return apply_fn(Mlp((5, 3)))(params, x) + jnp.array([[5.0, 0, 0]])
 
     params, x = mlp_params([4, 5, 3]), images((16, 4))
     check = check_homogeneity(shifted_net, params, x)

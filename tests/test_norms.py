@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.norms import make_norm, spectral_norm
+from normjax.norms import NamedNorm, make_norm, norm_name, parse_norm, spectral_norm
 
 PS = [1, 1.5, 2, 3, 40.0, jnp.inf]
 NORMS = [1, 1.5, 2, jnp.inf, "spectral", lambda leaves: jnp.linalg.norm(leaves["kernel"])]
@@ -260,3 +260,70 @@ def test_a_partial_of_the_spectral_norm_is_a_norm():
 def test_the_window_must_fit_the_grid():
     with pytest.raises(ValueError, match=r"window \(3, 3\) is larger than the grid: input_size=2"):
         spectral_norm(layer(), input_size=2)
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "scale"),
+    [
+        ("2", 2.0, 1.0),
+        ("1", 1.0, 1.0),
+        ("1/100", 1.0, 100.0),
+        ("inf", np.inf, 1.0),
+        ("spectral", "spectral", 1.0),
+        ("spectral/2.5", "spectral", 2.5),
+        ("3.5", 3.5, 1.0),
+    ],
+)
+def test_norms_are_read_by_name(text, norm, scale):
+    assert parse_norm(text) == NamedNorm(text, norm, scale)
+    assert parse_norm(f" {text} ").name == text
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("2", ["fro", "2.0", "2/1", "fro/1.0", "+2", "02"]),
+        ("1/100", ["1/100.0", "1.0/1e2"]),
+        ("inf", ["Infinity", "inf/1"]),
+        ("spectral/0.5", ["spectral/.5"]),
+        ("1.0000001", ["1.00000010"]),
+    ],
+)
+def test_a_norm_has_one_name(name, others):
+    assert {parse_norm(text) for text in (name, *others)} == {parse_norm(name)}
+    assert parse_norm(name).name == name
+    assert parse_norm("1.0000002").name == "1.0000002"  # no digits are dropped
+
+
+def test_names_in_words():
+    assert norm_name(parse_norm("fro").name) == "Frobenius norm"
+    assert norm_name("1/100") == "L1 norm / 100"
+    assert norm_name("inf") == "L∞ norm"
+    assert norm_name("my_norm") == "my_norm"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("l2", "unknown norm 'l2'"),
+        ("", "unknown norm ''"),
+        ("2/x", "unknown norm '2/x'"),
+        ("2/", "unknown norm '2/'"),
+        ("0.5", "norm '0.5' has p < 1"),
+        ("-inf", "norm '-inf' has p < 1"),
+        ("nan", "norm 'nan' has p < 1"),
+        ("1/0", "norm '1/0' has a scale that is not a positive number"),
+        ("1/-100", "norm '1/-100' has a scale"),
+        ("1/nan", "norm '1/nan' has a scale"),
+        ("1/inf", "norm '1/inf' has a scale"),
+    ],
+)
+def test_bad_norms_say_what_is_allowed(text, message):
+    with pytest.raises(ValueError) as caught:
+        parse_norm(text)
+    assert str(caught.value).startswith(message)
+    assert "allowed: spectral, fro, inf, any p >= 1" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their official files: both formats, packed or unpacked.
+"""Read the official files of CIFAR-10 and CIFAR-100: both formats, packed or unpacked.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and the
 description of the files on https://www.cs.toronto.edu/~kriz/cifar.html.
@@ -21,69 +21,55 @@ from normjax.data.dataset import Dataset, Split
 from normjax.data.pickles import load_plain_dict, to_matrix, to_text
 from normjax.files import one_line
 
-# The official archives hold 8 or 9 members and 186 MB; these bounds stop a crafted one.
+# The official archives hold 8 or 9 members and 186 MB; these limits stop a crafted one.
 MAX_MEMBERS = 64
 MAX_BYTES = 256 * 2**20
 IMAGE_BYTES = 3 * 32 * 32
-# What gzip and tarfile raise on damaged files; a long chain of tar's extra headers recurses.
-_ARCHIVE_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, OverflowError)
-_ARCHIVE_ERRORS += (RecursionError,)
+# gzip and tarfile raise these on damaged files; a long chain of tar's extra headers recurses.
+_ARCHIVE_ERRORS = (
+    *(OSError, EOFError, ValueError, OverflowError, RecursionError),
+    *(zlib.error, tarfile.TarError),
+)
 
 
 class Layout(NamedTuple):
     """One of the official archives, and the folder that it unpacks to."""
 
     archive: str
-    sha256: str
     folder: str
+    sha256: str
     train_files: tuple[str, ...]
     test_files: tuple[str, ...]
     meta_file: str
-    is_binary: bool
+
+    @property
+    def is_binary(self) -> bool:
+        """Return whether the files hold plain bytes, not pickles."""
+        return self.test_files[0].endswith(".bin")
 
 
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
+_BINARY_BATCHES = tuple(f"{name}.bin" for name in _BATCHES)
+# fmt: off
 LAYOUTS = {
     "cifar10": (
-        Layout(
-            archive="cifar-10-binary.tar.gz",
-            sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-            folder="cifar-10-batches-bin",
-            train_files=tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-            test_files=("test_batch.bin",),
-            meta_file="batches.meta.txt",
-            is_binary=True,
-        ),
-        Layout(
-            archive="cifar-10-python.tar.gz",
-            sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-            folder="cifar-10-batches-py",
-            train_files=tuple(f"data_batch_{i}" for i in range(1, 6)),
-            test_files=("test_batch",),
-            meta_file="batches.meta",
-            is_binary=False,
-        ),
+        Layout("cifar-10-binary.tar.gz", "cifar-10-batches-bin",
+               "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+               _BINARY_BATCHES, ("test_batch.bin",), "batches.meta.txt"),
+        Layout("cifar-10-python.tar.gz", "cifar-10-batches-py",
+               "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+               _BATCHES, ("test_batch",), "batches.meta"),
     ),
     "cifar100": (
-        Layout(
-            archive="cifar-100-binary.tar.gz",
-            sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-            folder="cifar-100-binary",
-            train_files=("train.bin",),
-            test_files=("test.bin",),
-            meta_file="fine_label_names.txt",
-            is_binary=True,
-        ),
-        Layout(
-            archive="cifar-100-python.tar.gz",
-            sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-            folder="cifar-100-python",
-            train_files=("train",),
-            test_files=("test",),
-            meta_file="meta",
-            is_binary=False,
-        ),
+        Layout("cifar-100-binary.tar.gz", "cifar-100-binary",
+               "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+               ("train.bin",), ("test.bin",), "fine_label_names.txt"),
+        Layout("cifar-100-python.tar.gz", "cifar-100-python",
+               "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+               ("train",), ("test",), "meta"),
     ),
 }
+# fmt: on
 
 _CLASS_NAMES_TEXT = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
@@ -102,10 +88,10 @@ CLASS_NAMES = {name: tuple(text.split()) for name, text in _CLASS_NAMES_TEXT.ite
 
 
 def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
-    """The first of a CIFAR's official archives, then unpacked folders, that lies in `folder`.
+    """Find a CIFAR's official archive or, failing that, its unpacked folder in `folder`.
 
-    Archives that TFDS has fetched, in `folder/downloads`, count as well: it puts the address
-    before the archive's name and a checksum after it.
+    Archives that TFDS has downloaded to `folder/downloads` count as well; TFDS puts the address
+    before an archive's name and a checksum after it.
     """
     layouts = LAYOUTS[name]
     places = [(layout, folder / layout.archive) for layout in layouts]
@@ -118,19 +104,19 @@ def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
 
 
 def load_cifar(name: str, layout: Layout, path: Path) -> Dataset:
-    """Reads one official CIFAR archive, or the folder that it unpacks to, in the official order.
+    """Read an official CIFAR archive, or the folder that it unpacks to, in the official order.
 
-    An archive is read from memory and never extracted. One whose SHA-256 is not the official
-    one gives a warning that names both sums. Labels of CIFAR-100 are the fine ones. Files may
-    hold any number of examples.
+    An archive is read in memory and never extracted. If its SHA-256 is not the official one, a
+    warning names both. Labels of CIFAR-100 are the fine ones. Files may hold any number of
+    examples.
 
     Args:
-        name: "cifar10" or "cifar100".
-        layout: which of `LAYOUTS[name]` lies at `path`.
-        path: the archive or the folder.
+      name: "cifar10" or "cifar100".
+      layout: the one of `LAYOUTS[name]` that lies at `path`.
+      path: the archive or the folder.
 
     Raises:
-        ValueError: truncated, damaged, incomplete or oversized files; the text names the file.
+      ValueError: truncated, damaged, incomplete or oversized files; the message names the file.
     """
     files = _read_folder(layout, path) if path.is_dir() else _read_archive(layout, path)
     if missing := {*layout.train_files, *layout.test_files} - set(files):
@@ -156,12 +142,12 @@ def load_cifar(name: str, layout: Layout, path: Path) -> Dataset:
 
 
 def _wanted(layout: Layout) -> tuple[str, ...]:
-    """The files that are read."""
+    """Return the names of the files to read."""
     return (*layout.train_files, *layout.test_files, layout.meta_file)
 
 
 def _read_folder(layout: Layout, path: Path) -> dict[str, bytes]:
-    """The wanted files of an unpacked archive."""
+    """Read the wanted files of an unpacked archive."""
     files = {}
     for name in _wanted(layout):
         file = path / name
@@ -173,7 +159,7 @@ def _read_folder(layout: Layout, path: Path) -> dict[str, bytes]:
 
 
 def _read_archive(layout: Layout, path: Path) -> dict[str, bytes]:
-    """The wanted files of a .tar.gz, read in memory."""
+    """Read the wanted files of a .tar.gz in memory."""
     try:
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -195,9 +181,9 @@ def _read_archive(layout: Layout, path: Path) -> dict[str, bytes]:
 
 
 def _read_tar(wanted: Iterable[str], content: bytes) -> dict[str, bytes]:
-    """The wanted regular files of a tar archive, whatever folder they are in.
+    """Read the wanted regular files of a tar archive, whatever folder they are in.
 
-    Nothing is ever written, so that names, links and devices have no effect.
+    Nothing is written, so names, links and devices have no effect.
     """
     files = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
@@ -209,17 +195,18 @@ def _read_tar(wanted: Iterable[str], content: bytes) -> dict[str, bytes]:
                     raise ValueError(f"{name} claims {member.size} bytes")
                 if name in files:
                     raise ValueError(f"it holds {name} twice")
-                files[name] = tar.extractfile(member).read()
+                stream = tar.extractfile(member)
+                files[name] = stream.read() if stream else b""
     return files
 
 
 def _to_images(rows: np.ndarray) -> np.ndarray:
-    """uint8 [N, 3072], planes of red, green and blue, as [N, 32, 32, 3]."""
+    """Rearrange uint8 [N, 3072], planes of red, green and blue, as [N, 32, 32, 3]."""
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _parse_binary(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a binary file: records of the label bytes and then the image."""
+    """Return images and labels of a binary file: records of label bytes and an image."""
     num_label_bytes = 1 if num_classes == 10 else 2  # CIFAR-100: coarse, fine
     record_bytes = num_label_bytes + IMAGE_BYTES
     if not content or len(content) % record_bytes:
@@ -232,7 +219,7 @@ def _parse_binary(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _parse_pickle(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of a pickled batch."""
+    """Return images and labels of a pickled batch."""
     batch = load_plain_dict(content)
     labels = batch.get("labels" if num_classes == 10 else "fine_labels")
     if not isinstance(labels, list) or not labels:
@@ -246,7 +233,7 @@ def _parse_pickle(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _parse_class_names(name: str, layout: Layout, content: bytes | None) -> tuple[str, ...]:
-    """The class names of the archive's own list, else the official ones."""
+    """Return the class names that the archive lists, else the official ones."""
     if content is None:
         return CLASS_NAMES[name]
     if layout.is_binary:

@@ -1,4 +1,6 @@
-"""The embedded default: scikit-learn's handwritten digits, offline."""
+"""The default data set, available offline: scikit-learn's handwritten digits."""
+
+from typing import Any
 
 import numpy as np
 
@@ -8,9 +10,9 @@ TEST_SIZE = 450
 
 
 def load_digits() -> Dataset:
-    """The 1,797 real 8x8 grayscale digits of scikit-learn's `load_digits`.
+    """Load the 1,797 real 8x8 grayscale digits of scikit-learn's `load_digits`.
 
-    The pixels' 0..16 are scaled to 0..255. The split is fixed: 1,347 training and 450 test
+    Pixels are scaled from 0..16 to 0..255. The split is fixed: 1,347 training and 450 test
     images, stratified by class, each in the source's order.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
@@ -18,7 +20,7 @@ def load_digits() -> Dataset:
     """
     from sklearn import datasets, model_selection
 
-    source = datasets.load_digits()
+    source: Any = datasets.load_digits()
     images = np.rint(source.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     labels = source.target.astype(np.int32)
     train, test = model_selection.train_test_split(

@@ -1,4 +1,4 @@
-"""Class folders of image files, decoded once and cached as one uncompressed npz."""
+"""Read class folders of image files; decoded images are cached as one uncompressed npz."""
 
 import hashlib
 import itertools
@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +22,20 @@ COLOR_MODES = ("1", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def load_folder(path: str | os.PathLike) -> Dataset:
-    """Reads `path/{train,test}/<class>/*`, each file an 8-bit image of one and the same size.
+    """Read `path/{train,test}/<class>/*`, 8-bit images that all have one size.
 
-    Classes are numbered in the order of their sorted names, files follow their sorted names,
-    hidden entries are ignored. Images stay 1-channel if all of them are grayscale ("L"), and
-    become RGB otherwise. The decoded images are kept in the user's cache folder (see
-    `cache_dir`) under a hash of the files' names, sizes and modification times; a cache file that
-    is damaged gives a warning and is rebuilt.
+    Classes are numbered in the order of their sorted names, files are sorted by name, hidden
+    entries are ignored. Images keep one channel if all are grayscale ("L") and become RGB
+    otherwise. The decoded images are cached in the user's cache folder (see `cache_dir`) under a
+    hash of the files' names, sizes and modification times. A damaged cache file gives a warning and
+    is rebuilt.
 
     Args:
-        path: the folder that holds `train` and `test`.
+      path: the folder that holds `train` and `test`.
 
     Raises:
-        ValueError: a missing or empty folder, splits with different classes, or a file that is
-            not an image, is too large, or differs in size from the first one.
+      ValueError: a folder is missing or empty, the splits have different classes, or a file is not
+        an image, is too large, or differs in size from the first one.
     """
     root = Path(path).expanduser().resolve()
     files = {split: _list_split(root, split) for split in SPLITS}
@@ -56,20 +57,20 @@ def load_folder(path: str | os.PathLike) -> Dataset:
 
 
 def cache_dir() -> Path:
-    """$NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax."""
+    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax."""
     if own := os.environ.get("NORMJAX_CACHE_DIR"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "normjax"
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
-    """The folder's entries that are not hidden, sorted by name."""
+    """List the folder's entries that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def _list_split(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
-    """The files of each class of a split, classes and files sorted by name."""
+    """List the files of each class of a split, classes and files sorted by name."""
     folder = root / split
     if not folder.is_dir():
         raise ValueError(f"{root} has no {split}/ folder: expected {{train,test}}/<class>/<image>")
@@ -86,7 +87,7 @@ def _list_split(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
 
 
 def _fingerprint(root: Path, files: dict[str, dict[str, list[os.DirEntry]]]) -> str:
-    """A hash of where the files are, their names, sizes and modification times."""
+    """Hash the files' folder, names, sizes and modification times."""
     digest = hashlib.sha256(repr(str(root)).encode())
     for split, classes in files.items():
         for name, entries in classes.items():
@@ -98,7 +99,7 @@ def _fingerprint(root: Path, files: dict[str, dict[str, list[os.DirEntry]]]) -> 
 
 
 def _number_classes(classes: dict[str, list[os.DirEntry]]) -> np.ndarray:
-    """The labels of a split's files in their order, int32."""
+    """Return the labels of a split's files in their order, int32."""
     sizes = [len(entries) for entries in classes.values()]
     return np.repeat(np.arange(len(classes), dtype=np.int32), sizes)
 
@@ -106,7 +107,7 @@ def _number_classes(classes: dict[str, list[os.DirEntry]]) -> np.ndarray:
 def _decode_all(
     files: dict[str, dict[str, list[os.DirEntry]]], counts: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """The images of each split; 1 channel if all are grayscale, else 3."""
+    """Decode the images of each split; 1 channel if all are grayscale, else 3."""
     from tqdm import tqdm
 
     classes = [entries for split in files.values() for entries in split.values()]
@@ -128,17 +129,17 @@ def _decode_all(
 
 
 def _size(image: np.ndarray) -> str:
-    """Height x width, for an error's text."""
+    """Write height x width for an error message."""
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
 def _decode(path: str) -> np.ndarray:
-    """One image file as uint8 [H, W, 1] (grayscale) or [H, W, 3]."""
+    """Decode one image file as uint8 [H, W, 1] (grayscale) or [H, W, 3]."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images and refuses larger ones; here all of them are too large.
+            # Pillow warns of large images and refuses larger ones; all of them are too large here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)  # reads the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -158,10 +159,10 @@ def _decode(path: str) -> np.ndarray:
 
 
 def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
-    """The cached images of each split; None if there are none, with a warning if damaged.
+    """Read the cached images of each split; None if there are none, with a warning if damaged.
 
-    Whole files are held by zip's checksums. A header that claims fewer images than there are
-    escapes these, and is found by the counts.
+    Zip's checksums protect the data. They miss a header that claims fewer images than there are,
+    which the counts reveal.
     """
     try:
         with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
@@ -172,7 +173,7 @@ def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarra
                 raise ValueError(f"{split}_images are {array.dtype} {array.shape}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever is wrong with it, the images can be decoded again
+    except Exception as error:  # whatever is wrong, the images can be decoded again
         warnings.warn(
             f"the cache file {cache_file} is damaged and will be rebuilt: {one_line(error)}",
             stacklevel=5,
@@ -182,14 +183,15 @@ def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarra
 
 
 def _write_cache(cache_file: Path, images: dict[str, np.ndarray]) -> None:
-    """Saves the images; a cache that cannot be written is a warning, since the data is here."""
+    """Save the images; failing to write a cache is only a warning, since the data is here."""
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        # The processes of several hosts may write the same file, and have the same numbers.
+        # Processes on several hosts may write the same file and have the same process ids.
         handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")
         try:
             with os.fdopen(handle, "wb") as stream:
-                np.savez(stream, **{f"{split}_images": array for split, array in images.items()})
+                arrays: Any = {f"{split}_images": array for split, array in images.items()}
+                np.savez(stream, **arrays)
             os.replace(temporary, cache_file)
         except BaseException:
             os.unlink(temporary)

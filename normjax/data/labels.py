@@ -1,4 +1,4 @@
-"""Label corruption: the first of the paper's ways to make networks differ."""
+"""Label corruption, the paper's first way to make networks differ."""
 
 import numpy as np
 
@@ -13,28 +13,38 @@ def corrupt_labels(
     num_classes: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupts the labels of exactly `round(level * N)` examples, chosen uniformly.
+    """Corrupt the labels of exactly `round(level * N)` examples, chosen uniformly.
 
     "swap" permutes the chosen examples' labels among themselves, so every class keeps its count
     (the paper's text: labels are "swapped with each other in a random fashion"). "redraw" gives
-    each chosen example a uniform new label, which may be the true one (as the paper's authors'
-    programs do); at level 1 the labels are completely random.
+    each chosen example a uniform new label, possibly the true one (as in the paper's authors'
+    code); at level 1 the labels are completely random.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> labels = np.repeat(np.arange(10), 10)
+      >>> rng = np.random.default_rng(0)
+      >>> corrupted, chosen = normjax.corrupt_labels(
+      ...     labels, 0.5, method="swap", num_classes=10, rng=rng)
+      >>> len(chosen), sorted(corrupted) == sorted(labels), bool((corrupted == labels).all())
+      (50, True, False)
 
     Args:
-        labels: int [N], 0..num_classes-1; not modified.
-        level: the fraction of examples that are chosen, in [0, 1]. A chosen example can come
-            out with its own label, so the fraction of *wrong* labels is smaller.
-        method: "swap" or "redraw".
-        num_classes: K.
-        rng: the source of randomness; it advances.
+      labels: int [N], 0..num_classes-1; not modified.
+      level: the fraction of examples that are chosen, in [0, 1]. A chosen example may keep its
+        own label, so the fraction of *wrong* labels is smaller.
+      method: "swap" or "redraw".
+      num_classes: K.
+      rng: the source of randomness, which advances.
 
     Returns:
-        The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
-        the chosen examples, int64 [round(level * N)].
+      The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
+      the chosen examples, int64 [round(level * N)].
 
     Raises:
-        ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
-            vector of integers 0..num_classes-1.
+      ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
+        vector of integers 0..num_classes-1.
     """
     labels = np.asarray(labels)
     if not 0 <= level <= 1:  # also False for NaN

@@ -1,4 +1,4 @@
-"""The one way in: a name becomes a data set."""
+"""Load a data set by its name: `load_dataset` is the one way in."""
 
 import os
 import re
@@ -24,32 +24,38 @@ def load_dataset(
     train_size: int | None = None,
     test_size: int | None = None,
 ) -> Dataset:
-    """Loads an image classification data set, all of it or a fixed subset.
+    """Load an image classification data set, all of it or a fixed subset.
+
+    Example:
+      >>> import normjax
+      >>> dataset = normjax.load_dataset("digits", train_size=100)
+      >>> dataset.train.images.shape, dataset.test.images.shape
+      ((100, 8, 8, 1), (450, 8, 8, 1))
 
     Args:
-        name: one of
+      name: one of
 
-            - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
-            - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
-            - "cifar10", "cifar100" (fine labels): the official archives or the folders they
-              unpack to, in `data_dir` or the TFDS folder; else data that TFDS has prepared
-              there; else the archive is downloaded into the TFDS folder;
-            - the name of any image-classification set that TFDS has prepared as array_record
-              in `data_dir` or the TFDS folder.
-        data_dir: a folder to look in before the TFDS folder ($TFDS_DATA_DIR, else
-            ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
-        train_size: keep a fixed pseudo-random subset of exactly this many training examples,
-            the same on every call, in the data's own order, classes not balanced; a smaller
-            subset lies inside every larger one. None keeps all.
-        test_size: the same for the test examples.
+        - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
+        - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
+        - "cifar10", "cifar100" (fine labels): the official archives or the folders they unpack
+          to, in `data_dir` or the TFDS folder; else data that TFDS has prepared there; else the
+          archive is downloaded into the TFDS folder;
+        - the name of any image-classification set that TFDS has prepared as array_record in
+          `data_dir` or the TFDS folder.
+      data_dir: a folder to search before the TFDS folder ($TFDS_DATA_DIR, else
+        ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
+      train_size: the size of a fixed pseudo-random subset of the training examples. The subset is
+        the same on every call, in the data's own order, not balanced by class; a smaller subset
+        lies inside every larger one. None keeps all.
+      test_size: the same for the test examples.
 
     Returns:
-        The data set; images are uint8 [N, H, W, C], labels int32 [N].
+      The data set; images are uint8 [N, H, W, C], labels int32 [N].
 
     Raises:
-        ValueError: an unknown name (the text says what is allowed), data that is nowhere to be
-            found (the text lists every place tried), damaged files (the text names the file),
-            or a size outside 1..N.
+      ValueError: an unknown name (the message says what is allowed), data that cannot be found
+        (the message lists every place tried), damaged files (the message names the file), or a
+        size outside 1..N.
     """
     dataset = _load_whole(name, data_dir)
     return dataset._replace(
@@ -59,7 +65,7 @@ def load_dataset(
 
 
 def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
-    """The data set of that name, all of it."""
+    """Return the whole data set of that name."""
     if name == "digits":
         return load_digits()
     if name.startswith("folder:"):

@@ -1,13 +1,13 @@
-"""Reads the pickles of the CIFAR archives without running anything that they name.
+"""Read the pickles of the CIFAR archives without running any code that they name.
 
-Every name a pickle may use is replaced by an inert stand-in that records what the pickle would
-have done with it; arrays are then built from those records. So no code of numpy's, let alone of
-anybody else's, is called with a file's arguments.
+Every allowed name is replaced by an inert stand-in that records its arguments and state. Arrays are
+built from those records, so that nothing, not even numpy, is called with a file's arguments.
 """
 
 import io
 import pickle
 import pickletools
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from normjax.files import one_line
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-# What pickled uint8 arrays and Python 2 strings need, in the spellings of numpy 1 and 2.
+# The names that pickled uint8 arrays and Python 2 strings need, as numpy 1 and 2 spell them.
 ALLOWED = frozenset(
     [(module, "_reconstruct") for module in _MULTIARRAY]
     + [(module, "_frombuffer") for module in _NUMERIC]  # protocol 5
@@ -24,9 +24,9 @@ ALLOWED = frozenset(
 
 
 class _Record:
-    """Stands in for a pickle's name: keeps the arguments and the state that it is given."""
+    """The stand-in for a pickle's name; keeps the arguments and the state that it is given."""
 
-    def __init__(self, name: str, args: tuple = (), state: object = None):
+    def __init__(self, name: str, args: tuple = (), state: Any = None):
         self.name, self.args, self.state = name, args, state
 
     def __call__(self, *args):
@@ -37,7 +37,7 @@ class _Record:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Resolves the allowed names to records and refuses all others."""
+    """An unpickler that resolves the allowed names to records and refuses all others."""
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
@@ -46,39 +46,45 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load_plain_dict(content: bytes) -> dict[str, object]:
-    """Unpickles a dict of plain values and uint8 arrays, written by Python 2 or 3.
+    """Unpickle a dict of plain values and uint8 arrays, written by Python 2 or 3.
 
     Args:
-        content: the pickle.
+      content: the pickle.
 
     Returns:
-        The dict with its keys as text. Lists, numbers and strings are as pickled; a matrix is
-        left for `to_matrix`, a string for `to_text`.
+      The dict with its keys as text. Lists and numbers are as pickled; `to_matrix` converts a
+      matrix, `to_text` a string.
 
     Raises:
-        ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
+      ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
     """
     try:
-        # A few bytes can ask for a memo table of many GiB; a real pickle numbers its objects.
+        # A few bytes can request a memo table of many GiB; a real pickle numbers its objects.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
                 raise pickle.UnpicklingError("its memo index is out of range")
         loaded = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(loaded, dict):
             raise pickle.UnpicklingError(f"it holds a {type(loaded).__name__}, not a dict")
         return {to_text(key): value for key, value in loaded.items()}
-    except Exception as error:  # damaged pickles raise nearly every type there is
+    except Exception as error:  # damaged pickles raise nearly any type
         reason = one_line(error) or type(error).__name__
         raise ValueError(f"not a readable pickle: {reason}") from None
 
 
 def to_text(value: object) -> str:
-    """A pickled string of Python 2 or 3 as text."""
+    """Return a pickled string of Python 2 or 3 as text."""
     return _to_bytes(value).decode("latin1")
 
 
 def to_matrix(value: object) -> np.ndarray:
-    """A pickled uint8 matrix, of either memory order, as an array [rows, columns]."""
+    """Return a pickled uint8 matrix, of either memory order, as an array [rows, columns].
+
+    Raises:
+      ValueError: it is anything else.
+    """
+    if not isinstance(value, _Record):
+        raise ValueError(f"not a matrix of uint8 but {type(value).__name__}")
     try:
         if value.name == "_reconstruct":
             _, shape, dtype, is_fortran, raw = value.state
@@ -94,7 +100,7 @@ def to_matrix(value: object) -> np.ndarray:
 
 
 def _to_bytes(value: object) -> bytes:
-    """The bytes behind a pickled string: latin1 text, bytes, or a recorded encoding of text."""
+    """Return the bytes of a pickled string: latin1 text, bytes, or a recorded encoding of text."""
     if isinstance(value, _Record) and value.name == "encode":
         value = value.args[0]
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets as a source, without TensorFlow: prepared data, and a checked download."""
+"""TensorFlow Datasets without TensorFlow: read prepared data, and download with a checksum."""
 
 import os
 import re
@@ -7,6 +7,7 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,36 +19,36 @@ NETWORK_TIMEOUT = 3.0  # seconds
 
 
 def default_dir() -> Path:
-    """Where TFDS keeps its data: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Return the folder of TFDS: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def load_prepared(name: str, folder: Path) -> Dataset | None:
-    """Reads an image-classification set that TFDS has prepared as array_record in `folder`.
+    """Read an image-classification set that TFDS has prepared as array_record in `folder`.
 
-    Examples that carry an `id` are sorted by it (which is CIFAR's official order); others keep
-    the order of the files.
+    Examples with an `id` are sorted by it (CIFAR's official order); others keep the order of the
+    files.
 
     Args:
-        name: a TFDS name, `dataset[/config][:version]`.
-        folder: the TFDS data folder.
+      name: a TFDS name, `dataset[/config][:version]`.
+      folder: the TFDS data folder.
 
     Returns:
-        The data set; None if `folder` holds no prepared data of that name.
+      The data set, or None if `folder` holds no prepared data of that name.
 
     Raises:
-        ValueError: the data is in another file format, lacks a train or test split, is not
-            labeled 8-bit images of one shape, is said to have too large ones, or is damaged.
+      ValueError: the data is in another file format, lacks a train or test split, is not labeled
+        8-bit images of one shape, declares too large images, or is damaged.
     """
-    # Asked first, because TFDS takes a second to import and logs warnings about absent folders.
-    dataset_name = re.match(r"\w*", name).group()
-    if not dataset_name or not (folder / dataset_name).is_dir():
+    # Checked first, because TFDS takes a second to import and warns of absent folders.
+    dataset_name = re.match(r"\w+", name)
+    if not dataset_name or not (folder / dataset_name.group()).is_dir():
         return None
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=folder, try_gcs=False)
-    except ValueError:  # what TFDS raises for a name that it does not find
+        builder: Any = tfds.builder(name, data_dir=folder, try_gcs=False)
+    except ValueError:  # TFDS does not find the name
         return None
     if not builder.is_prepared():
         return None
@@ -84,7 +85,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
 
 
 def _read_split(source, image_key: str, label_key: str, id_key: str | None) -> Split:
-    """All examples of a TFDS data source."""
+    """Read all examples of a TFDS data source."""
     from tqdm import tqdm
 
     examples = tqdm(source, desc="reading TFDS data", unit="image", disable=None)
@@ -100,18 +101,18 @@ def _read_split(source, image_key: str, label_key: str, id_key: str | None) -> S
 
 
 def fetch(url: str, dataset_name: str, folder: Path) -> Path:
-    """Downloads a file that TFDS knows into its usual place, and checks its checksum.
+    """Download a file that TFDS knows to where TFDS expects it, and verify its checksum.
 
     Args:
-        url: the address; TFDS must have a checksum for it.
-        dataset_name: the TFDS data set that the file belongs to.
-        folder: the TFDS data folder; the file goes below its `downloads`.
+      url: the address, for which TFDS has a checksum.
+      dataset_name: the TFDS data set that the file belongs to.
+      folder: the TFDS data folder; the file goes into its `downloads`.
 
     Returns:
-        The file's path.
+      The file's path.
 
     Raises:
-        OSError: there is no network (found out within seconds), or the download failed.
+      OSError: there is no network (within seconds), or the download failed.
     """
     check_network(url)
     import tensorflow_datasets as tfds
@@ -128,7 +129,7 @@ def fetch(url: str, dataset_name: str, folder: Path) -> Path:
 
 
 def check_network(url: str) -> None:
-    """Raises OSError within seconds if the address's host (or the proxy) cannot be reached.
+    """Raise OSError within seconds if the address's host (or the proxy) cannot be reached.
 
     TFDS itself would retry for minutes.
     """
@@ -145,7 +146,7 @@ def check_network(url: str) -> None:
         except OSError as error:
             failure[0] = str(error)
 
-    # In a thread, because the name look-up before the connection has no time limit of its own.
+    # In a thread, because the name lookup before the connection has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(NETWORK_TIMEOUT + 0.5)

@@ -1,6 +1,6 @@
-"""A 2-D convolution that is fast for many small networks on a CPU; XLA's own everywhere else.
+"""A 2-D convolution that is fast for many small networks on a CPU; XLA's own elsewhere.
 
-XLA's convolution on a CPU is some ten times slower than a good one for a small network in a loop.
+On a CPU, XLA's convolution of a small network in a loop is about ten times slower than a good one.
 Here a convolution is a few large matrix products between cheap additions:
 
 * Toom-Cook tiles ("Winograd convolution": Lavin and Gray, "Fast Algorithms for Convolutional
@@ -12,11 +12,12 @@ Here a convolution is a few large matrix products between cheap additions:
   keeps the error of float32 near 5e-6 of the norm of the result.
 * One matrix product with the patches ("im2col") for everything else.
 
-Inside, channels are the first axis and images the last, so that every shift moves whole rows of
-images and the products need no transposition. XLA cancels the transpositions of consecutive layers.
+Inside, channels are the first axis and images the last: every shift moves whole rows of images, and
+the products need no transposition. XLA cancels the transpositions of consecutive layers.
 """
 
-from functools import cache, partial
+import operator
+from functools import cache, partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
 
 def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
-    """2-D convolution (cross-correlation, as in every deep learning library).
+    """Convolve in 2-D (cross-correlate, as every deep learning library does).
 
     Differentiable once, in reverse mode only. The algorithm depends on shapes and on the platform
     that the code is compiled for: on GPU and TPU it is `jax.lax.conv_general_dilated`.
@@ -45,8 +46,8 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
       is about 5e-6 at most, and so is that of the gradients.
 
     Raises:
-      ValueError: shapes, dtypes, strides or padding that do not fit; an image that is smaller than
-        the kernel.
+      ValueError: shapes, dtypes, strides or padding do not fit, or an image is smaller than the
+        kernel.
     """
     _check(x, kernel, strides, padding)
     pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -55,7 +56,7 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
 
 
 def _check(x, kernel, strides, padding):
-    """One clear line for what cannot be convolved."""
+    """Raise ValueError for what cannot be convolved."""
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(
             "conv2d takes x [N, H, W, Cin] and a kernel [KH, KW, Cin, Cout], "
@@ -80,7 +81,7 @@ def _check(x, kernel, strides, padding):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x, kernel, strides, pads):
-    """The convolution, by the algorithm of the platform that it is compiled for."""
+    """Convolve by the algorithm of the platform that the code is compiled for."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -90,8 +91,8 @@ def _conv(x, kernel, strides, pads):
 
 
 def _conv_fwd(x, kernel, strides, pads):
-    # The arguments are all that is kept. The backward pass repeats the part of the forward pass
-    # that it needs, and XLA removes the repetition where both are in one compiled function.
+    # Only the arguments are kept. The backward pass repeats the part of the forward pass that it
+    # needs; XLA removes the repetition where both are in one compiled function.
     return _conv(x, kernel, strides, pads), (x, kernel)
 
 
@@ -112,13 +113,13 @@ _compiled_conv = jax.jit(_conv, static_argnums=(2, 3))  # outside jit: compile o
 
 
 def _conv_xla(x, kernel, strides, pads):
-    """XLA's convolution."""
+    """Convolve by XLA."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
 
 
 def _conv_cpu(x, kernel, strides, pads):
-    """Convolution by matrix products; the choice of the algorithm is made here."""
+    """Convolve by matrix products, with the faster of two algorithms."""
     x = jnp.pad(x.transpose(3, 1, 2, 0), [(0, 0), *pads, (0, 0)])
     h, w = ((x.shape[k + 1] - kernel.shape[k]) // strides[k] + 1 for k in range(2))
     if strides == (1, 1) and _is_toom_cook_faster(x, kernel, h, w):
@@ -129,7 +130,7 @@ def _conv_cpu(x, kernel, strides, pads):
 
 
 def _is_toom_cook_faster(x, kernel, h, w):
-    """Measured: it is where it saves half of the products and these are not too small."""
+    """Return whether Toom-Cook saves half of the products and these are large enough (timed)."""
     kh, kw = kernel.shape[:2]
     if min(kh, kw) < 2 or max(kh, kw) > len(_POINTS) or x.dtype not in (jnp.float32, jnp.float64):
         return False
@@ -140,9 +141,9 @@ def _is_toom_cook_faster(x, kernel, h, w):
 
 
 def _patches(x, kernel, strides, h, w):
-    """x [Cin, H, W, N] -> [Cout, h, w, N], as one product with all patches."""
+    """Convolve x [Cin, H, W, N] to [Cout, h, w, N] by one product with all patches."""
     (sh, sw), (kh, kw, cin, cout) = strides, kernel.shape
-    # First along W, then along H: the second and larger copy moves whole rows.
+    # First along W, then along H: the second, larger copy moves whole rows.
     cols = _stage(
         lambda x: jnp.concatenate([x[:, :, j : j + sw * (w - 1) + 1 : sw] for j in range(kw)]), x
     )
@@ -164,7 +165,7 @@ class _Tiling(NamedTuple):
 
 @cache
 def _tiling(size, r):
-    """The tiling with the fewest products for `size` outputs of a kernel of r, by Toom-Cook."""
+    """Return the Toom-Cook tiling with the fewest products for `size` outputs, kernel size r."""
     m = min(range(1, len(_POINTS) + 3 - r), key=lambda m: -(-size // m) * (m + r - 1))
     n = m + r - 1
     points = np.array(_POINTS[: n - 1])
@@ -181,7 +182,7 @@ def _tiling(size, r):
 
 @jax.custom_vjp
 def _toom_cook(x, kernel):
-    """x [Cin, H, W, N], stride 1, no padding -> [Cout, H', W', N]."""
+    """Convolve x [Cin, H, W, N] to [Cout, H', W', N], stride 1, no padding."""
     return _toom_cook_fwd(x, kernel)[0]
 
 
@@ -194,7 +195,7 @@ def _toom_cook_fwd(x, kernel):
     x = x.reshape(cin, x.shape[1], width * images)
     x = _stage(lambda x: _to_points(rows, x, 1), x)
     x = x.reshape(rows.n, cin * rows.num, width, images)
-    # Points along W for one point along H at a time: what is in work fits into the cache.
+    # Points along W for one point along H at a time: the working set fits into the cache.
     u, v, y = _kernel_at_points(rows, cols, kernel), [], []
     for k in range(rows.n):
         v.append(_stage(lambda x, k=k: _to_points(cols, x[k], 1), x).reshape(cols.n, cin, -1))
@@ -233,14 +234,14 @@ _toom_cook.defvjp(_toom_cook_fwd, _toom_cook_bwd)
 
 
 def _kernel_at_points(rows, cols, kernel):
-    """Kernel [KH, KW, Cin, Cout] -> G g G' [n of H, n of W, Cin, Cout]."""
+    """Map a kernel [KH, KW, Cin, Cout] to G g G' [n of H, n of W, Cin, Cout]."""
     kh, kw, cin, cout = kernel.shape
     u = _matmul(np.kron(rows.g, cols.g), kernel.reshape(kh * kw, -1), 1, 0)
     return u.reshape(rows.n, cols.n, cin, cout)
 
 
 def _to_points(tiling, x, axis):
-    """The tiles of x along the axis, times B: [n, ..., num tiles, ...]."""
+    """Return the tiles of x along the axis, times B: [n, ..., num tiles, ...]."""
     stop = tiling.m * (tiling.num - 1) + 1
     tiles = [lax.slice_in_dim(x, j, j + stop, tiling.m, axis) for j in range(tiling.n)]
     b = tiling.b.astype(x.dtype)
@@ -248,11 +249,11 @@ def _to_points(tiling, x, axis):
 
 
 def _from_points(tiling, dv, axis):
-    """The transpose of `_to_points`: n arrays -> the sum of the overlapping tiles.
+    """Apply the transpose of `_to_points` to n arrays: sum the overlapping tiles.
 
     The tile axis becomes two, (tiles + overlap, m).
     """
-    last = -(-tiling.n // tiling.m) - 1  # the last tile of outputs that a tile of inputs reaches
+    last = -(-tiling.n // tiling.m) - 1  # the last output tile that an input tile reaches
 
     def shifted(j):
         before = j // tiling.m
@@ -266,27 +267,28 @@ def _from_points(tiling, dv, axis):
 
 
 def _combine(coefficients, xs):
-    """The linear combination of arrays, without its zero terms."""
+    """Return the linear combination of arrays, without its zero terms."""
     terms = zip(coefficients, xs, strict=True)
-    return sum(x if c == 1 else x * np.asarray(c, x.dtype) for c, x in terms if c != 0)
+    products = (x if c == 1 else x * np.asarray(c, x.dtype) for c, x in terms if c != 0)
+    return reduce(operator.add, products)
 
 
 def _matmul(a, b, axis_a, axis_b):
-    """The product of two matrices that contracts the given axes."""
+    """Multiply two matrices, contracting the given axes."""
     return lax.dot_general(jnp.asarray(a, b.dtype), b, (((axis_a,), (axis_b,)), ((), ())))
 
 
 def _batch_matmul(a, b, axis_a, axis_b):
-    """Products of stacked matrices that contract the given axes."""
+    """Multiply stacked matrices, contracting the given axes."""
     return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0,), (0,))))
 
 
 def _stage(f, *args):
-    """f(*args) as a function of its own in the compiled code.
+    """Call f(*args) as a separate function in the compiled code.
 
-    XLA recomputes a cheap producer inside each of its consumers; here that would be the same sums
-    many times over, and it never fuses across the boundary of a function that it must not inline.
-    Reshapes belong outside: inside they turn into divisions for each element.
+    XLA recomputes a cheap producer inside each of its consumers, which would repeat the same sums
+    many times; it never fuses across the boundary of a function that it must not inline. Reshapes
+    belong outside: inside they become divisions for each element.
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(f)(*args)

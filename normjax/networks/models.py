@@ -25,21 +25,32 @@ def make_model(
     batch_norm: bool = False,
     init_std: float | Array | None = None,
 ) -> nn.Module:
-    """One of the paper's networks, as a Linen module on float images [N, H, W, C].
+    """Make one of the paper's networks, a Linen module on float images [N, H, W, C].
+
+    Example:
+      >>> import jax
+      >>> import normjax
+      >>> model = normjax.make_model("convnet3")
+      >>> images = jax.numpy.ones((2, 32, 32, 3))
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> sum(leaf.size for leaf in jax.tree.leaves(variables))
+      154464
+      >>> jax.eval_shape(model.apply, variables, images).shape
+      (2, 10)
 
     Args:
       name: "convnet3" (the 3-layer net), "convnet5" (the 5-layer net) or "linear".
       num_classes: K, the number of logits.
       batch_norm: batch normalization after every layer but the last; "convnet5" only.
-      init_std: None draws PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for every kernel
-        and bias; a number (it may be traced) draws every one of them from N(0, init_std^2).
+      init_std: None draws every kernel and bias from PyTorch's default, U(-1/sqrt(fan_in),
+        1/sqrt(fan_in)); a number, which may be traced, draws them from N(0, init_std^2).
 
     Returns:
       A module with `init(key, images)` and `apply(variables, images, train=False)`; the logits are
       float [N, num_classes].
 
     Raises:
-      ValueError: unknown name, or batch_norm for a network that has none.
+      ValueError: an unknown name, or batch_norm for a network that has none.
     """
     if name not in MODEL_NAMES:
         raise ValueError(f"unknown model {name!r}; allowed: {', '.join(MODEL_NAMES)}")
@@ -62,7 +73,7 @@ class ConvNet3(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Float images [N, H, W, C] to logits [N, num_classes]; `train` has no effect here."""
+        """Map float images [N, H, W, C] to logits [N, num_classes]; `train` has no effect."""
         kernel_size = 5 if min(images.shape[1:3]) >= 12 else 3
         x = nn.relu(self._conv(images, kernel_size, use_bias=True))
         x = nn.relu(self._conv(x, kernel_size, use_bias=False))
@@ -76,10 +87,10 @@ class ConvNet5(nn.Module):
     """A 5-layer net of convolutions only, without pooling (figures 1, 2, 7, 8, 12-15).
 
     The paper fixes neither widths nor strides. Here: 3x3 SAME convolutions of 32, 64, 64 and 128
-    filters with strides 1, 2, 2, 2, then a VALID convolution over all that is left to num_classes
-    logits. With `batch_norm` each of the first four is followed by batch normalization and has no
-    bias of its own; without, it has one, so that the module is the twin that `absorb_batch_norm`
-    gives parameters for.
+    filters with strides 1, 2, 2, 2, then a VALID convolution of the remaining size to num_classes
+    logits. With `batch_norm`, batch normalization follows each of the first four, which then have
+    no bias. Without, they have one: the module takes the parameters that `absorb_batch_norm`
+    returns.
     """
 
     num_classes: int
@@ -88,12 +99,12 @@ class ConvNet5(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
-        """Float images [N, H, W, C] to logits [N, num_classes].
+        """Map float images [N, H, W, C] to logits [N, num_classes].
 
         Args:
           images: standardized images.
-          train: batch normalization uses (and updates) the batch's statistics.
-          mask: bool [N]; examples that do not count in those statistics are False.
+          train: batch normalization uses and updates the batch's statistics.
+          mask: bool [N], False for examples that do not count in these statistics.
         """
         x = images
         for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
@@ -114,12 +125,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Float images [N, ...] to logits [N, num_classes]; `train` has no effect here."""
+        """Map float images [N, ...] to logits [N, num_classes]; `train` has no effect."""
         return _dense(images, self.num_classes, self.init_std)
 
 
 def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
-    """One `nn.Conv` whose convolution is `conv2d`."""
+    """Apply an `nn.Conv` whose convolution is `conv2d`."""
     if isinstance(kernel_size, int):
         kernel_size = (kernel_size, kernel_size)
     init = _initializer(init_std, fan_in=math.prod(kernel_size) * x.shape[-1])
@@ -136,18 +147,18 @@ def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
 
 
 def _dense(x, features, init_std):
-    """A dense layer without bias on the flattened examples."""
+    """Apply a dense layer without bias to the flattened examples."""
     x = x.reshape(x.shape[0], -1)
     return nn.Dense(features, use_bias=False, kernel_init=_initializer(init_std, x.shape[-1]))(x)
 
 
 def _conv_general_dilated(lhs, rhs, window_strides, padding, **_):
-    """`conv2d` under the signature that `nn.Conv` calls; the models use no dilation or groups."""
+    """Call `conv2d` with the arguments of `nn.Conv`; the models use no dilation or groups."""
     return conv2d(lhs, rhs, strides=window_strides, padding=padding)
 
 
 def _initializer(init_std, fan_in):
-    """N(0, init_std^2), or PyTorch's default when init_std is None."""
+    """Return the initializer N(0, init_std^2), or PyTorch's default if init_std is None."""
 
     def init(key, shape, dtype=jnp.float32):
         if init_std is not None:

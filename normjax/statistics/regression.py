@@ -82,6 +82,12 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
 
     Both axes are centered first: losses of normalized networks differ by 1e-4 around ln K.
 
+    Example:
+      >>> import normjax
+      >>> fit = normjax.fit_line([1, 2, 3, 4], [3, 5, 7, 9.5])
+      >>> round(fit.slope, 6), round(fit.intercept, 6), fit.n
+      (2.15, 0.75, 4)
+
     Args:
       x: n numbers, n >= 3, not all equal.
       y: n numbers.

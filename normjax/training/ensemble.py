@@ -1,8 +1,7 @@
-"""Many networks at once.
+"""Map the functions of one network over many: the member axis appears here and nowhere else.
 
-The library is written for one network; the member axis appears here and nowhere else. Members
-share the images and the order in which they are visited; each has its own key and labels, and its
-result depends on nothing but its own definition.
+Members share the images and the order in which they are visited. Each has its own key and labels,
+and its result depends on nothing but its own definition.
 """
 
 import zlib
@@ -34,20 +33,28 @@ AXIS = "member"
 
 
 class Member(NamedTuple):
-    """One network of a sweep."""
+    """One network of a sweep.
 
-    index: int  # its number in the run's tables
-    seed: int  # 0 .. num_seeds - 1
-    family: str  # pretrain | init_scale | default_init | random_labels
-    level: float  # the corruption fraction, or the initial standard deviation
-    init_std: float | None = None  # of every parameter; None is the default initialization
+    Attributes:
+      index: its number in the run's tables.
+      seed: 0 .. num_seeds - 1.
+      family: pretrain | init_scale | default_init | random_labels.
+      level: the corruption fraction, or the initial standard deviation.
+      init_std: that of every parameter; None is the default initialization.
+    """
+
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    seed: int
+    family: str
+    level: float
+    init_std: float | None = None
 
     def stream(self, run_seed: int) -> list[int]:
-        """What its randomness is drawn from: its own definition, never its place in the run."""
+        """Return the seeds of its randomness: its own definition, never its place in the run."""
         return [run_seed, self.seed, zlib.crc32(f"{self.family}:{float(self.level)!r}".encode())]
 
     def key(self, run_seed: int) -> Array:
-        """The member's own JAX key."""
+        """Return the member's own JAX key."""
         first, *rest = self.stream(run_seed)
         key = jax.random.key(first)
         for number in rest:
@@ -56,33 +63,43 @@ class Member(NamedTuple):
 
 
 def make_order_key(run_seed: int) -> Array:
-    """The key that each epoch's order of images is folded from, apart from the members' keys."""
+    """Return the key of the epochs' orders of images, independent of the members' keys."""
     return jax.random.fold_in(jax.random.key(run_seed), zlib.crc32(b"order"))
 
 
-class Measured(NamedTuple):
-    """A network over a whole data set as it is; NaN where that was not needed."""
+class LossAndError(NamedTuple):
+    """A network's means over a whole data set, not normalized; NaN where they were not needed."""
 
     loss: Array
     error: Array
 
 
 class Ensemble(NamedTuple):
-    """Compiled functions of stacked members: every leaf of a state has a leading member axis."""
+    """Compiled functions of stacked members: every leaf of a state has a leading axis M.
 
-    init: Callable  # (keys [M], init_stds [M] or None) -> TrainState
-    reset_optimizer: Callable  # TrainState -> TrainState
-    train_epoch: Callable  # (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M])
-    init_snapshots: Callable  # TrainState -> Snapshots
-    track: Callable  # (Snapshots, TrainState, labels, Metrics [M], images, epoch, is_last)
-    #   -> (Snapshots, Measured [M])
-    evaluate_plainly: Callable  # (variables, labels [M, N], images) -> Measured [M]
-    evaluate: Callable  # (variables, labels [M, N], images) -> Evaluation
+    Attributes:
+      init: (keys [M], init_stds [M] or None) -> TrainState.
+      reset_optimizer: TrainState -> TrainState.
+      train_epoch: (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M]).
+      init_snapshots: TrainState -> Snapshots.
+      track: (Snapshots, TrainState, labels, Metrics [M], images, epoch, is_last) ->
+        (Snapshots, LossAndError [M]).
+      evaluate_plainly: (variables, labels [M, N], images) -> LossAndError [M].
+      evaluate: (variables, labels [M, N], images) -> EvaluationSums [M].
+    """
+
+    init: Callable
+    reset_optimizer: Callable
+    train_epoch: Callable
+    init_snapshots: Callable
+    track: Callable
+    evaluate_plainly: Callable
+    evaluate: Callable
 
 
 def make_ensemble(
     model: nn.Module,
-    twin: nn.Module,
+    model_without_bn: nn.Module,
     tx: optax.GradientTransformation,
     *,
     image_shape: tuple[int, int, int],
@@ -90,11 +107,12 @@ def make_ensemble(
     target_losses: Sequence[float],
     norms: Sequence[NamedNorm],
 ) -> Ensemble:
-    """The functions that train and evaluate many networks of one kind.
+    """Make the functions that train and evaluate many networks of one kind.
 
     Args:
       model: the network that is trained.
-      twin: the same without batch normalization; evaluated on `absorb_batch_norm`'s parameters.
+      model_without_bn: the same without batch normalization, evaluated with the parameters that
+        `absorb_batch_norm` returns.
       tx: the optimizer.
       image_shape: (H, W, C).
       batch_size: examples per step.
@@ -107,7 +125,9 @@ def make_ensemble(
     targets = jnp.asarray(target_losses, jnp.float32)
 
     def make_evaluate(norms):
-        apply_fn = lambda params, x: twin.apply({"params": params}, x)  # noqa: E731
+        def apply_fn(params, x, /):
+            return jnp.asarray(model_without_bn.apply({"params": params}, x))
+
         batch_size = evaluation.choose_evaluation_batch_size()
         evaluate = evaluation.make_evaluate(apply_fn, norms, batch_size)
         return lambda variables, labels, images: evaluate(
@@ -118,22 +138,23 @@ def make_ensemble(
 
     def evaluate_plainly(variables, labels, images):
         sums = evaluate_without_norms(variables, labels, images)
-        return Measured(jnp.sum(sums.loss) / len(labels), jnp.sum(sums.error) / len(labels))
+        return LossAndError(jnp.sum(sums.loss) / len(labels), jnp.sum(sums.error) / len(labels))
 
     def init(key, init_std):
         own_model = model if init_std is None else model.clone(init_std=init_std)
         return init_state(own_model, tx, key, image_shape)
 
     def track(snapshots, state, labels, metrics, images, epoch, is_last):
-        def measure():
-            measured = evaluate_plainly(state.variables, labels, images)
-            kept = update_snapshots(snapshots, targets, state.variables, *measured, epoch)
-            return kept, measured
+        def evaluate_and_choose():
+            variables = state.variables
+            found = evaluate_plainly(variables, labels, images)
+            kept = update_snapshots(snapshots, targets, variables, found.loss, found.error, epoch)
+            return kept, found
 
         is_needed = is_last | may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
-        unknown = Measured(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
-        kept, measured = jax.lax.cond(is_needed, measure, lambda: (snapshots, unknown))
-        return kept._replace(running_loss=metrics.loss), measured
+        unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
+        kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
+        return kept._replace(running_loss=metrics.loss), found
 
     return Ensemble(
         init=map_members(init),
@@ -143,7 +164,7 @@ def make_ensemble(
             num_shared=2,
         ),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
-        # One after another everywhere: side by side, none could skip what another needs.
+        # One by one on every platform: side by side, no member could skip what another needs.
         track=map_members(track, num_shared=3, one_by_one=True),
         evaluate_plainly=map_members(evaluate_plainly, num_shared=1),
         evaluate=map_members(make_evaluate(norms), num_shared=1),
@@ -151,16 +172,16 @@ def make_ensemble(
 
 
 def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) -> Callable:
-    """Compiles a function of one network for stacked members, sharded over the local devices.
+    """Compile a function of one network for stacked members, sharded over the local devices.
 
     Args:
       fn: a function whose last `num_shared` arguments are the same for all members.
-      num_shared: how many those are.
-      one_by_one: a device runs its members one after another, whatever it is.
+      num_shared: the number of shared arguments.
+      one_by_one: a device runs its members one after another, on every platform.
 
     Returns:
-      The function of stacked arguments (leading axis M, a multiple of the number of devices). On
-      a CPU a device runs its members one after another, because one small network's activations
+      The function of stacked arguments (leading axis M, a multiple of the number of devices). On a
+      CPU a device runs its members one after another, because the activations of one small network
       fit its cache and those of many do not; elsewhere they run side by side.
     """
 
@@ -186,25 +207,25 @@ def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) 
 
 
 def member_mesh() -> Mesh:
-    """All local devices along the one axis of members."""
+    """Return the mesh of all local devices along the member axis."""
     return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
 def shard_members(tree: Any) -> Any:
-    """Places stacked leaves on the devices, split along the member axis."""
+    """Place stacked leaves on the devices, split along the member axis."""
     return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec(AXIS)))
 
 
 def share(tree: Any) -> Any:
-    """Places what all members share on every device."""
+    """Place a copy of what all members share on every device."""
     return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec()))
 
 
 def pad_members(members: Sequence[Member]) -> list[Member]:
-    """The members that this process trains, filled up with copies of the last of all.
+    """Return the members that this process trains, padded with copies of the last member.
 
-    The members and as many copies as it takes until the devices of all processes divide the count
-    are dealt out in order, the same number to each process; the copies are reported nowhere.
+    Copies are appended until the devices of all processes divide the count. Then the members are
+    dealt out in order, the same number to each process. Copies are reported nowhere.
     """
     num_here = -(-len(members) // jax.process_count())
     num_here += -num_here % len(jax.local_devices())
@@ -214,9 +235,9 @@ def pad_members(members: Sequence[Member]) -> list[Member]:
 
 
 def gather_members(tree: Any, num_members: int) -> Any:
-    """What the processes hold of the members, put together: numpy arrays on each of them.
+    """Gather the members' leaves from all processes, as numpy arrays on each of them.
 
-    Every process must call it, and waits for the others.
+    Every process must call this function, and waits for the others.
 
     Args:
       tree: stacked leaves [M', ...] for the members that `pad_members` gave this process.
@@ -237,14 +258,14 @@ def gather_members(tree: Any, num_members: int) -> Any:
 
 
 def take_process_members(tree: Any, num_here: int) -> Any:
-    """The part of `pad_members` in stacked leaves [M, ...] of all members, numpy arrays [M', ...].
+    """Return this process's part [M', ...] of stacked leaves [M, ...], numpy arrays.
 
-    The inverse of `gather_members`; `num_here` is M'.
+    The inverse of `gather_members`: the members are those of `pad_members`, and `num_here` is M'.
     """
     indices = np.arange(num_here) + jax.process_index() * num_here
     return jax.tree.map(lambda x: x[np.minimum(indices, len(x) - 1)], tree)
 
 
 def take_member(tree: Any, index: int) -> Any:
-    """One member's part of a stacked tree, as numpy arrays."""
+    """Return one member's part of a stacked tree, as numpy arrays."""
     return jax.tree.map(lambda x: np.asarray(x[index]), tree)

@@ -1,11 +1,12 @@
 """Losses and errors of one network over a whole data set, under many norms from one forward pass.
 
-A network that obeys eq. 2 needs no second forward pass to be normalized: f(W~; x) is f(W; x)
-divided by the product of norms, whatever the norm.
+A network that obeys eq. 2 is normalized without a second forward pass: f(W~; x) is f(W; x) divided
+by the product of norms, whatever the norm.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,29 +20,56 @@ from normjax.norms import NamedNorm
 from normjax.types import ApplyFn, Array
 
 
-class Evaluation(NamedTuple):
-    """Sums over each batch of the data set, float32; `dataset_means` turns them into means."""
+class EvaluationSums(NamedTuple):
+    """A network's sums over each batch of a data set, float32; the last axis counts batches.
 
-    loss: Array  # [num_batches]
-    error: Array  # [num_batches]
-    product_norms: Array  # [num_norms]
-    normalized_excess: Array  # [num_norms, num_batches]
-    normalized_error: Array  # [num_norms, num_batches]
+    Attributes:
+      loss: [num_batches] cross entropy, nats.
+      error: [num_batches] number of misclassified examples.
+      product_norms: [num_norms], no sums.
+      normalized_excess: [num_norms, num_batches] cross entropy of the normalized network - ln K.
+      normalized_error: [num_norms, num_batches] number that the normalized network misclassifies.
+    """
+
+    loss: Array
+    error: Array
+    product_norms: Array
+    normalized_excess: Array
+    normalized_error: Array
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network's means over a data set, float64; see `EvaluationSums`.
+
+    Attributes:
+      loss: cross entropy, nats.
+      error: fraction misclassified.
+      product_norms: [num_norms].
+      normalized_excess: [num_norms] nats.
+      normalized_error: [num_norms].
+    """
+
+    loss: float
+    error: float
+    product_norms: np.ndarray
+    normalized_excess: np.ndarray
+    normalized_error: np.ndarray
 
 
 def make_evaluate(
     apply_fn: ApplyFn, norms: Sequence[NamedNorm], batch_size: int
-) -> Callable[[Any, Array, Array], Evaluation]:
-    """Evaluation of one network on uint8 images and labels, at the highest matmul precision.
+) -> Callable[[Any, Array, Array], EvaluationSums]:
+    """Make the function that evaluates one network at the highest matmul precision.
 
     Args:
       apply_fn: `apply_fn(params, images float [N, H, W, C]) -> logits`; it must obey eq. 2 (batch
         normalization absorbed).
-      norms: the norms to normalize by; there may be none.
-      batch_size: examples at a time.
+      norms: the norms to normalize by, possibly none.
+      batch_size: examples per forward pass.
 
     Returns:
-      `evaluate(params, images uint8 [N, H, W, C], labels int32 [N]) -> Evaluation`.
+      `evaluate(params, images uint8 [N, H, W, C], labels int32 [N]) -> EvaluationSums`.
     """
 
     def evaluate(params, images, labels):
@@ -55,10 +83,11 @@ def make_evaluate(
             index = jnp.minimum(index, num_examples - 1)
             y = labels[index]
             logits = apply_fn(params, standardize_images(images[index]))
-            normalized = logits / products[:, None, None]
+            normalized = logits[None] / products[:, None, None]
 
             def total(per_example):
-                return jnp.sum(jnp.where(counts, per_example, 0.0), axis=-1)
+                counted = jnp.broadcast_to(counts, per_example.shape)
+                return jnp.sum(jnp.where(counted, per_example, 0.0), axis=-1)
 
             ys = jnp.broadcast_to(y, normalized.shape[:-1])
             return (
@@ -70,16 +99,26 @@ def make_evaluate(
 
         with jax.default_matmul_precision("highest"):
             loss, error, excess, normalized_error = jax.lax.map(batch_sums, indices)
-        return Evaluation(loss, error, products, excess.T, normalized_error.T)
+        return EvaluationSums(loss, error, products, excess.T, normalized_error.T)
 
     return evaluate
 
 
-def dataset_means(sums: Array, num_examples: int) -> np.ndarray:
-    """Means over the data set in float64, from sums per batch on the last axis."""
-    return np.asarray(sums, np.float64).sum(axis=-1) / num_examples
+def dataset_means(sums: EvaluationSums, num_examples: int) -> Evaluation:
+    """Return the means over a data set of `num_examples` from its sums, added in float64."""
+
+    def mean(batches):
+        return np.asarray(batches, np.float64).sum(axis=-1) / num_examples
+
+    return Evaluation(
+        loss=mean(sums.loss),
+        error=mean(sums.error),
+        product_norms=np.asarray(sums.product_norms, np.float64),
+        normalized_excess=mean(sums.normalized_excess),
+        normalized_error=mean(sums.normalized_error),
+    )
 
 
 def choose_evaluation_batch_size() -> int:
-    """Examples per forward pass: what a core's cache holds on a CPU, more on an accelerator."""
+    """Return the examples per forward pass: what a core's cache holds, more on an accelerator."""
     return 16 if jax.default_backend() == "cpu" else 500

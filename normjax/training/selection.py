@@ -20,7 +20,7 @@ from normjax.training.ensemble import (
     share,
     take_member,
 )
-from normjax.training.evaluate import Evaluation, dataset_means
+from normjax.training.evaluate import EvaluationSums, dataset_means
 from normjax.training.members import own_labels
 from normjax.training.plan import Sweep
 
@@ -130,8 +130,8 @@ def member_rows(
     labels: str,
     selection: str,
     epoch: int,
-    train: Evaluation,
-    test: Evaluation,
+    train: EvaluationSums,
+    test: EvaluationSums,
 ) -> list[dict[str, Any]]:
     """Return a member's rows at one selection; means and ln K are taken in float64."""
     shared = {
@@ -146,12 +146,11 @@ def member_rows(
     }
     by_norm: dict[str, Any] = {"product_norm": train.product_norms}
     for split, sums in (("train", train), ("test", test)):
-        num_examples = len(getattr(sweep.dataset, split).labels)
-        shared[f"{split}_loss"] = dataset_means(sums.loss, num_examples)
-        shared[f"{split}_error"] = dataset_means(sums.error, num_examples)
-        excess = dataset_means(sums.normalized_excess, num_examples)
+        means = dataset_means(sums, len(getattr(sweep.dataset, split).labels))
+        shared |= {f"{split}_loss": means.loss, f"{split}_error": means.error}
+        excess = means.normalized_excess
         by_norm[f"normalized_{split}_loss"] = np.log(sweep.dataset.num_classes) + excess
-        by_norm[f"normalized_{split}_error"] = dataset_means(sums.normalized_error, num_examples)
+        by_norm[f"normalized_{split}_error"] = means.normalized_error
         by_norm[f"normalized_{split}_excess"] = excess
     return [
         {**shared, "norm": parse_norm(norm).name, **{k: v[i] for k, v in by_norm.items()}}

@@ -1,9 +1,9 @@
 """The snapshots nearest each target loss, kept inside the compiled loop.
 
-The paper compares networks at one training loss (0.0044 in figure 3, 0.006 in figure 1). Every
-epoch's end is a candidate; only the nearest one so far is kept for each target, so memory is
-O(targets) and not O(epochs). A candidate is chosen by its own loss over the whole training set,
-which is measured only after epochs whose running loss says that it may be the nearest.
+The paper compares networks at one training loss (0.0044 in figure 3, 0.006 in figure 1). The end
+of every epoch is a candidate. Only the nearest so far is kept for each target, so memory is
+O(targets), not O(epochs). A candidate is chosen by its own loss over the whole training set, which
+is evaluated only after epochs whose running loss says that it may be the nearest.
 """
 
 from typing import Any, NamedTuple
@@ -15,16 +15,23 @@ from normjax.types import Array
 
 
 class Snapshots(NamedTuple):
-    """For each of T targets, the best candidate so far; loss is inf where there was none."""
+    """The best candidate so far for each of T targets.
 
-    variables: Any  # every leaf [T, ...]
-    loss: Array  # float32 [T]: the candidate's own loss over the whole training set
-    epoch: Array  # int32 [T]
-    running_loss: Array  # float32 scalar: that of the epoch before; inf before the first
+    Attributes:
+      variables: the candidates', every leaf [T, ...].
+      loss: float32 [T], the candidate's own loss over the whole training set; inf for none.
+      epoch: int32 [T], the epoch that the candidate ended.
+      running_loss: float32 scalar, that of the epoch before; inf before the first.
+    """
+
+    variables: Any
+    loss: Array
+    epoch: Array
+    running_loss: Array
 
 
 def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
-    """No candidates yet; `variables` gives shapes and dtypes only."""
+    """Return the state without candidates; `variables` gives shapes and dtypes only."""
     empty = jax.tree.map(lambda x: jnp.zeros((num_targets, *x.shape), x.dtype), variables)
     infinite = jnp.full(num_targets, jnp.inf, jnp.float32)
     return Snapshots(empty, infinite, jnp.zeros(num_targets, jnp.int32), jnp.float32(jnp.inf))
@@ -33,19 +40,19 @@ def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
 def may_be_nearest(
     snapshots: Snapshots, targets: Array, running_loss: Array, running_error: Array
 ) -> Array:
-    """Whether the end of an epoch must be measured, as it may be the nearest to some target.
+    """Return whether the end of an epoch may be nearest to a target, so that it must be evaluated.
 
     Running means are over the epoch, with the parameters as they were when each example was seen.
     The loss at the epoch's end is below its running mean by what a falling loss loses in an epoch
     or two, and by up to 10% because an example's loss is taken before the step that lowers it. An
-    epoch is skipped if all targets lie outside of that range, unless one was passed without a
-    network of zero error; and if more than 2% of its examples were misclassified.
+    epoch is skipped if no target lies in that range and none was passed without a network of zero
+    error, or if more than 2% of its examples were misclassified.
 
     Args:
-      snapshots: what is kept so far.
+      snapshots: the state so far.
       targets: float32 [T], nats.
-      running_loss: of the epoch that has just ended, scalar.
-      running_error: the same, a fraction.
+      running_loss: the mean loss of the epoch that has just ended, scalar.
+      running_error: its fraction of misclassified examples, scalar.
 
     Returns:
       A boolean scalar.
@@ -60,15 +67,15 @@ def may_be_nearest(
 def update_snapshots(
     snapshots: Snapshots, targets: Array, variables: Any, loss: Array, error: Array, epoch: Array
 ) -> Snapshots:
-    """Takes the candidate wherever it is nearer the target than what is kept.
+    """Keep the candidate for each target that it is nearer to than the candidate so far.
 
     Args:
-      snapshots: what is kept so far.
+      snapshots: the state so far.
       targets: float32 [T], nats.
-      variables: the candidate.
+      variables: the candidate's.
       loss: its own cross entropy over the whole training set, scalar.
       error: its training error; only candidates with error 0 count.
-      epoch: when it was, scalar.
+      epoch: the epoch that it ended, scalar.
     """
     nearer = jnp.abs(loss - targets) < jnp.abs(snapshots.loss - targets)
     take = nearer & (error == 0)
@@ -77,6 +84,9 @@ def update_snapshots(
         mask = take.reshape(-1, *(1 for _ in jnp.shape(candidate)))
         return jnp.where(mask, candidate, kept)
 
-    kept = (snapshots.variables, snapshots.loss, snapshots.epoch)
-    chosen = jax.tree.map(choose, kept, (variables, loss, epoch))
-    return Snapshots(*chosen, snapshots.running_loss)
+    return Snapshots(
+        variables=jax.tree.map(choose, snapshots.variables, variables),
+        loss=choose(snapshots.loss, loss),
+        epoch=choose(snapshots.epoch, epoch),
+        running_loss=snapshots.running_loss,
+    )

@@ -1,7 +1,4 @@
-"""SGD for one network: a step, and an epoch as one compiled scan.
-
-Everything here is written for ONE network; `ensemble.py` maps it over many.
-"""
+"""SGD for one network: a step, and an epoch as one compiled scan; `ensemble.py` maps over many."""
 
 import math
 from collections.abc import Callable
@@ -22,53 +19,81 @@ CPU_MICROBATCH = 16  # on a CPU the activations of 16 images stay in a core's ca
 
 
 class TrainState(NamedTuple):
-    """What training changes: the model's variables and the optimizer's state."""
+    """The state that training changes.
 
-    variables: Any  # {"params": ...} and, with batch normalization, "batch_stats"
+    Attributes:
+      variables: the model's, `{"params": ...}` and, with batch normalization, "batch_stats".
+      opt_state: the optimizer's.
+    """
+
+    variables: Any
     opt_state: optax.OptState
 
 
 class Batch(NamedTuple):
-    """One batch; examples of weight 0 are padding and count nowhere."""
+    """One batch.
 
-    images: Array  # uint8 [B, H, W, C]
-    labels: Array  # int32 [B]
-    weights: Array  # float32 [B], 0 or 1
+    Attributes:
+      images: uint8 [B, H, W, C].
+      labels: int32 [B].
+      weights: float32 [B], 1, or 0 for padding, which counts nowhere.
+    """
+
+    images: Array
+    labels: Array
+    weights: Array
+
+
+class MetricSums(NamedTuple):
+    """Sums over examples, each with the parameters of the step that it was seen in; scalars.
+
+    Attributes:
+      loss: cross entropy, nats.
+      error: number misclassified.
+      normalized_excess: cross entropy of the normalized network (Frobenius) - ln K, nats.
+    """
+
+    loss: Array
+    error: Array
+    normalized_excess: Array
 
 
 class Metrics(NamedTuple):
-    """Means over the examples seen, with the parameters as they were when each was seen."""
+    """Means over examples of what `MetricSums` adds up; `error` is a fraction."""
 
-    loss: Array  # cross entropy, nats
-    error: Array  # fraction misclassified
-    normalized_excess: Array  # cross entropy of the normalized network (Frobenius) - ln K
+    loss: Array
+    error: Array
+    normalized_excess: Array
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, key, image_shape) -> TrainState:
-    """A fresh network for images of shape (H, W, C), with its optimizer's state."""
+    """Return a fresh network for images of shape (H, W, C), with its optimizer's state."""
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     return TrainState(variables, tx.init(variables["params"]))
 
 
 def reset_optimizer(tx: optax.GradientTransformation, state: TrainState) -> TrainState:
-    """The same network with a fresh optimizer state: how the second phase starts."""
+    """Return the same network with a fresh optimizer state, as the second phase starts."""
     return state._replace(opt_state=tx.init(state.variables["params"]))
 
 
 def make_train_step(
     model: nn.Module, tx: optax.GradientTransformation, microbatch_size: int | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """One step of gradient descent on the mean cross entropy of a batch.
+    """Make a step of gradient descent on the mean cross entropy of a batch.
 
     Args:
-      model: a module of `models.py`.
+      model: a module of `networks/models.py`.
       tx: the optimizer.
-      microbatch_size: accumulate the gradient over pieces of that many examples, which must divide
-        the batch; None takes the whole batch at once. The result is the same but for rounding. A
-        model with batch normalization needs None, since its statistics are the batch's.
+      microbatch_size: accumulate the gradient over pieces of this many examples, which must divide
+        the batch; None takes the whole batch at once. The results differ by rounding only. A model
+        with batch normalization needs None, since its statistics are the batch's.
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`.
+
+    Raises:
+      ValueError: a model with batch normalization gets microbatches.
     """
     has_batch_norm = getattr(model, "batch_norm", False)
     if has_batch_norm and microbatch_size is not None:
@@ -83,10 +108,11 @@ def make_train_step(
             )
         else:
             logits = model.apply(variables, images)
+        logits = jnp.asarray(logits)
         loss = jnp.sum(batch.weights * cross_entropy(logits, batch.labels))
         error = jnp.sum(batch.weights * classification_error(logits, batch.labels))
         excess = jnp.sum(batch.weights * excess_cross_entropy(logits / product, batch.labels))
-        return loss, (Metrics(loss, error, excess), batch_stats)
+        return loss, (MetricSums(loss, error, excess), batch_stats)
 
     def grad_sums(params, *args):
         grads, (sums, batch_stats) = jax.grad(loss_sums, has_aux=True)(params, *args)
@@ -99,18 +125,19 @@ def make_train_step(
             sums, _ = grad_sums(params, batch_stats, piece, product)
             return jax.tree.map(jnp.add, total, sums), None
 
-        start = (jax.tree.map(jnp.zeros_like, params), _zero_metrics())
+        start = (jax.tree.map(jnp.zeros_like, params), _zero_sums())
         return jax.lax.scan(add, start, pieces)[0], batch_stats
 
     def train_step(state, batch):
         params = state.variables["params"]
         batch_stats = {k: v for k, v in state.variables.items() if k != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
-        # Once a step and not for each microbatch; batch normalization counts as it would in a test.
+        # Once per step, not per microbatch; batch normalization enters as at test time.
         product = product_norm(absorb_batch_norm(state.variables))
-        sums, batch_stats = sums_fn(params, batch_stats, batch, product)
+        (grad_sum, sums), batch_stats = sums_fn(params, batch_stats, batch, product)
         total = jnp.sum(batch.weights)
-        grads, metrics = jax.tree.map(lambda x: x / total, sums)
+        grads = jax.tree.map(lambda x: x / total, grad_sum)
+        metrics = _means(sums, total)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)
         return TrainState({"params": params, **batch_stats}, opt_state), metrics
@@ -119,7 +146,7 @@ def make_train_step(
 
 
 def choose_microbatch_size(model: nn.Module, batch_size: int) -> int | None:
-    """The microbatch that trains fastest here: `CPU_MICROBATCH` on a CPU, none elsewhere."""
+    """Return the microbatch that trains fastest here: `CPU_MICROBATCH` on a CPU, else None."""
     if jax.default_backend() != "cpu" or getattr(model, "batch_norm", False):
         return None
     return min(CPU_MICROBATCH, batch_size)
@@ -128,10 +155,15 @@ def choose_microbatch_size(model: nn.Module, batch_size: int) -> int | None:
 def make_train_epoch(
     train_step: Callable, batch_size: int, microbatch_size: int | None = None
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """An epoch over every example once, in an order drawn from a key, as one scan.
+    """Make an epoch that visits every example once, in an order drawn from a key, as one scan.
 
-    The last batch is smaller when batch_size does not divide the number of examples: it is filled
-    up with examples of weight 0, so that shapes are static.
+    If batch_size does not divide the number of examples, the last batch is filled up with examples
+    of weight 0, so that shapes are static.
+
+    Args:
+      train_step: `train_step(state, batch) -> (state, metrics)`.
+      batch_size: examples per step.
+      microbatch_size: batches are padded to a multiple of it.
 
     Returns:
       `train_epoch(state, images uint8 [N, H, W, C], labels int32 [N], key) -> (state, metrics)`.
@@ -148,20 +180,36 @@ def make_train_epoch(
             index, weight = batch_indices_and_weights
             state, metrics = train_step(state, Batch(images[index], labels[index], weight))
             count = jnp.sum(weight)
-            return (state, jax.tree.map(lambda s, m: s + count * m, sums, metrics)), None
+            return (state, _add(sums, metrics, count)), None
 
-        (state, sums), _ = jax.lax.scan(body, (state, _zero_metrics()), (indices, weights))
-        return state, jax.tree.map(lambda s: s / len(labels), sums)
+        (state, sums), _ = jax.lax.scan(body, (state, _zero_sums()), (indices, weights))
+        return state, _means(sums, len(labels))
 
     return train_epoch
 
 
-def _zero_metrics():
-    return Metrics(*[jnp.zeros((), jnp.float32) for _ in Metrics._fields])
+def _zero_sums() -> MetricSums:
+    """Return the sums over no examples."""
+    zero = jnp.zeros((), jnp.float32)
+    return MetricSums(zero, zero, zero)
+
+
+def _means(sums: MetricSums, count: Array | int) -> Metrics:
+    """Return the means over `count` examples."""
+    return Metrics(sums.loss / count, sums.error / count, sums.normalized_excess / count)
+
+
+def _add(sums: MetricSums, metrics: Metrics, count: Array) -> MetricSums:
+    """Add the means over `count` more examples."""
+    return MetricSums(
+        sums.loss + count * metrics.loss,
+        sums.error + count * metrics.error,
+        sums.normalized_excess + count * metrics.normalized_excess,
+    )
 
 
 def _batches(key, num_examples, batch_size, padded_size):
-    """Indices int32 and weights float32, both [num_batches, padded_size], of a shuffled epoch."""
+    """Shuffle an epoch: indices int32 and weights float32, both [num_batches, padded_size]."""
     num_batches = math.ceil(num_examples / batch_size)
     order = jax.random.permutation(key, num_examples)
     fill = num_batches * batch_size - num_examples

@@ -249,9 +249,9 @@ def test_absorbed_convnet5_is_the_network_in_evaluation_mode():
     model = make_model("convnet5", batch_norm=True)
     variables = trained_looking_batch_norm(init(model, (12, 12, 3)))
     images = random_images(5, (12, 12, 3))
-    twin, params = make_model("convnet5"), absorb_batch_norm(variables)
+    model_without_bn, params = make_model("convnet5"), absorb_batch_norm(variables)
     expected = apply(model, variables, images)
-    logits = apply(twin, {"params": params}, images)
+    logits = apply(model_without_bn, {"params": params}, images)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * scale)
     # A network that forgets its statistics is another one.

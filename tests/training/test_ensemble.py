@@ -201,6 +201,14 @@ def test_nothing_is_compiled_again_after_the_first_epoch():
         counts.append(len(compilations) - before)
     assert counts[0] >= 2  # the listener does hear: train_epoch and track
     assert counts[1:] == [0] * 5
+    # The networks of every selection are evaluated by one program for each split.
+    counts = []
+    for variables in (state.variables, jax.tree.map(lambda x: x[:, 0], snapshots.variables)):
+        variables = shard_members(variables)
+        before = len(compilations)
+        ensemble.evaluate(variables, true, images)
+        counts.append(len(compilations) - before)
+    assert counts[0] >= 1 and counts[1] == 0
 
 
 def test_a_members_randomness_is_its_definitions():

@@ -139,8 +139,8 @@ def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch
         pixels = batch.images[:, 0, 0, 0].astype(jnp.int32)
         number = jnp.sum(batch.weights)
         metrics = Metrics(
-            jnp.sum(batch.weights * batch.labels) / number,
-            jnp.sum(batch.weights * (batch.labels == 3 * pixels)) / number,
+            jnp.sum(batch.weights * batch.labels.astype(jnp.float32)) / number,
+            jnp.sum(jnp.where(batch.labels == 3 * pixels, batch.weights, 0)) / number,
             jnp.sum(batch.weights) / number,
         )
         counts = counts.at[pixels].add(batch.weights)
