@@ -28,7 +28,7 @@ _MODULE_OF = {
     "normalize_params": "normalize",
     "param_norms": "normalize",
     "product_norm": "normalize",
-    "read_results": "results.rows",
+    "read_results": "results.table",
     "run_sweep": "sweep",
     "spectral_norm": "norms",
     "standardize_images": "data",

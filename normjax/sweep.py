@@ -9,12 +9,11 @@ from typing import Any
 import flax.linen as nn
 import pandas as pd
 
+from normjax.controls.summary import SUMMARY_FILE, explain_all, write_summary
 from normjax.data import Dataset, dataset_label
 from normjax.files import read_object
-from normjax.plots import paper as plotting
-from normjax.report import run_page
-from normjax.results import summary
-from normjax.results.rows import ResultRow
+from normjax.plots.paper import draw_figures
+from normjax.report.run_page import write_report
 from normjax.results.table import RESULTS_FILE, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
@@ -117,7 +116,7 @@ def finish_sweep(
             table = read_table(sweep, run_dir)
             write_outputs(run_dir, table, dataset_label(config.dataset))
             record.finish_run(run_dir, time.monotonic() - started)
-            run_page.write_report(run_dir)
+            write_report(run_dir)
             print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
         processes.sync()  # so that all processes end together
 
@@ -164,6 +163,6 @@ def set_up(
 def write_outputs(run_dir: Path, table: pd.DataFrame, label: str) -> None:
     """Write results.csv, summary.json and the figures; `label` names the data in them."""
     write_results(run_dir / RESULTS_FILE, table)
-    rows = [ResultRow(*row) for row in table.itertuples(index=False)]
-    summary.write_summary(run_dir / summary.SUMMARY_FILE, summary.summarize(rows))
-    plotting.draw_figures(rows, run_dir / "figures", label)
+    explanations = explain_all(table)
+    write_summary(run_dir / SUMMARY_FILE, explanations)
+    draw_figures(table, explanations, run_dir / "figures", label)

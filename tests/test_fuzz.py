@@ -15,17 +15,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from experiments import reproduce
+from experiments.paper import runs
+from normjax.controls.summary import explain_all, write_summary
 from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
-from normjax.networks.models import make_model
 from normjax.generalization.linear_sweep import ANGLE_COLUMNS
-from normjax.plots.curves import read_metrics, stopping_epochs
+from normjax.networks.models import make_model
 from normjax.report.run_page import write_report
-from normjax.results.rows import COLUMNS, read_results, write_results
-from normjax.results.summary import summarize, write_summary
-from normjax.results.table import read_columns, write_columns
+from normjax.results.metrics import read_metrics, stopping_epochs
+from normjax.results.table import (
+    COLUMNS,
+    read_columns,
+    read_results,
+    write_columns,
+    write_results,
+)
 from normjax.training import finished_run as trained
 from normjax.training import record as records
 from normjax.training.config import SweepConfig, to_flagfile
@@ -42,7 +47,7 @@ from tests.helpers.cifar_archives import (
     write_tar,
 )
 from tests.helpers.damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
-from tests.helpers.synthetic_results import CONFIG, synthetic_rows
+from tests.helpers.synthetic_results import CONFIG, synthetic_table
 
 
 def read_or_refuse(read, path):
@@ -221,16 +226,16 @@ def test_damaged_image(images, folder, drawn, kind):
 # --- the files of a run
 
 
-def table_bytes(folder, rows):
-    write_results(folder / "whole.csv", rows)
+def table_bytes(folder, table):
+    write_results(folder / "whole.csv", table)
     return (folder / "whole.csv").read_bytes()
 
 
 @fuzz(max_examples=250)
 @given(st.data())
 def test_damaged_results(folder, drawn):
-    rows = synthetic_rows(levels=(0.0, 0.5), num_seeds=2)
-    whole = table_bytes(folder, rows)
+    table = synthetic_table(levels=(0.0, 0.5), num_seeds=2)
+    whole = table_bytes(folder, table)
     path = folder / "results.csv"
     content = drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary())
     path.write_bytes(content)
@@ -238,29 +243,27 @@ def test_damaged_results(folder, drawn):
     if read is None:
         return
     # As the csv module and float() read it, less what can't be.
-    table = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    assert len(table) == len(read)
-    for row, texts in zip(read, table, strict=True):
-        for name in COLUMNS:
-            value = getattr(row, name)
-            assert repr(type(value)(texts[name])) == repr(value)
-        assert 0 <= row.level < np.inf and row.labels in ("natural", "random")
-        errors = [getattr(row, name) for name in COLUMNS if name.endswith("_error")]
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    assert len(rows) == len(read)
+    for values, texts in zip(read.to_dict("records"), rows, strict=True):
+        for name, kind in COLUMNS.items():
+            assert repr(kind(texts[name])) == repr(kind(values[name]))
+        assert 0 <= values["level"] < np.inf and values["labels"] in ("natural", "random")
+        errors = [value for name, value in values.items() if name.endswith("_error")]
         assert not any(error < 0 or error > 1 for error in errors)
-    keys = {(row.member, row.labels, row.selection, row.norm) for row in read}
-    assert len(keys) == len(read)
+    assert not read.duplicated(["member", "labels", "selection", "norm"]).any()
 
 
 @fuzz(max_examples=100)
 @given(st.integers(0, 10**9))
 def test_cut_results_are_never_a_part_of_a_network(folder, place):
-    rows = synthetic_rows(levels=(0.0, 0.5), num_seeds=2)
-    whole = table_bytes(folder, rows)
+    table = synthetic_table(levels=(0.0, 0.5), num_seeds=2)
+    whole = table_bytes(folder, table)
     path = folder / "results.csv"
     path.write_bytes(whole[: place % len(whole)])
     read = read_or_refuse(lambda: read_results(path), path)
     # Only a cut between two networks leaves a table that could have been written so.
-    assert read is None or (len(read) % 2 == 0 and read == rows[: len(read)])
+    assert read is None or (len(read) % 2 == 0 and read.equals(table[: len(read)]))
 
 
 def metrics_lines():
@@ -329,7 +332,7 @@ def test_damaged_run_record(folder, drawn):
     read_or_refuse(
         lambda: records.is_finished(run_dir, "random_pretrain", SweepConfig(**CONFIG)), run_dir
     )
-    read_or_refuse(lambda: reproduce.describe_runs(folder / "runs"), path)
+    read_or_refuse(lambda: runs.finished_runs(folder / "runs"), path)
     read_or_refuse(lambda: load_member(run_dir, 1), run_dir)
 
 
@@ -339,7 +342,7 @@ def test_damaged_flags(folder, drawn):
     path = folder / "flags.txt"
     whole = to_flagfile(SweepConfig(**CONFIG)).encode()
     path.write_bytes(drawn.draw(TEXT_EDITS.map(lambda chosen: edited(whole, chosen)) | st.binary()))
-    read = read_or_refuse(lambda: reproduce.read_flags(path, "dataset"), path)
+    read = read_or_refuse(lambda: runs.read_flags(path, "dataset"), path)
     assert read is None or {"dataset"} <= set(read)
 
 
@@ -347,9 +350,9 @@ def test_damaged_flags(folder, drawn):
 def reported(tmp_path_factory):
     """A run's folder with a report, and its summary."""
     run_dir = tmp_path_factory.mktemp("reported")
-    rows = synthetic_rows(levels=(0.0, 0.5), num_seeds=2)
-    write_results(run_dir / "results.csv", rows)
-    write_summary(run_dir / "summary.json", summarize(rows))
+    table = synthetic_table(levels=(0.0, 0.5), num_seeds=2)
+    write_results(run_dir / "results.csv", table)
+    write_summary(run_dir / "summary.json", explain_all(table))
     write_report(run_dir)
     return run_dir, (run_dir / "summary.json").read_bytes()
 
