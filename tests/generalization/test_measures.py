@@ -215,7 +215,7 @@ def test_what_rescaling_a_unit_changes():
     params["Dense_1"]["bias"] = params["Dense_1"]["bias"] * 0
     scales = np.exp(np.random.default_rng(3).normal(0, 1, 12)).astype(np.float32)
     rescaled = {
-        "Dense_0": {name: leaf * scales for name, leaf in params["Dense_0"].items()},
+        "Dense_0": {name: np.asarray(leaf) * scales for name, leaf in params["Dense_0"].items()},
         "Dense_1": {**params["Dense_1"], "kernel": params["Dense_1"]["kernel"] / scales[:, None]},
     }
     x = np.random.default_rng(0).standard_normal((30, 6))

@@ -32,7 +32,9 @@ def dense(params, x):
     """A chain of dense layers with ReLU between them; the first may have a bias."""
     names = sorted(params)
     for name in names:
-        x = x @ params[name]["kernel"] + params[name].get("bias", 0)
+        x = x @ params[name]["kernel"]
+        if "bias" in params[name]:
+            x = x + params[name]["bias"][None]
         x = x if name == names[-1] else jnp.maximum(x, 0)
     return x
 

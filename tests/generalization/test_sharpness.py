@@ -77,7 +77,7 @@ def test_relative_noise_does_not_see_rescaled_units():
     scales = np.exp(np.random.default_rng(3).normal(0, 2, 12)).astype(np.float32)
     first, second = params["Dense_0"], params["Dense_1"]
     rescaled = {
-        "Dense_0": {name: leaf * scales for name, leaf in first.items()},
+        "Dense_0": {name: np.asarray(leaf) * scales for name, leaf in first.items()},
         "Dense_1": {**second, "kernel": second["kernel"] / scales[:, None]},
     }
     x = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
