@@ -159,13 +159,15 @@ RUNS = {
 _LEVELS, _FOUR = plotting.plot_losses_against_level, plotting.plot_four_panels
 _FIT, _FIT_AND_RAW = plotting.plot_normalized_fit, plotting.plot_normalized_and_raw
 _PRETRAIN, _INIT, _RANDOM = ("pretrain",), ("init_scale",), "random_labels"
-_NEAR = {"train_losses": (0.006, 0.006)}
-_AT = {"train_losses": (0.0043, 0.0045)}
+_NEAR = (0.006, 0.006)
+_AT = (0.0043, 0.0045)
 
 FIGURES = {
-    "1": PaperFigure("convnet5_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, **_NEAR),
-    "2": PaperFigure("convnet5_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
-    "3": PaperFigure("convnet3", _FIT, True, _PRETRAIN, **_AT),
+    "1": PaperFigure(
+        "convnet5_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, train_losses=_NEAR
+    ),
+    "2": PaperFigure("convnet5_init", _LEVELS, True, _INIT, has_line=False, train_losses=_NEAR),
+    "3": PaperFigure("convnet3", _FIT, True, _PRETRAIN, train_losses=_AT),
     "4": PaperFigure(
         "convnet3",
         _FIT,
@@ -189,15 +191,15 @@ FIGURES = {
         printed=PrintedLine(0.8117, 0.4333, 0.9660, 0.9592, 6.3624e-5),
         train_losses=(1.29e-3, 1.38e-3),
     ),
-    "7": PaperFigure("convnet5_pretrain", _FOUR, True, _PRETRAIN, **_NEAR),
-    "8": PaperFigure("convnet5_init", _FOUR, True, (*_INIT, _RANDOM), **_NEAR),
+    "7": PaperFigure("convnet5_pretrain", _FOUR, True, _PRETRAIN, train_losses=_NEAR),
+    "8": PaperFigure("convnet5_init", _FOUR, True, (*_INIT, _RANDOM), train_losses=_NEAR),
     "9": PaperFigure(
         "convnet3",
         plotting.plot_error_against_product_norm,
         True,
         _PRETRAIN,
         has_line=False,
-        **_AT,
+        train_losses=_AT,
     ),
     "10": PaperFigure(
         "convnet3",
@@ -214,10 +216,12 @@ FIGURES = {
         only_level=0.0,
         printed=PrintedLine(0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
     ),
-    "12": PaperFigure("cifar100_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, **_NEAR),
-    "13": PaperFigure("cifar100_init", _LEVELS, True, _INIT, has_line=False, **_NEAR),
-    "14": PaperFigure("cifar100_pretrain", _FOUR, True, _PRETRAIN, **_NEAR),
-    "15": PaperFigure("cifar100_init", _FOUR, True, (*_INIT, _RANDOM), **_NEAR),
+    "12": PaperFigure(
+        "cifar100_pretrain", _LEVELS, True, _PRETRAIN, has_line=False, train_losses=_NEAR
+    ),
+    "13": PaperFigure("cifar100_init", _LEVELS, True, _INIT, has_line=False, train_losses=_NEAR),
+    "14": PaperFigure("cifar100_pretrain", _FOUR, True, _PRETRAIN, train_losses=_NEAR),
+    "15": PaperFigure("cifar100_init", _FOUR, True, (*_INIT, _RANDOM), train_losses=_NEAR),
 }
 
 # Section 3.1.1, and the recommendation to practitioners: figures of ours, with their runs.

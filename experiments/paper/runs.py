@@ -83,7 +83,7 @@ def train(run: str, command: list[str]) -> str:
     print(f"{run}: python {shlex.join(command)}", flush=True)
     lines = [""]
     with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
+        for line in process.stderr or ():
             sys.stderr.write(line)
             if line.strip():
                 lines.append(line.strip())

@@ -61,7 +61,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
         axes[0].set_ylabel("Cross-entropy (nats), log scale")
         axes[len(shown)].set_ylabel("Normalized training\ncross-entropy - ln K (nats)")
         handles = {h.get_label(): h for panel in axes for h in panel.get_legend_handles_labels()[0]}
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=5)
+        figure.legend(handles.values(), map(str, handles), loc="outside lower center", ncols=5)
     return figure
 
 

@@ -92,12 +92,12 @@ def _draw_fits(axes: Axes, found: Explanation) -> None:
     """Draw normalized test against training loss, less ln K, with free and anchored lines."""
     x, y = (_column(found.networks, f"{split}_excess") for split in ("train", "test"))
     _draw_networks(axes, x, y, found, found.networks)
-    ends, chance = np.array([x.min(), max(x.max(), 0)]), found.ln_num_classes
+    ends, ln_k = np.array([x.min(), max(x.max(), 0)]), found.ln_num_classes
     if found.fit:
-        draw_line(axes, found.fit, ends, chance, label="Least squares")
+        draw_line(axes, found.fit, ends, ln_k, label="Least squares")
     if found.num_random_labels and (fit := found.fit_without_random_labels):
         label = f"Without {RANDOM_LABELS}: R² {fixed(fit.r2, 5)}"
-        draw_line(axes, fit, ends, chance, ls="--", lw=1.1, label=label)
+        draw_line(axes, fit, ends, ln_k, ls="--", lw=1.1, label=label)
     if found.anchored_fit:
         slope = found.anchored_fit.slope
         axes.plot(ends, slope * ends, ":", color=TRAIN_COLOR, lw=1.6, label="Through (ln K, ln K)")
@@ -245,26 +245,26 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
 def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
     """Draw the line with another divisor of the logits; the balanced one over the paper's."""
     # Losses this near ln K have no digits left to be read off.
-    is_near_chance = name in ("balanced", "one_norm")
-    chance, unit = (found.ln_num_classes, "- ln K (nats)") if is_near_chance else (0, "(nats)")
+    ln_k = found.ln_num_classes if name in ("balanced", "one_norm") else None
+    unit = "(nats)" if ln_k is None else "- ln K (nats)"
     axes.set_title(DIVISOR_NAMES[name])
     _label(axes, f"Training cross-entropy {unit}", f"Test cross-entropy {unit}")
-    if logits.fits.get(name) is None:
+    shown = ("product_norm", name) if name == "balanced" else (name,)
+    fits = {divisor: fit for divisor in shown if (fit := logits.fits.get(divisor)) is not None}
+    if name not in fits:
         write_reason(axes, logits.reasons[f"fits.{name}"])
         return
-    has_before = name == "balanced" and logits.fits["product_norm"] is not None
-    for divisor in ["product_norm", name] if has_before else [name]:
-        fit = logits.fits[divisor]
-        x, y = (np.array(losses) - chance for losses in logits.points[divisor])
+    for divisor, fit in fits.items():
+        x, y = (np.array(losses) - (ln_k or 0.0) for losses in logits.points[divisor])
         color = LINE_COLOR if divisor == name else QUIET_COLOR
-        draw_line(axes, fit, np.array([x.min(), x.max()]), chance, color=color, lw=1.2)
+        draw_line(axes, fit, np.array([x.min(), x.max()]), ln_k, color=color, lw=1.2)
         if divisor == name:
             _draw_networks(axes, x, y, found, _of_true_labels(found))
         else:
             label = f"Before: R² {fixed(fit.r2, 5)}"
             axes.plot(x, y, "o", color=color, ms=6, mfc="none", label=label)
             axes.legend(loc="upper left", fontsize=8)
-    axes.set_title(f"{DIVISOR_NAMES[name]}: R² {fixed(logits.fits[name].r2, 5)}", fontsize=9.5)
+    axes.set_title(f"{DIVISOR_NAMES[name]}: R² {fixed(fits[name].r2, 5)}", fontsize=9.5)
     set_linear_ticks(axes.xaxis, 4)
     set_linear_ticks(axes.yaxis, 5)
 

@@ -32,7 +32,7 @@ def level_colors(levels: Iterable[Level]) -> dict[Level, tuple]:
     Random labels are last, in a color from outside the scale.
     """
     known = set(levels)
-    numbers = sorted(known - {None})
+    numbers = sorted(level for level in known if level is not None)
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.87, len(numbers)))
     colors = dict(zip(numbers, map(tuple, shades), strict=True))
     return colors | ({None: to_rgba(TEST_COLOR)} if None in known else {})

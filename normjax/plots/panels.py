@@ -99,7 +99,7 @@ def draw_panel(
 
 
 def draw_line(
-    axes: Axes, fit: LineFit, ends: np.ndarray, ln_num_classes: float = 0.0, **style
+    axes: Axes, fit: LineFit, ends: np.ndarray, ln_num_classes: float | None = None, **style
 ) -> None:
     """Draw a line of losses between two places on the horizontal axis.
 
@@ -107,11 +107,12 @@ def draw_line(
       axes: the panel.
       fit: the line, in terms of the losses.
       ends: float [2], as drawn.
-      ln_num_classes: ln K where the axes show losses less ln K, else 0.
+      ln_num_classes: ln K if the axes show losses less ln K; None if they show the losses.
       **style: properties of the line.
     """
     style = {"color": LINE_COLOR, "lw": 1.3, "zorder": 1.5} | style
-    axes.plot(ends, fit.predict(ends + ln_num_classes) - ln_num_classes, **style)
+    less = ln_num_classes or 0.0
+    axes.plot(ends, fit.predict(ends + less) - less, **style)
 
 
 def needs_excess(networks: pd.DataFrame) -> bool:
@@ -156,7 +157,7 @@ def _draw_fit(axes: Axes, panel: Panel, ends: np.ndarray, found: Explanation) ->
     if fit is None:
         numbers = f"no line: {found.reasons[panel.line]}"
     else:
-        draw_line(axes, fit, ends, found.ln_num_classes if panel.is_less_ln_k else 0.0)
+        draw_line(axes, fit, ends, found.ln_num_classes if panel.is_less_ln_k else None)
         intercept = "intercept of the losses" if panel.is_less_ln_k else "intercept"
         numbers = (
             f"R² {fixed(fit.r2, 5)}    adjusted R² {fixed(fit.adjusted_r2, 5)}    "

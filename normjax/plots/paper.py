@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -68,7 +69,7 @@ def plot_losses_against_level(
     places = np.array([order.index(level) for level in levels])
     joined = range(len(order) - (None in order))
     with matplotlib.style.context(STYLE):
-        handles: list[tuple] = []
+        handles: list[Any] = []  # a line and its dots share an entry of the legend
         size = _figure_size(2, len(order))
         figure, panels = new_figure(_title(found, dataset_label), size, 1, 2)
         for axes, kind, unit in (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -46,7 +46,7 @@ def set_linear_ticks(axis: Axis, num_ticks: int) -> None:
     A common power of ten stands outside the panel's corner, where no label or title is.
     """
     axis.set_major_locator(MaxNLocator(num_ticks))
-    outside, alignment = (1.0, "left") if axis.axis_name == "x" else (-0.02, "right")
+    outside, alignment = (1.0, "left") if isinstance(axis, XAxis) else (-0.02, "right")
     axis.get_offset_text().set(x=outside, horizontalalignment=alignment)
 
 
