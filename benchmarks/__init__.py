@@ -1,1 +1,1 @@
-"""Measures normjax against PyTorch and plain Flax: `python -m benchmarks.run`."""
+"""Compare normjax with PyTorch and plain Flax: `python -m benchmarks.run`."""

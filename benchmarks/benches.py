@@ -39,23 +39,23 @@ GROWTHS = {"train3": (4, 64), "memory": (1, 64)}  # normjax's rows with so many 
 
 
 def has_torch() -> bool:
-    """Whether PyTorch is installed."""
+    """Return whether PyTorch is installed."""
     return importlib.util.find_spec("torch") is not None
 
 
 @functools.cache
 def has_gpu() -> bool:
-    """Whether JAX sees a CUDA GPU; asked in a process of its own, which gives it back."""
+    """Return whether JAX sees a CUDA GPU; a separate process asks, and so frees it."""
     return run_python("-c", "import jax; print(jax.default_backend())").strip() == "gpu"
 
 
 def train3() -> Iterator[Row]:
-    """A training step of the 3-layer net."""
+    """List the cases of a training step of the 3-layer net."""
     return _train("train3", "convnet3")
 
 
 def train5() -> Iterator[Row]:
-    """A training step of the 5-layer net with batch normalization."""
+    """List the cases of a training step of the 5-layer net with batch normalization."""
     return _train("train5", "convnet5")
 
 
@@ -71,7 +71,7 @@ def _train(bench: str, model: str) -> Iterator[Row]:
 def train_cases(
     model: str, members: int, batch: int, with_torch: bool, with_gpu: bool
 ) -> list[Case]:
-    """The contenders at one setting."""
+    """List the contenders at one setting."""
     cases = [_normjax_case(model, members, batch)]
     if with_torch:
         ways = PYTORCH_WAYS | (PYTORCH_GPU_WAYS if with_gpu else {})
@@ -96,7 +96,7 @@ def _normjax_case(model: str, members: int, batch: int) -> Case:
 
 
 def evaluate() -> Iterator[Row]:
-    """A data set under 8 norms against one plain forward pass."""
+    """Compare evaluation under 8 norms with one plain forward pass."""
     ways = {"8 norms": "prepare_evaluate", "plain pass": "prepare_plain_pass"}
     cases = [
         Case(name, 4, None, f"{NORMJAX}:{prepare}", ("convnet3", 4, NUM_IMAGES))
@@ -106,7 +106,7 @@ def evaluate() -> Iterator[Row]:
 
 
 def normalize() -> Iterator[Row]:
-    """Normalizing the 3-layer net's parameters."""
+    """Compare ways to normalize the 3-layer net's parameters."""
     for members, repeats in ((1, 50), (64, 2)):
         modules = {"normjax": NORMJAX} | ({"PyTorch loop": TORCH} if has_torch() else {})
         cases = [
@@ -117,7 +117,7 @@ def normalize() -> Iterator[Row]:
 
 
 def epoch() -> Iterator[Row]:
-    """An epoch of the experiments' second phase against its training alone."""
+    """Compare an epoch of the experiments' second phase with its training alone."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ("--epochs=60", "--num_seeds=2", "--target_losses=0.0044", "--norms=2,1/100")
         seconds = json.loads(
@@ -128,7 +128,7 @@ def epoch() -> Iterator[Row]:
 
 
 def monitor() -> Iterator[Row]:
-    """`normjax.monitor` in a training loop of one's own, against the epoch of training."""
+    """Compare `normjax.monitor` in a user's training loop with the epoch of training."""
     training = (f"{NORMJAX}:prepare_train", ("convnet3", 1, 128, NUM_IMAGES))
     steps = -(-NUM_IMAGES // 128)
     ways = {
@@ -142,7 +142,7 @@ def monitor() -> Iterator[Row]:
 
 
 def memory() -> Iterator[Row]:
-    """Peak memory of a process that trains one epoch of 5,000 images."""
+    """Measure the peak memory of a process that trains one epoch of 5,000 images."""
     for members in (*MEMBERS, 64):
         prepare = f"prepare_train('convnet3', {members}, 128, {NUM_IMAGES}).call()"
         value = peak_megabytes(f"from {NORMJAX} import prepare_train; {prepare}")
@@ -150,7 +150,7 @@ def memory() -> Iterator[Row]:
 
 
 def startup() -> Iterator[Row]:
-    """Imports in fresh processes, and the quickstart from a cold start."""
+    """Time imports in fresh processes, and the quickstart from a cold start."""
     statements = {
         "import jax": ("import jax", "pass"),
         "import normjax, after jax": ("import normjax", "import jax"),
@@ -178,7 +178,7 @@ BENCHES = {
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """The ratios of measured rows: `RATIOS` within a setting, `GROWTHS` between two."""
+    """Return the ratios of measured rows: `RATIOS` within a setting, `GROWTHS` between two."""
     settings = {}
     for row in rows:
         settings.setdefault((row.bench, row.members, row.batch), {})[row.contender] = row.value

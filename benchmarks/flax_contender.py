@@ -18,7 +18,7 @@ class PlainConvNet3(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Float images [N, H, W, C] to logits [N, K]."""
+        """Map float images [N, H, W, C] to logits [N, K]."""
         x = nn.relu(nn.Conv(24, (5, 5), padding="VALID")(x))
         x = nn.relu(nn.Conv(24, (5, 5), padding="VALID", use_bias=False)(x))
         return nn.Dense(NUM_CLASSES, use_bias=False)(x.reshape(len(x), -1))
@@ -29,7 +29,7 @@ class PlainConvNet5(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Float images [N, H, W, C] to logits [N, K]."""
+        """Map float images [N, H, W, C] to logits [N, K]."""
         for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
             x = nn.Conv(features, (3, 3), stride, use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=False, momentum=0.9)(x))
@@ -41,7 +41,7 @@ NETS = {"convnet3": PlainConvNet3, "convnet5": PlainConvNet5}
 
 
 def make_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
-    """`step(variables, opt_state, images uint8, labels) -> (variables, opt_state, mean loss)`."""
+    """Make `step(variables, opt_state, images, labels) -> (variables, opt_state, mean loss)`."""
 
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array):
         def loss_fn(params):
@@ -61,7 +61,7 @@ def make_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
 
 
 def prepare_vmap(model: str, members: int, batch_size: int) -> Prepared:
-    """A call is one step of all members, on XLA's default settings."""
+    """Prepare a call that is one step of all members, on XLA's default settings."""
     net, tx = NETS[model](), optax.sgd(0.01, momentum=0.9)
     images, labels = jax.device_put(make_data(batch_size, IMAGE_SHAPE))
     init = jax.vmap(lambda key: net.init(key, jnp.zeros((1, *IMAGE_SHAPE))))

@@ -48,7 +48,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(model: str, members: int, batch_size: int, num_images: int) -> Networks:
-    """Fresh networks as an experiment makes them; convnet5 has batch normalization.
+    """Make fresh networks as an experiment does; convnet5 has batch normalization.
 
     The devices must divide their number, so there may be more of them than `members`.
     """
@@ -70,14 +70,14 @@ def make_networks(model: str, members: int, batch_size: int, num_images: int) ->
 
 
 def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
-    """A jitted function compiled for these arguments; seconds of tracing and compilation."""
+    """Compile a jitted function for these arguments; return it and the seconds that took."""
     started = time.perf_counter()
     compiled = fn.lower(*args).compile()
     return compiled, time.perf_counter() - started
 
 
 def prepare_train(model: str, members: int, batch_size: int, num_images: int) -> Prepared:
-    """A call is an epoch of `num_images` for all members; work is counted in network-steps."""
+    """Prepare an epoch of `num_images` for all members; work counts network-steps."""
     networks = make_networks(model, members, batch_size, num_images)
     state, data = networks.state, (networks.labels, networks.images, share(make_order_key(0)))
     train_epoch, compile_s = compile_for(networks.ensemble.train_epoch, state, *data)
@@ -91,7 +91,7 @@ def prepare_train(model: str, members: int, batch_size: int, num_images: int) ->
 
 
 def prepare_evaluate(model: str, members: int, num_images: int) -> Prepared:
-    """A call evaluates all members under all of `NORMS`; work is counted in networks."""
+    """Prepare an evaluation of all members under all of `NORMS`; work counts networks."""
     networks = make_networks(model, members, 128, num_images)
     args = (networks.state.variables, networks.labels, networks.images)
     evaluate, compile_s = compile_for(networks.ensemble.evaluate, *args)
@@ -99,7 +99,7 @@ def prepare_evaluate(model: str, members: int, num_images: int) -> Prepared:
 
 
 def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
-    """The same networks and batches; only loss and error of the networks as they are."""
+    """Prepare a pass over the same networks and batches for plain loss and error only."""
     networks = make_networks(model, members, 128, num_images)
     net = make_model(model, NUM_CLASSES)
     batch_size = choose_evaluation_batch_size()
@@ -124,7 +124,7 @@ def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
 
 
 def prepare_monitor(num_examples: int, calls: int) -> Prepared:
-    """A call monitors the 3-layer net `calls` times, on the logits of `num_examples` images."""
+    """Prepare monitoring of the 3-layer net, `calls` times, on logits of `num_examples` images."""
     params = draw_convnet3(())
     rng = np.random.default_rng(1)
     logits = jnp.asarray(rng.normal(size=(num_examples, NUM_CLASSES)), jnp.float32)
@@ -140,7 +140,7 @@ def prepare_monitor(num_examples: int, calls: int) -> Prepared:
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """`normalize_params` of the 3-layer net: one as a user calls it, many as the experiments do."""
+    """Prepare `normalize_params` of the 3-layer net: one as a user calls it, or many at once."""
     if members > 1:
         prepare_cpu()
     params = draw_convnet3(() if members == 1 else (members,))
@@ -158,7 +158,7 @@ def prepare_normalize(members: int, repeats: int) -> Prepared:
 
 
 def draw_convnet3(stack: tuple[int, ...]) -> Any:
-    """Parameters of the 3-layer net, normal with standard deviation 0.1, leading axes `stack`."""
+    """Draw parameters of the 3-layer net, normal of std 0.1, leading axes `stack`."""
     net = make_model("convnet3", NUM_CLASSES)
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What only a fresh Python process can show: start-up times and peak memory."""
+"""Measure what needs a fresh Python process: start-up times and peak memory."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter
 
 
 def run_python(*arguments: str) -> str:
-    """What a Python process writes to stdout; its stderr is shown if it fails.
+    """Return what a Python process writes to stdout; show its stderr if it fails.
 
     Raises:
       RuntimeError: it failed.
@@ -23,19 +23,19 @@ def run_python(*arguments: str) -> str:
 
 
 def seconds_of(statement: str, after: str = "pass") -> float:
-    """Seconds that a statement takes in a fresh process, `after` another one that is not timed."""
+    """Time a statement in a fresh process, `after` another one that is not timed; seconds."""
     return float(run_python("-c", f"{after}; {TIMED.format(statement)}"))
 
 
 def wall_seconds(arguments: Sequence[str]) -> float:
-    """Seconds from a process's start to its end."""
+    """Time a process from start to end; seconds."""
     started = time.perf_counter()
     run_python(*arguments)
     return time.perf_counter() - started
 
 
 def peak_megabytes(statement: str) -> float:
-    """Peak resident memory of a process that runs a statement, in MB (10^6 bytes).
+    """Measure the peak resident memory of a process that runs a statement, in MB (10^6 bytes).
 
     On Linux a child's peak counts from its fork on, and so is never below its parent's memory: the
     caller must be small, which is why `benchmarks.run` imports no JAX.

@@ -1,4 +1,4 @@
-"""Measures normjax against its contenders, in the same run.
+"""Compare normjax with its contenders, in the same run.
 
     python -m benchmarks.run [--only=train3,memory,...] [--out=FILE]
 
@@ -29,7 +29,7 @@ def format_row(row: Row) -> str:
 
 
 def parse_names(only: str | None) -> list[str]:
-    """The benches that are asked for; all of them if none is named.
+    """Return the requested benches, all of them if none is named.
 
     Raises:
       ValueError: a name that is not one of them.
@@ -42,7 +42,7 @@ def parse_names(only: str | None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the benches; a mistake is one line on stderr and exit code 1."""
+    """Run the benches; a mistake is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--only", help=f"benches, with commas: {', '.join(BENCHES)}")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows as a JSON list of objects."""
+    """Write rows as a JSON list of objects."""
     path.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n", encoding="utf-8")
 
 

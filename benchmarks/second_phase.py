@@ -1,4 +1,4 @@
-"""Times the experiments' second phase as it runs, and the training inside it.
+"""Time the experiments' second phase as it runs, and the training inside it.
 
     python -m benchmarks.second_phase --workdir=DIR --epochs=20 --num_seeds=2 ...
 
@@ -26,7 +26,7 @@ TRAIN_SIZE = 5_000
 
 
 def main(config: SweepConfig) -> None:
-    """Runs the second phase `ROUNDS` times, after a short one that compiles."""
+    """Run the second phase `ROUNDS` times, after a short one that compiles."""
     prepare_cpu()
     split = Split(*make_data(config.train_size or TRAIN_SIZE, (32, 32, 3)))
     dataset = Dataset(split, split, tuple(map(str, range(NUM_CLASSES))), "synthetic")
@@ -43,7 +43,7 @@ def main(config: SweepConfig) -> None:
 
 
 def time_phase(whole: Sweep, run_dir: Path, epochs: int) -> tuple[float, float]:
-    """Seconds per epoch of a group's whole training, and of `train_epoch` alone within it.
+    """Return seconds per epoch of a group's whole training, and of `train_epoch` within it.
 
     The first has everything: the networks' start, evaluation, snapshots, checkpoints, logging.
     """

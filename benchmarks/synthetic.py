@@ -1,4 +1,4 @@
-"""Images that need no download: noise, with a pattern of its own in each class."""
+"""Images that need no download: noise plus one pattern per class."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ NUM_CLASSES = 10
 
 
 def make_data(num_images: int, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Images that a network can learn to classify within a few epochs.
+    """Make images that a network can learn to classify within a few epochs.
 
     Args:
       num_images: N.

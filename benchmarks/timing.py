@@ -1,4 +1,4 @@
-"""Times contenders against one another: each in a process of its own, in turns, one at a time.
+"""Time contenders against one another: each in its own process, in turns, one at a time.
 
 A process each, because contenders want different settings (XLA's flags, threads) and must not share
 a heap. In turns, because a noisy machine then disturbs all of them alike.
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 def choose_num_rounds(seconds: float) -> int:
-    """How often a call that takes `seconds` is timed.
+    """Return how often a call that takes `seconds` is timed.
 
     A single round is for plain Flax on a CPU at batch 1024: it is an order of magnitude behind,
     which one round shows, and three would take longer than all the rest.
@@ -62,7 +62,7 @@ def choose_num_rounds(seconds: float) -> int:
 def measure(
     bench: str, cases: Sequence[Case], unit: str, per_second: float, pause: float = PAUSE
 ) -> list[Row]:
-    """Times cases against one another.
+    """Time cases against one another.
 
     Every case is prepared (and compiled), then called once to warm up, then called in rounds: one
     call of each case a round. A first call of `LONG` seconds or more counts as a round. A case
@@ -113,7 +113,7 @@ def measure(
 
 @contextlib.contextmanager
 def _process(case: Case) -> Iterator[Connection]:
-    """The connection to a process that prepares the case, then times a call at each message."""
+    """Connect to a new process that prepares the case, then times a call per message."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, case.prepare, case.args), daemon=True)
@@ -136,7 +136,7 @@ def _serve(connection: Connection, prepare: str, args: tuple) -> None:
 
 
 def _receive(case: Case, connection: Connection) -> Any:
-    """What the process sends; None, with a line on stderr, if it has ended."""
+    """Return what the process sends; None, with a line on stderr, if it has ended."""
     try:
         return connection.recv()
     except (EOFError, ConnectionResetError):

@@ -13,12 +13,12 @@ IMAGE_SHAPE = (32, 32, 3)
 
 
 def choose_device() -> torch.device:
-    """Where all of PyTorch's contenders run."""
+    """Return the device of all of PyTorch's contenders."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare_train(model: str, members: int, batch_size: int, steps: int, way: str) -> Prepared:
-    """A call is `steps` steps of every member, on PyTorch's default number of threads.
+    """Prepare a call of `steps` steps of every member, on PyTorch's default number of threads.
 
     Args:
       model: "convnet3" or "convnet5".
@@ -65,7 +65,7 @@ def prepare_train(model: str, members: int, batch_size: int, steps: int, way: st
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """Normalizes the 3-layer net's parameters, one network after another, on the CPU or GPU."""
+    """Normalize the 3-layer net's parameters, one network after another, on the CPU or GPU."""
     nets = [ConvNet3().to(choose_device()) for _ in range(members)]
 
     def call():
@@ -79,7 +79,7 @@ def prepare_normalize(members: int, repeats: int) -> Prepared:
 
 
 def _capture(step: Callable, index: torch.Tensor) -> Callable:
-    """The step as a CUDA graph that reads `index` where it lies."""
+    """Capture the step as a CUDA graph that reads `index` in place."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""PyTorch's twins of the networks, and their training step: one network, or many by `vmap`."""
+"""The networks in PyTorch, and their training step: one network, or many by `vmap`."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -16,14 +16,14 @@ class ConvNet3(nn.Module):
     """normjax's convnet3; its dense layer reads (C, H, W) order, as is PyTorch's way."""
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:
-        """For square images of `size` pixels, at least 12."""
+        """Build the layers for square images of `size` pixels, at least 12."""
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 24, 5)
         self.conv2 = nn.Conv2d(24, 24, 5, bias=False)
         self.dense = nn.Linear(24 * (size - 8) ** 2, NUM_CLASSES, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Float images [N, C, H, W] to logits [N, K]."""
+        """Map float images [N, C, H, W] to logits [N, K]."""
         x = F.relu(self.conv2(F.relu(self.conv1(x))))
         return self.dense(x.flatten(1))
 
@@ -32,7 +32,7 @@ class ConvNet5(nn.Module):
     """normjax's convnet5 with batch normalization."""
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:
-        """For square images of `size` pixels, a multiple of 8."""
+        """Build the layers for square images of `size` pixels, a multiple of 8."""
         super().__init__()
         widths, strides = (channels, 32, 64, 64, 128), (1, 2, 2, 2)
         # XLA's SAME pads an even size with stride 2 after the image only.
@@ -44,7 +44,7 @@ class ConvNet5(nn.Module):
         self.last = nn.Conv2d(128, NUM_CLASSES, size // 8, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Float images [N, C, H, W] to logits [N, K]."""
+        """Map float images [N, C, H, W] to logits [N, K]."""
         for padding, conv, norm in zip(self.paddings, self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(F.pad(x, padding))))
         return self.last(x).flatten(1)
@@ -54,7 +54,7 @@ NETS = {"convnet3": ConvNet3, "convnet5": ConvNet5}
 
 
 def standardize(images: torch.Tensor) -> torch.Tensor:
-    """Pixels 0..255 to [-1, 1]."""
+    """Scale pixels 0..255 to [-1, 1]."""
     return (images.float() / 255 - 0.5) / 0.5
 
 

@@ -25,14 +25,10 @@ _MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --t
 class Definition(Protocol):
     """What the lines of a network say of it."""
 
-    @property
-    def index(self) -> int: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def level(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
+    index: int
+    family: str
+    level: float
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,2 +1,4 @@
-"""Many networks at once: configuration, members, training, evaluation, checkpoints, and the run
-that ties them together. `normjax.run_sweep` is the way in."""
+"""Train many networks at once: configuration, members, steps, evaluation, checkpoints, records.
+
+`normjax.run_sweep` is the way in.
+"""

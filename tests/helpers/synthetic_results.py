@@ -76,10 +76,3 @@ def synthetic_table(
                     )
                 )
     return make_table(rows)
-
-
-def synthetic_rows(**kwargs):
-    """Return the same as a list of rows, for tests that are not converted to tables yet."""
-    from normjax.results.rows import ResultRow
-
-    return [ResultRow(**row) for row in synthetic_table(**kwargs).to_dict("records")]
