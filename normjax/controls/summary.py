@@ -104,9 +104,12 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
     if kind is float:
         if value is None:
             return math.nan
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            if abs(value) <= sys.float_info.max:
-                return float(value)
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        ):
+            return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value
     raise ValueError(f"{place} is {one_line(repr(value), 40)}, not of type {kind}")
