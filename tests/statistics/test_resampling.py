@@ -113,4 +113,4 @@ def test_what_the_intervals_of_a_line_are_worth():
     # The standard errors are 2 to 3%.
     assert 0.82 <= covered["slope"] / 200 <= 0.99
     assert 0.80 <= covered["r2"] / 200 <= 0.99
-    assert 0.58 <= covered["rmse"] / 200
+    assert covered["rmse"] / 200 >= 0.58
