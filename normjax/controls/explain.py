@@ -59,7 +59,8 @@ class NetworkControls:
 
     Attributes:
       name: its number, family, level and seed.
-      level: its family and level. Networks of one level are not independent.
+      family: "pretrain", "init_scale", "default_init" or "random_labels".
+      level: corruption fraction, or the initial standard deviation.
       has_random_labels: whether it was trained, and is evaluated, on random labels.
       product_norm: rho.
       train_excess: normalized training loss - ln K, nats.
@@ -71,7 +72,8 @@ class NetworkControls:
     """
 
     name: str
-    level: str
+    family: str
+    level: float
     has_random_labels: bool
     product_norm: float
     train_excess: float
@@ -314,7 +316,7 @@ def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[Networ
     """Return the networks one by one."""
     known = [math.nan] * len(every) if distances is None else distances.tolist()
     names = [field.name for field in dataclasses.fields(NetworkControls)][:-2]
-    rows = every.assign(level=every["level_name"]).to_dict("records")
+    rows = every.to_dict("records")
     return tuple(
         NetworkControls(
             **{name: row[name] for name in names},

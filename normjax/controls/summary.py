@@ -104,7 +104,11 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
     if kind is float:
         if value is None:
             return math.nan
-        if type(value) in (int, float) and abs(value) <= sys.float_info.max:
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
+        ):
             return float(value)
     if kind in (int, str, bool) and type(value) is kind:
         return value

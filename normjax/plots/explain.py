@@ -320,7 +320,7 @@ def _colors(found: Explanation) -> dict[Level, tuple]:
 
 
 def _level(network: NetworkControls) -> Level:
-    return None if network.has_random_labels else float(network.level.split(" ")[-1])
+    return None if network.has_random_labels else network.level
 
 
 def _of_true_labels(found: Explanation) -> list[NetworkControls]:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,15 +20,6 @@ METRICS_FILE = "metrics.jsonl"
 _NEEDED = {"member": int, "family": str, "level": float, "seed": int, "step": int, "phase": str}
 _NEEDED |= {"running_loss": float | None, "running_normalized_excess": float | None}
 _MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --test_every epochs
-
-
-class Definition(Protocol):
-    """What the lines of a network say of it."""
-
-    index: int
-    family: str
-    level: float
-    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +81,7 @@ class LevelStops:
 
 def append_metrics(
     run_dir: str | os.PathLike,
-    members: Sequence[Definition],
+    members: Sequence[Any],
     common: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> None:
@@ -98,7 +89,7 @@ def append_metrics(
 
     Args:
       run_dir: the run's folder.
-      members: M of them.
+      members: M definitions (index, family, level, seed).
       common: what their lines share: group, step (epochs of both phases), phase, epoch.
       values: arrays [M] by name. One is diverged_at: the step at which the member's loss ceased to
         be finite, 0 (null in the file) while it is.
@@ -113,9 +104,7 @@ def append_metrics(
             file.write(json.dumps({**who, **common, **own}) + "\n")
 
 
-def keep_metrics(
-    run_dir: str | os.PathLike, group: int, members: Sequence[Definition], step: int
-) -> None:
+def keep_metrics(run_dir: str | os.PathLike, group: int, members: Sequence[Any], step: int) -> None:
     """Drop torn lines, and the lines of a group's epochs after `step`, which are trained again.
 
     Print a line if earlier epochs lack lines: those epochs are not trained again.

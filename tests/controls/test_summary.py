@@ -89,7 +89,7 @@ def test_other_files_are_refused_in_one_line(explanations, tmp_path):
         (changed(lambda v: v[0]["fit"].update(slope_interval=[1.0])), "slope_interval is [1.0]"),
         (changed(lambda v: v[0].update(left_out=[])), "it[0].left_out is []"),
         (changed(lambda v: v[0].update(verdict=None)), "it[0].verdict is None"),
-        (changed(lambda v: v[0]["networks"][3].update(level=7)), "it[0].networks[3].level is 7"),
+        (changed(lambda v: v[0]["networks"][3].update(family=7)), "it[0].networks[3].family is 7"),
         (changed(lambda v: v[0]["fit"].update(rmse=math.nan)), "not JSON (NaN"),
         (changed(lambda v: v[0]["fit"].update(rmse=10**400)), "it[0].fit.rmse is 1000"),
         (

@@ -170,7 +170,7 @@ def edit_line(path, number, change):
         (5, lambda line: "", "line 5: 0 values for 20 columns, the line is cut"),
         (25, lambda line: line + "\n", "line 26: 0 values for 20 columns"),
         (3, lambda line: line.replace(",100,", ",,", 1), "line 3, column epoch: '' is not a whole"),
-        (3, lambda line: line.replace(",100,", f",{10**30},", 1), "column epoch: '10000000000000"),
+        (3, lambda line: line.replace(",100,", f",{10**30},", 1), "column epoch: '100000000000"),
         (3, lambda line: line.replace(",100,", f",{2**63},", 1), "needs more than 64 bits"),
         (3, lambda line: line.replace(",100,", f",{'9' * 5000},", 1), "line 3, column epoch: '999"),
         (2, lambda line: line.replace(",0.0,", ",1e999,", 1), "level: '1e999' needs more than 64"),

@@ -102,7 +102,7 @@ def null_networks(rng, num_levels=6, num_seeds=3, spread=0.2):
 
 
 def test_p_value_is_wrong_as_often_as_it_says():
-    """At most 5% of unrelated levels are called related; scipy errs far more often."""
+    """At most 5% of unrelated levels are called related; scipy's are far more often."""
     rng = np.random.default_rng(0)
     p_values, naive = [], []
     for _ in range(400):
