@@ -45,7 +45,7 @@ def make_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
 
     def step(variables: Any, opt_state: Any, images: jax.Array, labels: jax.Array):
         def loss_fn(params):
-            x = (images / 255.0 - 0.5) / 0.5
+            x = (images.astype(jnp.float32) / 255.0 - 0.5) / 0.5
             logits, updated = model.apply(
                 {**variables, "params": params}, x, mutable=["batch_stats"]
             )

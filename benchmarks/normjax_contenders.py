@@ -105,7 +105,7 @@ def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
     batch_size = choose_evaluation_batch_size()
     fill = -num_images % batch_size
     indices = jnp.pad(jnp.arange(num_images), (0, fill)).reshape(-1, batch_size)
-    weights = (jnp.arange(num_images + fill) < num_images).reshape(-1, batch_size)
+    weights = (jnp.arange(num_images + fill) < num_images).astype(jnp.float32)
 
     def plain_pass(variables, labels, images):
         def batch_sums(index_and_weight):
@@ -116,7 +116,7 @@ def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
             return jnp.sum(weight * loss), jnp.sum(weight * error)
 
         with jax.default_matmul_precision("highest"):
-            return jax.lax.map(batch_sums, (indices, weights))
+            return jax.lax.map(batch_sums, (indices, weights.reshape(-1, batch_size)))
 
     args = (networks.state.variables, networks.labels, networks.images)
     plain, compile_s = compile_for(map_members(plain_pass, num_shared=1), *args)

@@ -1,4 +1,4 @@
-"""The house rules that the source itself shows: who imports whom, docstrings, file lengths."""
+"""The rules that the source itself shows: the order of imports, docstrings, file lengths."""
 
 import ast
 import functools
