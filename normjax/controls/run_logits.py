@@ -17,7 +17,7 @@ from normjax.controls.logits import (
 )
 from normjax.normalize import param_norms
 from normjax.norms import parse_norm
-from normjax.results.table import is_finite
+from normjax.results.table import is_finite, level_names
 from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
 from normjax.types import Norm, Params
 
@@ -60,7 +60,7 @@ def explain_run(
     return explain_logits(
         measures,
         product_norms,
-        [network.level for network in line.networks if not network.has_random_labels],
+        level_names(rows),
         line.ln_num_classes,
         seed=seed,
     )
