@@ -14,7 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -31,7 +31,7 @@ def digest(tree: Any, *beside: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)}:{array.dtype.str}:{array.shape}".encode())
-        total.update(array)
+        total.update(array.data)
     return total.hexdigest()
 
 
@@ -58,9 +58,9 @@ def open_progress(
     """
     policies = ocp.training
     checkpointer = ocp.training.Checkpointer(
-        _progress_folder(run_dir, group),
-        save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(every),
-        preservation_policy=policies.preservation_policies.LatestN(2),
+        os.fspath(_progress_folder(run_dir, group)),
+        save_decision_policy=cast(Any, policies.save_decision_policies.FixedIntervalPolicy(every)),
+        preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
     )
     try:
         yield checkpointer

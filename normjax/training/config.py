@@ -16,7 +16,7 @@ from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
 
-Check = Callable[[Any], None]
+Check = Callable[[Any], object]
 """A check of a value: it raises ValueError with a text that says what is allowed."""
 
 

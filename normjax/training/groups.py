@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import pandas as pd
 
 from normjax.files import read_object, write_json
@@ -153,17 +152,18 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
     if processes.all_max(saved.rows_path(run_dir, group).exists()):
         processes.in_step(lambda: _check_finished(sweep, run_dir, group))
         return
-    state, snapshots = train_group(sweep, run_dir, group)
+    progress = train_group(sweep, run_dir, group)
     rows = []
-    for selection in selections(sweep.config, state, snapshots, len(members)):
+    for selection in selections(sweep.config, progress.state, progress.snapshots, len(members)):
         if signum := processes.all_max(sweep.signal()):
             raise StoppedError(signum, run_dir)
         variables = processes.attempt(lambda now=selection: shard_members(now.variables()))
         kept = gather_members(variables, len(members))
         if processes.is_first():
-            for i in np.flatnonzero(selection.exists):
-                number = members[i].index
-                saved.save_network(run_dir, number, selection.name, take_member(kept, i))
+            for i, member in enumerate(members):
+                if selection.exists[i]:
+                    network = take_member(kept, i)
+                    saved.save_network(run_dir, member.index, selection.name, network)
         rows += evaluate_selection(sweep, members, selection, variables)
     rows.sort(key=lambda row: row["member"])
     if processes.is_first():

@@ -1,13 +1,13 @@
-"""How many networks fit into a device's memory: measured on the compiled programs, before a run.
+"""How many networks fit into a device's memory, measured on the compiled programs before a run.
 
-What XLA reserves for a program is known as soon as it is compiled. The programs of the whole group
-are needed for the run anyway, and JAX keeps them: where they fit, the estimate costs nothing.
+Once a program is compiled, XLA tells what memory it will use. The run needs the programs of the
+whole group anyway, and JAX keeps them: if the group fits, the estimate costs nothing.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +15,31 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from normjax.training.ensemble import AXIS, Ensemble, make_order_key, member_mesh
 
-SHARE = 0.8  # of the free memory that may be planned with: the estimate knows no fragmentation
+SHARE = 0.8  # of the free memory: the estimate ignores fragmentation
 MEMINFO = Path("/proc/meminfo")
-# Of a container, version 2 and version 1: its limit, its use, its statistics, and therein the part
-# of its use that is cached files, which are given back when memory is short.
-CGROUPS = (
-    tuple(
-        Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current", "memory.stat")
-    ),
-    tuple(
-        Path("/sys/fs/cgroup/memory") / name
-        for name in ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    ),
+CACHED = ("inactive_file", "total_inactive_file")  # the kernel frees them if memory is short
+
+
+class ControlGroup(NamedTuple):
+    """The files in which the kernel tells about a container's memory."""
+
+    limit: Path
+    usage: Path
+    statistics: Path
+
+
+_V2, _V1 = Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory")
+CONTROL_GROUPS = (
+    ControlGroup(_V2 / "memory.max", _V2 / "memory.current", _V2 / "memory.stat"),
+    ControlGroup(_V1 / "memory.limit_in_bytes", _V1 / "memory.usage_in_bytes", _V1 / "memory.stat"),
 )
-CACHED = ("inactive_file", "total_inactive_file")
 
 
 def available_memory() -> float | None:
-    """Bytes that are free for each local device; None where nobody says.
+    """Return the free bytes of each local device; None if they are unknown.
 
-    CPU devices share what the machine, or the container that this runs in, has left. Several
-    processes on one machine don't know of each other.
+    CPU devices share the free memory of the machine or container. Several processes on one machine
+    do not know of each other.
     """
     devices = jax.local_devices()
     if jax.default_backend() == "cpu":
@@ -48,23 +52,23 @@ def available_memory() -> float | None:
 
 
 def host_memory(
-    meminfo: Path = MEMINFO, cgroups: Sequence[tuple[Path, Path, Path]] = CGROUPS
+    meminfo: Path = MEMINFO, control_groups: Sequence[ControlGroup] = CONTROL_GROUPS
 ) -> float | None:
-    """Bytes of main memory that are free for this process; None where the system doesn't say."""
+    """Return the bytes of main memory that are free for this process; None if they are unknown."""
     free = []
     if "MemAvailable:" in (kilobytes := _read_fields(meminfo)):
         free.append(kilobytes["MemAvailable:"] * 1024)
-    for limit, used, statistics in cgroups:
-        most, now = _read_number(limit), _read_number(used)
+    for control_group in control_groups:
+        most, now = _read_number(control_group.limit), _read_number(control_group.usage)
         if most is not None and now is not None:
-            known = _read_fields(statistics)
+            known = _read_fields(control_group.statistics)
             cached = max(known.get(name, 0.0) for name in CACHED)
             free.append(max(most - now + cached, 0.0))
     return min(free, default=None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the memory of a device, or of the machine, was too small."""
+    """Return whether an exception says that a device or the machine ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
@@ -77,20 +81,20 @@ def group_memory(
     train_shape: Sequence[int],
     test_shape: Sequence[int] | None = None,
 ) -> float | None:
-    """Bytes that a device needs for its networks at the worst moment of a group's life.
+    """Return the most bytes that a device needs while a group is trained and evaluated.
 
-    It compiles training, the measurements for the snapshots and the evaluation for so many
+    It compiles training, the measurements for the snapshots and the evaluation for this number of
     networks, and runs nothing.
 
     Args:
       ensemble: the functions.
       num_per_device: the networks on each local device.
       train_shape: (N, H, W, C) of the training images.
-      test_shape: of the test images if they stay on the devices while networks are trained.
+      test_shape: that of the test images, if these are on the devices during training.
 
     Returns:
-      The bytes; infinity if the compiler itself found that the memory was too small; None where
-      the backend doesn't say.
+      The bytes; infinity if the compiler itself runs out of memory; None if the backend does not
+      tell.
     """
     mesh = member_mesh()
     stacked = lambda tree: _abstract(tree, NamedSharding(mesh, PartitionSpec(AXIS)))  # noqa: E731
@@ -108,35 +112,36 @@ def group_memory(
     if test_shape is not None:
         test_labels, test_images = _split(test_shape, count, stacked, shared)
         test = _device_bytes(test_labels, mesh.size) + _device_bytes(test_images, 1)
-    programs = (  # the function, its arguments, and the bytes that are there beside it
+    programs: list[tuple[Any, tuple, float]] = [  # a function, its arguments, other bytes
         (ensemble.train_epoch, (state, labels, images, order_key), kept + test),
         (ensemble.track, (snapshots, state, labels, metrics, images, *now), test),
         (ensemble.evaluate, (state.variables, labels, images), kept),
-    )
+    ]
     try:
-        needed = [_program_bytes(fn.lower(*args).compile()) for fn, args, _ in programs]
+        own = [_program_bytes(fn.lower(*args).compile()) for fn, args, _ in programs]
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if is_out_of_memory(error):
             return math.inf
         raise
-    if None in needed:
+    known = [size for size in own if size is not None]
+    if len(known) < len(own):
         return None
-    return max(own + beside for own, (_, _, beside) in zip(needed, programs, strict=True))
+    return max(size + other for size, (_, _, other) in zip(known, programs, strict=True))
 
 
 def networks_that_fit(
     needed: Callable[[int], float | None], most: int, available: float | None
 ) -> int:
-    """How many networks a device can take.
+    """Return how many networks fit on a device.
 
     Args:
       needed: the bytes that a device needs for a number of networks (see `group_memory`).
-      most: the number that is wished for, at least 1.
-      available: the bytes that a device has free, None if that isn't known.
+      most: the number that is wanted, at least 1.
+      available: the free bytes of a device, None if unknown.
 
     Returns:
-      `most` if they fit or if that can't be known; else the largest number that does, on the
-      straight line between what one network and what `most` need; at least 1.
+      `most` if they fit or nothing is known; else the largest number that fits, interpolated
+      linearly between one network and `most`; at least 1.
     """
     if available is None or most == 1:
         return most
@@ -147,6 +152,8 @@ def networks_that_fit(
     if math.isinf(together):
         return networks_that_fit(needed, (most + 1) // 2, available / SHARE)
     alone = needed(1)
+    if alone is None:
+        return most
     slope = (together - alone) / (most - 1)
     if alone >= available or slope <= 0:
         return 1
@@ -154,7 +161,7 @@ def networks_that_fit(
 
 
 def _program_bytes(compiled: Any) -> float | None:
-    """What a compiled program occupies on each device while it runs."""
+    """Return the bytes that a compiled program occupies on each device while it runs."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -172,18 +179,18 @@ def _abstract(tree, sharding):
 
 
 def _split(shape, count, stacked, shared):
-    """A split's labels [M, N] and images on the devices, without values."""
+    """Return a split's labels [M, N] and images as abstract arrays on the devices."""
     labels = stacked(jax.ShapeDtypeStruct((count, shape[0]), jnp.int32))
     return labels, shared(jax.ShapeDtypeStruct(tuple(shape), jnp.uint8))
 
 
 def _device_bytes(tree, num_devices):
-    """Bytes on each device of what is split over so many."""
+    """Return the bytes on each device of a tree that is split over the devices."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / num_devices
 
 
 def _read_fields(path):
-    """{first word: the number that follows} of a file's lines; empty if it can't be read."""
+    """Return {first word: number after it} of a file's lines; empty if it cannot be read."""
     try:
         lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
     except OSError:

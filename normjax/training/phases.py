@@ -3,8 +3,9 @@
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +25,24 @@ from normjax.training.interrupts import StoppedError
 from normjax.training.members import first_labels, own_labels
 from normjax.training.plan import Sweep
 from normjax.training.selection import evaluation_data
+from normjax.training.snapshots import Snapshots
+from normjax.training.step import TrainState
+from normjax.types import Array
 
 
-def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
+class Progress(NamedTuple):
+    """What changes while a group is trained: stacked, this process's members."""
+
+    state: TrainState
+    snapshots: Snapshots
+    diverged_at: Array  # int32 [M']: the step after which a loss was not finite; 0 while it is
+
+
+def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     """Train a group through both phases.
 
     Returns:
-      (state, snapshots) of this process's members, as `pad_members` deals them out.
+      What became of this process's members, as `pad_members` deals them out.
 
     Raises:
       StoppedError: a signal came; the epoch was finished and a checkpoint written.
@@ -49,14 +61,15 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         stds = [member.init_std for member in padded]
         state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
-        diverged_at = shard_members(np.zeros(len(padded), np.int32))  # a step; 0: not diverged
-        progress = state, ensemble.init_snapshots(state), diverged_at
+        diverged_at = shard_members(np.zeros(len(padded), np.int32))
+        progress = Progress(state, ensemble.init_snapshots(state), diverged_at)
         return progress, share(dataset.train.images), test
 
     progress, images, test = processes.attempt(start_networks)
 
-    def train_epoch(step, state, snapshots, diverged_at, labels):
-        """Return the first three and values by name [M'] after an epoch; `step` is from 0."""
+    def train_epoch(step, progress, labels):
+        """Return the progress and values by name [M'] after an epoch; `step` is from 0."""
+        state, snapshots = progress.state, progress.snapshots
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
@@ -73,9 +86,10 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         if config.test_every and (step + 1) % config.test_every == 0:
             measured = ensemble.evaluate_plainly(state.variables, *test)
             values |= {f"test_{name}": value for name, value in measured._asdict().items()}
-        diverged_at = jnp.where(~is_finite & (diverged_at == 0), step + 1, diverged_at)
+        is_new = ~is_finite & (progress.diverged_at == 0)
+        diverged_at = jnp.where(is_new, step + 1, progress.diverged_at)
         values["diverged_at"] = diverged_at
-        return state, snapshots, diverged_at, jax.device_get(values)
+        return Progress(state, snapshots, diverged_at), jax.device_get(values)
 
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
@@ -85,9 +99,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
-            *progress, values = processes.attempt(
-                lambda now=(step, *progress, labels): train_epoch(*now)
-            )
+            progress, values = processes.attempt(partial(train_epoch, step, progress, labels))
             values = gather_members(values, len(members))
             if processes.is_first():
                 phase = "pretrain" if step < config.pretrain_epochs else "train"
@@ -97,12 +109,11 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> tuple[Any, Any]:
             signum = processes.all_max(sweep.signal())
             is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
             checkpoints.save_progress(
-                checkpointer, step + 1, tuple(progress), numbers, is_phase_end or signum > 0
+                checkpointer, step + 1, progress, numbers, is_phase_end or signum > 0
             )
             if signum:
                 raise StoppedError(signum, run_dir)
-    state, snapshots, _ = progress
-    return state, snapshots
+    return progress
 
 
 def last_step(sweep: Sweep) -> int:

@@ -19,6 +19,7 @@ from normjax.normalize import check_homogeneity
 from normjax.norms import parse_norm
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Ensemble, Member, make_ensemble
+from normjax.types import Array, Params
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [N, H, W, C] and labels int [N]."""
@@ -180,12 +181,16 @@ def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member
     if any(member.init_std is not None for member in members) and not hasattr(model, "init_std"):
         raise ValueError(f"{name}: it needs a field init_std, as these networks differ in it")
     plain = without_batch_norm(model)
-    images = standardize_images(dataset.test.images[:16])
+    images = jnp.asarray(standardize_images(dataset.test.images[:16]))
+
+    def apply_fn(params: Params, x: Array) -> Any:
+        return plain.apply({"params": params}, x)
+
     try:
         variables = model.init(jax.random.key(0), images[:1])
         params = absorb_batch_norm(variables)
         expected = plain.init(jax.random.key(0), images[:1])
-        logits = plain.apply({"params": params}, images)
+        logits = apply_fn(params, images)
     except Exception as error:  # a stranger's code may raise anything
         raise ValueError(
             f"{name}: it cannot be applied to the images: {one_line(error)}"
@@ -205,7 +210,7 @@ def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member
         )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
-    check = check_homogeneity(lambda p, x: plain.apply({"params": p}, x), params, images)
+    check = check_homogeneity(apply_fn, params, images)
     if not check.relative_error < _TOLERANCE:
         raise ValueError(
             f"{name}: it is not homogeneous in its layers' weights, so that normalizing changes "

@@ -15,7 +15,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -106,13 +107,14 @@ def connect(text: str) -> None:
         return
     address = parse(text)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # other backends ignore it
-    timeouts = {
-        "initialization_timeout": START_TIMEOUT_S,
-        "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_S,
-    }
+    initialize = partial(
+        jax.distributed.initialize,
+        initialization_timeout=START_TIMEOUT_S,
+        shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
+    )
     if address is None:
         try:
-            jax.distributed.initialize(**timeouts)
+            initialize()
         except (ValueError, RuntimeError) as error:
             raise SettingsError(
                 f"--distributed=auto: JAX finds no cluster here ({error}); "
@@ -128,12 +130,11 @@ def connect(text: str) -> None:
         if address.process_id > 0:
             _await_coordinator(address.coordinator)
         # Under Slurm, detecting a cluster would hide devices from the process.
-        jax.distributed.initialize(
+        initialize(
             address.coordinator,
             address.num_processes,
             address.process_id,
             cluster_detection_method="deactivate",
-            **timeouts,
         )
     counts = np.bincount([device.process_index for device in jax.devices()])
     if len(set(counts.tolist())) > 1:
@@ -166,14 +167,15 @@ def in_step(work: Callable[[], T]) -> T:
     Raises:
       SettingsError: `work` raised ValueError or OSError in some process.
     """
-    result, problem = None, None
+    result: Any = None
+    problem = None
     try:
         result = work()
     except (ValueError, OSError) as error:
         problem = error
     if all_max(problem is not None):
-        text = one_line(problem) or type(problem).__name__
-        raise SettingsError(text if problem else ELSEWHERE) from problem
+        text = ELSEWHERE if problem is None else one_line(problem) or type(problem).__name__
+        raise SettingsError(text) from problem
     return result
 
 
@@ -183,7 +185,8 @@ def attempt(work: Callable[[], T]) -> T:
     Raises:
       OutOfMemoryError: the memory of some process was too small.
     """
-    result, is_too_small = None, False
+    result: Any = None
+    is_too_small = False
     try:
         result = work()
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -49,17 +49,19 @@ def test_bootstrap_over_networks_against_a_loop():
 
 
 def test_draws_of_too_few_networks_do_not_count():
-    """Two networks are on a line whatever they are; of 4 networks, 88 of 256 draws hold no more."""
-    x, y, _ = networks(4)
-    found = bootstrap_line(x, y, range(4), LN10, num_draws=4000)
-    assert found.num_draws / 4000 == pytest.approx(1 - 88 / 256, abs=0.03)
+    """Two networks are always on a line; of 6 networks, 936 of 46,656 draws hold no more."""
+    x, y, _ = networks(6)
+    found = bootstrap_line(x, y, range(6), LN10, num_draws=20_000)
+    assert found.num_draws / 20_000 == pytest.approx(1 - 936 / 46_656, abs=0.004)
     assert found.r2_interval[1] < 1
     with pytest.raises(ValueError, match="3 points; at least 4"):
         bootstrap_line(x[:3], y[:3], range(3), LN10)
     with pytest.raises(ValueError, match="2 levels; an interval needs at least 6"):
-        bootstrap_line(x, y, list("aabb"), LN10)
+        bootstrap_line(x, y, list("aaabbb"), LN10)
+    with pytest.raises(ValueError, match="5 networks; an interval needs at least 6"):
+        bootstrap_line(x[:5], y[:5], range(5), LN10)
     with pytest.raises(ValueError, match="no spread"):
-        bootstrap_line(x, np.ones(4), range(4), LN10)
+        bootstrap_line(x, np.ones(6), range(6), LN10)
 
 
 def test_whole_levels_are_drawn_where_there_are_enough():
@@ -68,7 +70,7 @@ def test_whole_levels_are_drawn_where_there_are_enough():
     assert unit == "levels"
     assert (counts.reshape(100, 6, 3) == counts.reshape(100, 6, 3)[..., :1]).all()
     assert (counts.sum(axis=1) == 18).all() and counts.max() > 1
-    for one_unit in (range(5), ["a"] * 5):
+    for one_unit in (range(6), ["a"] * 6):
         assert resample_counts(one_unit, 9, np.random.default_rng(0))[1] == "networks"
     with pytest.raises(ValueError, match="5 levels; an interval needs at least 6"):
         resample_counts(levels[:15], 9, np.random.default_rng(0))

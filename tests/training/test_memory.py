@@ -140,7 +140,7 @@ def write(path, text):
 
 def test_host_memory_is_the_least_that_is_said(tmp_path):
     meminfo = write(tmp_path / "meminfo", "MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
-    cgroup = [tmp_path / name for name in ("max", "current", "stat")]
+    cgroup = memory.ControlGroup(*[tmp_path / name for name in ("max", "current", "stat")])
     assert host_memory(meminfo, [cgroup]) == 4000 * 1024
     write(cgroup[0], "3000000\n")
     write(cgroup[1], "1000000\n")
