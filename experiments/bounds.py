@@ -17,81 +17,40 @@ among the devices.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from experiments import flags as shared_flags
+from experiments import flags
 from normjax.files import one_line, write_json
 from normjax.generalization import eq4
 from normjax.plots.bounds import plot_bounds
 from normjax.plots.style import save_figure
 from normjax.report.render import render, write_page
-from normjax.training.config import check_seed, check_workdir
+from normjax.training.config import at_least, check_seed, check_that, check_workdir, setting
 from normjax.training.finished_run import load_run
 from normjax.training.processes import prepare_cpu
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of the command; fields are the flags of the same name."""
+    """The settings of the command."""
 
-    source: str  # --from
-    workdir: str
-    data_dir: str | None
-    selection: str
-    delta: float
-    num_signs: int
-    num_steps: int
-    num_examples: int
-    seed: int
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define this command's flags."""
-    own = {"flag_values": values}
-    flags.DEFINE_string("from", None, "Folder of a finished run.", **own)
-    flags.DEFINE_string("workdir", None, "Folder to write to; --from's if not given.", **own)
-    flags.DEFINE_string("data_dir", None, "Where the run's data are now, if moved.", **own)
-    flags.DEFINE_string("selection", "final", "final, or loss=TARGET.", **own)
-    flags.DEFINE_float("delta", 0.05, "Probability that the bound fails.", **own)
-    flags.DEFINE_integer("num_signs", 8, "Draws of random signs.", **own)
-    flags.DEFINE_integer("num_steps", 12, "Steps of the climb to each draw's supremum.", **own)
-    flags.DEFINE_integer(
-        "num_examples", 5000, "Training images of the climbs; all, if there are fewer.", **own
+    source: str = setting(help="Folder of a finished run.", flag="from")
+    workdir: str | None = setting(
+        None, "Folder to write to; --from's if not given.", check=check_workdir
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the signs.", **own)
-
-
-def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """Parse the command line; a mistake is one line on stderr and exit code 1."""
-
-    def make_config() -> Config:
-        given = {f.name: values[f.name].value for f in dataclasses.fields(Config)[1:]}
-        source = values["from"].value
-        if not source:
-            raise ValueError("--from is needed: the folder of a finished run")
-        config = Config(source=source, **{**given, "workdir": given["workdir"] or source})
-        validate(config)
-        return config
-
-    return shared_flags.parse(argv, make_config, values)
-
-
-def validate(config: Config) -> None:
-    """Check the values.
-
-    Raises:
-      ValueError: one line that names the flag, its value and what is allowed.
-    """
-    if not 0 < config.delta < 1:
-        raise ValueError(f"--delta={config.delta}: must lie between 0 and 1")
-    for name in ("num_signs", "num_steps", "num_examples"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name}={getattr(config, name)}: must be at least 1")
-    check_seed(config.seed)
-    check_workdir(config.workdir)
+    data_dir: str | None = setting(None, "Folder of the run's data, if they have moved.")
+    selection: str = setting("final", "final or loss=TARGET.")
+    delta: float = setting(
+        0.05,
+        "Probability that the bound fails.",
+        check=check_that(lambda delta: 0 < delta < 1, "must lie between 0 and 1"),
+    )
+    num_signs: int = setting(8, "Draws of random signs.", check=at_least(1))
+    num_steps: int = setting(12, "Steps of the climb to each draw's supremum.", check=at_least(1))
+    num_examples: int = setting(
+        5000, "Training images of the climbs; all if there are fewer.", check=at_least(1)
+    )
+    seed: int = setting(0, "Seed of the signs.", check=check_seed)
 
 
 def main(config: Config) -> None:
@@ -115,7 +74,7 @@ def main(config: Config) -> None:
         num_examples=num_images,
         seed=config.seed,
     )
-    workdir = Path(config.workdir)
+    workdir = Path(config.workdir or config.source)
     write_json(workdir / "bounds.json", dataclasses.asdict(found))
     write_page(workdir / "bounds.md", "bounds.md", found=found)
     save_figure(plot_bounds(found), workdir / "figures" / "bounds")
@@ -124,5 +83,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
-    shared_flags.run_command(main, parse)
+    flags.run(main, Config)

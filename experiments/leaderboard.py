@@ -20,9 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
-
-from experiments import flags as shared_flags
+from experiments import flags
 from normjax.data import dataset_label
 from normjax.files import one_line
 from normjax.generalization import leaderboard
@@ -34,70 +32,33 @@ from normjax.report.render import render, write_page
 from normjax.results.table import member_names, selection_name, write_columns
 from normjax.statistics import rank_correlation
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import check_seed, check_workdir
+from normjax.training.config import at_least, check_list, check_seed, check_workdir, setting
 from normjax.training.finished_run import FinishedRun, load_run
 from normjax.training.processes import prepare_cpu
 
 
+def _check_workdir(workdir: str) -> None:
+    check_workdir(workdir)
+    if (Path(workdir) / RUN_FILE).exists():
+        raise ValueError("it holds a run: give another folder")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a leaderboard; fields are the flags of the same name."""
+    """The settings of the command."""
 
-    source: tuple[str, ...]  # --from
-    selection: str | None
-    data_dir: str | None
-    workdir: str
-    sharpness_images: int
-    seed: int
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define this command's flags."""
-    own = {"flag_values": values}
-    flags.DEFINE_list("from", "", "Folders of finished runs, of one kind.", **own)
-    flags.DEFINE_string(
-        "selection",
-        None,
-        "Which networks: final, loss=0.0044. The first target's if there is one.",
-        **own,
+    source: tuple[str, ...] = setting(
+        help="Folders of finished runs, of one kind.", flag="from", check=check_list("run")
     )
-    flags.DEFINE_string("data_dir", None, "Where the data are now, if not where they were.", **own)
-    flags.DEFINE_string("workdir", "runs/leaderboard", "Folder that is written to.", **own)
-    flags.DEFINE_integer(
-        "sharpness_images", 128, "Training images, drawn at random, for the flatness.", **own
+    selection: str | None = setting(
+        None, "final or loss=TARGET; the first target's if there is one and none is given."
     )
-    flags.DEFINE_integer("seed", 0, "Seed of these images, of the noise, of the bootstrap.", **own)
-
-
-def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """Parse the command line; a mistake is one line on stderr and exit code 1."""
-
-    def make_config() -> Config:
-        source = tuple(name.strip() for name in values["from"].value if name.strip())
-        names = [f.name for f in dataclasses.fields(Config) if f.name != "source"]
-        config = Config(source=source, **{name: values[name].value for name in names})
-        validate(config)
-        return config
-
-    return shared_flags.parse(argv, make_config, values)
-
-
-def validate(config: Config) -> None:
-    """Check the values.
-
-    Raises:
-      ValueError: one line that names the flag, its value and what is allowed.
-    """
-    if not config.source:
-        raise ValueError("--from=: the folder of a finished run is needed, or several with commas")
-    if len(set(config.source)) < len(config.source):
-        raise ValueError(f"--from={','.join(config.source)}: every run may be given once")
-    check_workdir(config.workdir)
-    if (Path(config.workdir) / RUN_FILE).exists():
-        raise ValueError(f"--workdir={config.workdir} holds a run: give another folder")
-    if config.sharpness_images < 1:
-        raise ValueError(f"--sharpness_images={config.sharpness_images}: must be at least 1")
-    check_seed(config.seed)
+    data_dir: str | None = setting(None, "Folder of the runs' data, if they have moved.")
+    workdir: str = setting("runs/leaderboard", "Folder to write to.", check=_check_workdir)
+    sharpness_images: int = setting(
+        128, "Training images, drawn at random, for the flatness.", check=at_least(1)
+    )
+    seed: int = setting(0, "Seed of images, noise and bootstrap.", check=check_seed)
 
 
 def main(config: Config) -> None:
@@ -165,5 +126,4 @@ def title_of(run: FinishedRun, selection: str, num_networks: int) -> str:
 
 
 if __name__ == "__main__":
-    define_flags()
-    shared_flags.run_command(main, parse)
+    flags.run(main, Config)

@@ -24,91 +24,55 @@ results are given separability.
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import platform
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from experiments import flags as shared_flags
+from experiments import flags
 from normjax.files import one_line, read_object, replacing, write_json
 from normjax.generalization import linear_sweep
 from normjax.generalization.linear_sweep import DISTRIBUTIONS, MIN_SETS
 from normjax.plots.linear_margin import plot_linear_margin
 from normjax.plots.style import save_figure
 from normjax.results.table import RESULTS_FILE, read_columns, write_columns
-from normjax.training import record as records
+from normjax.training import record
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import check_seed, to_flagfile
+from normjax.training.config import (
+    at_least,
+    check_seed,
+    check_that,
+    check_workdir,
+    setting,
+    to_flagfile,
+)
 
 EXPERIMENT = "linear_margin"
 ANGLES_FILE, SUMMARY_FILE = "angles.csv", "summary.json"
-PACKAGES = ("numpy", "scipy", "scikit-learn")
+PACKAGES = ("normjax", "numpy", "scipy", "scikit-learn")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run; each field is the flag of the same name."""
+    """The settings of the experiment."""
 
-    workdir: str
-    distribution: str
-    train_size: int
-    dimension: int
-    num_draws: int
-    num_steps: int
-    relative_step: float
-    seed: int
-    resume: bool
-
-
-def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
-    """Define this experiment's flags."""
-    own = {"flag_values": values}
-    flags.DEFINE_string(
-        "workdir", f"runs/{EXPERIMENT}", "Folder that the run is written to.", **own
+    workdir: str = setting(
+        f"runs/{EXPERIMENT}", "Folder that the run is written to.", check=check_workdir
     )
-    flags.DEFINE_enum(
-        "distribution", "classes", list(DISTRIBUTIONS), "What the examples are drawn from.", **own
+    distribution: str = setting(
+        "classes", "What the examples are drawn from.", allowed=tuple(DISTRIBUTIONS)
     )
-    flags.DEFINE_integer("train_size", 40, "Examples in a training set.", **own)
-    flags.DEFINE_integer("dimension", 20, "Dimension of the examples.", **own)
-    flags.DEFINE_integer("num_draws", 200, "Training sets drawn.", **own)
-    flags.DEFINE_integer("num_steps", 300_000, "Steps of gradient descent.", **own)
-    flags.DEFINE_float(
-        "relative_step", 1.0, "Step size in units of 1 / smoothness of the loss.", **own
+    train_size: int = setting(40, "Examples in a training set.", check=at_least(2))
+    dimension: int = setting(20, "Dimension of the examples.", check=at_least(2))
+    num_draws: int = setting(200, "Training sets drawn.", check=at_least(MIN_SETS))
+    num_steps: int = setting(300_000, "Steps of gradient descent.", check=at_least(1))
+    relative_step: float = setting(
+        1.0,
+        "Step size in units of 1 / smoothness of the loss.",
+        check=check_that(lambda step: 0 < step < 2, "must lie between 0 and 2"),
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the whole run.", **own)
-    flags.DEFINE_bool("resume", False, "Run again what was not finished in --workdir.", **own)
-
-
-def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> Config:
-    """Parse the command line; a mistake is one line on stderr and exit code 1."""
-
-    def make_config() -> Config:
-        config = Config(**{f.name: values[f.name].value for f in dataclasses.fields(Config)})
-        validate(config)
-        return config
-
-    return shared_flags.parse(argv, make_config, values)
-
-
-def validate(config: Config) -> None:
-    """Check the values.
-
-    Raises:
-      ValueError: one line that names the flag, its value and what is allowed.
-    """
-    least = {"train_size": 2, "dimension": 2, "num_draws": MIN_SETS, "num_steps": 1}
-    for name, minimum in least.items():
-        if getattr(config, name) < minimum:
-            raise ValueError(f"--{name}={getattr(config, name)}: must be at least {minimum}")
-    if not 0 < config.relative_step < 2:
-        raise ValueError(f"--relative_step={config.relative_step}: must lie between 0 and 2")
-    check_seed(config.seed)
+    seed: int = setting(0, "Seed of the whole run.", check=check_seed)
+    resume: bool = setting(False, "Run again what was not finished in --workdir.")
 
 
 def main(config: Config) -> None:
@@ -118,7 +82,7 @@ def main(config: Config) -> None:
     is_new = not (run_dir / RUN_FILE).exists()
     with contextlib.ExitStack() as stack:
         try:
-            if records.is_finished(run_dir, EXPERIMENT, config) or _is_marked_finished(run_dir):
+            if record.is_finished(run_dir, EXPERIMENT, config) or _is_marked_finished(run_dir):
                 print(f"{run_dir}: this run is finished, there is nothing to do")
                 return
             sets = linear_sweep.draw_training_sets(
@@ -128,12 +92,12 @@ def main(config: Config) -> None:
                 dimension=config.dimension,
                 seed=config.seed,
             )
-            stack.enter_context(records.locked(run_dir, is_new))
+            stack.enter_context(record.locked(run_dir, is_new))
             start_run(run_dir, config)
         except (ValueError, OSError) as error:
             sys.exit(f"error: {one_line(error)}")
         descend_and_measure(run_dir, config, sets)
-        records.finish_run(run_dir, time.monotonic() - started)
+        record.finish_run(run_dir, time.monotonic() - started)
     print(f"{run_dir / RESULTS_FILE}: {len(sets.draws)} rows; figure: {run_dir / 'figures'}")
 
 
@@ -176,25 +140,23 @@ def start_run(run_dir: Path, config: Config) -> None:
     """Write flags.txt and run.json before the descent."""
     with replacing(run_dir / "flags.txt") as path:
         path.write_text(to_flagfile(config), encoding="utf-8")
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     run = {
         "experiment": EXPERIMENT,
         "finished": False,
         "wall_time_s": None,
         "seed": config.seed,
-        "versions": {"python": platform.python_version(), **versions},
-        "git_commit": records.git_commit(),
+        "versions": record.versions(PACKAGES),
+        "git_commit": record.git_commit(),
         "config": dataclasses.asdict(config),
     }
     write_json(run_dir / RUN_FILE, run)
 
 
 def _is_marked_finished(run_dir: Path) -> bool:
-    """Return whether run.json says so; `records.is_finished` also asks for a report."""
+    """Return whether run.json says so; `record.is_finished` also asks for a report."""
     path = run_dir / RUN_FILE
     return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 if __name__ == "__main__":
-    define_flags()
-    shared_flags.run_command(main, parse)
+    flags.run(main, Config)

@@ -74,7 +74,7 @@ def predict_margins(
 ) -> MarginPrediction:
     """Predict test margins left out, with and without the training margins.
 
-    ``test margin = b * training margin - a * rho`` is the line of normalized losses times -rho (see
+    `test margin = b * training margin - a * rho` is the line of normalized losses times -rho (see
     `shuffles.shuffle_margins`). With one constant in place of all training margins it is a line of
     the normalized test loss on 1 / rho: the shared divisor, with as many parameters, and nothing of
     the training loss. Whole levels are left out in turn where there are at least

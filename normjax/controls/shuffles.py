@@ -129,7 +129,7 @@ def shuffle_margins(
     """Shuffle training and test margins, each on its own, among the networks; norms stay.
 
     This is the artifact itself: unrelated margins over shared norms. The statistic is not R2, which
-    the few networks of small norm decide. The line ``y = a + b x`` times -rho reads
+    the few networks of small norm decide. The line `y = a + b x` times -rho reads
 
         test margin = b * training margin - a * rho,
 

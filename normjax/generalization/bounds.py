@@ -80,7 +80,7 @@ class InputNorms:
 
     Attributes:
       num_examples: N.
-      total: ``sqrt(sum_i ||x_i||^2)``.
+      total: `sqrt(sum_i ||x_i||^2)`.
       patch: the same over what one first-layer output reads, at the position where it is largest.
     """
 
@@ -90,10 +90,10 @@ class InputNorms:
 
 
 def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0) -> float:
-    """Return eq. 4's ``c sqrt(ln(1/delta) / (2N))`` (McDiarmid's inequality), in units of the loss.
+    """Return eq. 4's `c sqrt(ln(1/delta) / (2N))` (McDiarmid's inequality), in units of the loss.
 
     With the empirical R_N instead of its expectation, which is what one can compute, the classical
-    theorem has ``3 c sqrt(ln(2/delta) / (2N))`` for one side (Mohri, Rostamizadeh and Talwalkar
+    theorem has `3 c sqrt(ln(2/delta) / (2N))` for one side (Mohri, Rostamizadeh and Talwalkar
     2018, "Foundations of Machine Learning", theorem 3.3). The paper prints the smaller term.
 
     Args:
@@ -167,7 +167,7 @@ def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
 def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of one logit: Neyshabur, Tomioka and Srebro 2015, theorem 1 with p = q = 2.
 
-    ``R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N`` for d layers whose matrices have
+    `R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N` for d layers whose matrices have
     Frobenius norms of at most M_k: the complexity of linear functions times 2 per hidden layer. A
     first bias is one more input that is always 1.
     """
@@ -177,7 +177,7 @@ def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
 def golowich_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of one logit: Golowich, Rakhlin and Shamir 2018, theorem 1.
 
-    ``R_N <= (sqrt(2 ln(2) d) + 1) prod_k M_k sqrt(sum_i ||x_i||^2) / N``, in the notation of
+    `R_N <= (sqrt(2 ln(2) d) + 1) prod_k M_k sqrt(sum_i ||x_i||^2) / N`, in the notation of
     `neyshabur_bound`.
     """
     depth = len(networks.layers)
@@ -187,8 +187,8 @@ def golowich_bound(networks: NetworkClass, norms: InputNorms) -> float:
 def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of one logit by kernels instead of matrices, with the argument of Golowich et al.
 
-    ``R_N <= (sqrt(2 (d ln 2 + ln P_1)) + 1) sqrt(prod_{k>1} reads_k) max_p sqrt(sum_i ||x_ip||^2)
-    / N`` with P_1 first-layer positions, which read the windows x_ip, and reads_k positions read by
+    `R_N <= (sqrt(2 (d ln 2 + ln P_1)) + 1) sqrt(prod_{k>1} reads_k) max_p sqrt(sum_i ||x_ip||^2)
+    / N` with P_1 first-layer positions, which read the windows x_ip, and reads_k positions read by
     one output of layer k. Each step peels off a layer. The sum over the positions that are read is
     at most their number times the largest term, and the supremum then runs over that position too,
     until only the windows of the input are left. After Galanti, Xu, Galanti and Poggio 2023
@@ -206,10 +206,10 @@ def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorm
     """Bound R_N of the cross entropies, given a bound of R_N of one logit.
 
     The cross entropy is sqrt(2)-Lipschitz in the logits. By Maurer 2016, corollary 4, its R_N is at
-    most ``sqrt(2) sqrt(2)`` times that of the vectors of K logits with a sign for each. The latter
-    is at most ``sqrt(K) sqrt(R^2 + V^2)`` with R of one logit: with rows w_k of the last layer and
-    Z_k the supremum over one row of unit length, ``sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)``, and
-    the variance of Z_k is at most ``V^2 = sum_i max |f(x_i)|^2 / N^2`` (Efron and Stein).
+    most `sqrt(2) sqrt(2)` times that of the vectors of K logits with a sign for each. The latter
+    is at most `sqrt(K) sqrt(R^2 + V^2)` with R of one logit: with rows w_k of the last layer and
+    Z_k the supremum over one row of unit length, `sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)`, and
+    the variance of Z_k is at most `V^2 = sum_i max |f(x_i)|^2 / N^2` (Efron and Stein).
     """
     deviation = largest_outputs(networks, norms) / norms.num_examples
     vectors = math.sqrt(networks.num_classes) * math.hypot(logit_bound, deviation)
@@ -219,12 +219,12 @@ def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorm
 def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of the cross entropies: Bartlett, Foster and Telgarsky 2017, thm. 3.3, lemma A.5.
 
-    ``R_N <= inf_a 4 a / sqrt(N) + (12 / N) integral_a^D sqrt(C) / e de``, where
-    ``C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3`` bounds the logarithm of
+    `R_N <= inf_a 4 a / sqrt(N) + (12 / N) integral_a^D sqrt(C) / e de`, where
+    `C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3` bounds the logarithm of
     the covering number times e^2. The matrices have spectral norms s_k, sums b_k of the lengths of
     their rows, and largest side W. The factor 2 is the squared Lipschitz constant of the loss. D is
     the largest root of the sum of squared losses - ln K (the lemma assumes values in [0, 1]). The
-    infimum is at ``a = 3 sqrt(C / N)`` or D.
+    infimum is at `a = 3 sqrt(C / N)` or D.
     """
     sides = [networks.num_inputs + networks.has_bias]
     ratios = []
@@ -242,7 +242,7 @@ def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
 def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
     """Return bounds of R_N of the cross entropies in nats, {authors of the theorem: bound}.
 
-    For linear f, a single layer, `neyshabur_bound` is the paper's ``X W / sqrt(N)``.
+    For linear f, a single layer, `neyshabur_bound` is the paper's `X W / sqrt(N)`.
     """
     of_logits = {
         "Neyshabur et al. 2015": neyshabur_bound,
@@ -256,9 +256,9 @@ def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
 
 
 def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:
-    """Return an upper bound of ``sqrt(sum_i ||f(x_i)||^2)`` over the class, by spectral norms.
+    """Return an upper bound of `sqrt(sum_i ||f(x_i)||^2)` over the class, by spectral norms.
 
-    A first bias b is an input a with the weight b / a. With ``a^2 = max(1, positions / window)``
+    A first bias b is an input a with the weight b / a. With `a^2 = max(1, positions / window)`
     the bound of the layer's spectral norm is the same as without a bias.
     """
     first = networks.layers[0]
@@ -279,7 +279,7 @@ def loss_range(networks: NetworkClass) -> float:
 
 
 def _frobenius_term(networks: NetworkClass, norms: InputNorms) -> float:
-    """Return ``prod_k M_k sqrt(sum_i ||x_i||^2) / N``; a first bias is an input of 1."""
+    """Return `prod_k M_k sqrt(sum_i ||x_i||^2) / N`; a first bias is an input of 1."""
     product = math.sqrt(math.prod(layer.positions for layer in networks.layers))
     total = math.hypot(norms.total, math.sqrt(norms.num_examples * networks.has_bias))
     return product * total / norms.num_examples

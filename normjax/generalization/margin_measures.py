@@ -22,9 +22,9 @@ MARGIN_QUANTILE = 0.1  # as in Jiang et al. 2020: the 10th percentile is robust 
 
 
 def inverse_margin(network: TrainedNetwork) -> float:
-    """Return ``1 / gamma^2``; gamma is the 10th percentile of the margins.
+    """Return `1 / gamma^2`; gamma is the 10th percentile of the margins.
 
-    A margin is ``f_y - max_{k != y} f_k``.
+    A margin is `f_y - max_{k != y} f_k`.
 
     Source: Jiang et al. 2020, eq. 22. Infinite where gamma is not positive: more than a tenth of
     the training set is wrong. Batch normalization: the logits are the same, absorbed or not.
@@ -34,37 +34,37 @@ def inverse_margin(network: TrainedNetwork) -> float:
 
 
 def log_frobenius_over_margin(network: TrainedNetwork) -> float:
-    """Return ``ln(prod_k ||W_k||_F / gamma)``, gamma as in ``inverse_margin``.
+    """Return `ln(prod_k ||W_k||_F / gamma)`, gamma as in `inverse_margin`.
 
     Its inverse is the margin of the paper's normalized network. Source: Jiang et al. 2020, eq. 36.
-    Infinite where gamma is not positive. Batch normalization: as in ``log_product_frobenius``.
+    Infinite where gamma is not positive. Batch normalization: as in `log_product_frobenius`.
     """
     return log_product_frobenius(network) - _log(_margin(network))
 
 
 def log_spectral_over_margin(network: TrainedNetwork) -> float:
-    """Return ``ln(prod_k ||W_k||_2 / gamma)``, gamma as in ``inverse_margin``.
+    """Return `ln(prod_k ||W_k||_2 / gamma)`, gamma as in `inverse_margin`.
 
     Source: Bartlett et al. (NeurIPS 2017); Jiang et al. 2020, eq. 31. Infinite where gamma is not
-    positive. Batch normalization: as in ``log_product_spectral``.
+    positive. Batch normalization: as in `log_product_spectral`.
     """
     return log_product_spectral(network) - _log(_margin(network))
 
 
 def log_path_norm_over_margin(network: TrainedNetwork) -> float:
-    """Return ``ln(path norm / gamma)``, the L2 path norm, gamma as in ``inverse_margin``.
+    """Return `ln(path norm / gamma)`, the L2 path norm, gamma as in `inverse_margin`.
 
     Source: Neyshabur et al. (NeurIPS 2017); Jiang et al. 2020, eq. 43. Infinite where
-    gamma is not positive. Batch normalization: as in ``log_l1_path_norm``.
+    gamma is not positive. Batch normalization: as in `log_l1_path_norm`.
     """
     return log_l2_path_norm(network) - _log(_margin(network))
 
 
 def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
-    """Return ``ln(R / gamma)`` with the spectral complexity R, gamma as in ``inverse_margin``.
+    """Return `ln(R / gamma)` with the spectral complexity R, gamma as in `inverse_margin`.
 
-    ``R = prod_k ||W_k||_2 * (sum_k (||W_k - W_k(0)||_{2,1} / ||W_k||_2)^(2/3))^(3/2)``, where
-    ``||.||_{2,1}`` is the sum over units of the L2 norm of the weights into each; for a convolution
+    `R = prod_k ||W_k||_2 * (sum_k (||W_k - W_k(0)||_{2,1} / ||W_k||_2)^(2/3))^(3/2)`, where
+    `||.||_{2,1}` is the sum over units of the L2 norm of the weights into each; for a convolution
     the units are the filters. Source: Bartlett et al. (NeurIPS 2017), eq. 1.2 and theorem 1.1, the
     initial matrices being the reference. The norm of the data is left out, since all networks share
     it. Infinite where gamma is not positive. Batch normalization: absorbed in both.
@@ -75,7 +75,7 @@ def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
 
 
 def negative_log_margin_mean(network: TrainedNetwork) -> float:
-    """Return ``-mean ln(m / sqrt(V))`` over the training examples with margin m > 0.
+    """Return `-mean ln(m / sqrt(V))` over the training examples with margin m > 0.
 
     V is the total variation of the logits (the trace of their covariance over the training set),
     which makes margins comparable between networks. Source: Jiang, Krishnan, Mobahi and Bengio,
@@ -90,7 +90,7 @@ def negative_log_margin_mean(network: TrainedNetwork) -> float:
 
 
 def negative_log_margin_quartile(network: TrainedNetwork) -> float:
-    """Return ``-ln`` of the lower quartile of ``m / sqrt(V)``, as in ``negative_log_margin_mean``.
+    """Return `-ln` of the lower quartile of `m / sqrt(V)`, as in `negative_log_margin_mean`.
 
     Source: Jiang et al. (ICLR 2019), who describe the distribution by its quartiles. Infinite where
     no example is right. Batch normalization: the logits are the same, absorbed or not.
@@ -100,7 +100,7 @@ def negative_log_margin_quartile(network: TrainedNetwork) -> float:
 
 
 def negative_margin_area(network: TrainedNetwork) -> float:
-    """Return minus the area under the normalized network's margins, ``-mean(m) / prod rho_k``.
+    """Return minus the area under the normalized network's margins, `-mean(m) / prod rho_k`.
 
     The margins are sorted, the training set has length 1, and the rho_k are Frobenius norms.
     Source: Banburski, De La Torre, Pant, Shastri and Poggio, "Distribution of Classification

@@ -54,4 +54,4 @@ MEASURES: Mapping[str, Callable[[TrainedNetwork], float]] = MappingProxyType(
         )
     }
 )
-"""Measures by name, ``{name: measure(network) -> float}``."""
+"""Measures by name, `{name: measure(network) -> float}`."""

@@ -16,7 +16,7 @@ from normjax.types import Array
 
 
 def log_product_frobenius(network: TrainedNetwork) -> float:
-    """Return ``sum_k ln ||W_k||_F``: the logarithm of the paper's product of norms (eq. 2).
+    """Return `sum_k ln ||W_k||_F`: the logarithm of the paper's product of norms (eq. 2).
 
     Source: Neyshabur, Tomioka and Srebro, "Norm-Based Capacity Control in Neural Networks" (COLT
     2015), theorem 1 with p = q = 2; Jiang et al. 2020, eq. 37. Batch normalization: absorbed; the
@@ -26,7 +26,7 @@ def log_product_frobenius(network: TrainedNetwork) -> float:
 
 
 def log_product_spectral(network: TrainedNetwork) -> float:
-    """Return ``sum_k ln ||W_k||_2``, which bounds the network's Lipschitz constant.
+    """Return `sum_k ln ||W_k||_2`, which bounds the network's Lipschitz constant.
 
     Source: Bartlett, Foster and Telgarsky, "Spectrally-normalized margin bounds for neural
     networks" (NeurIPS 2017); Jiang et al. 2020, eq. 32. Batch normalization: absorbed.
@@ -35,7 +35,7 @@ def log_product_spectral(network: TrainedNetwork) -> float:
 
 
 def log_product_max_l1(network: TrainedNetwork) -> float:
-    """Return ``sum_k ln ||W_k||_{1,inf}``, the largest L1 norm of the weights into one unit.
+    """Return `sum_k ln ||W_k||_{1,inf}`, the largest L1 norm of the weights into one unit.
 
     For a convolution a unit is a filter. Source: Bartlett and Mendelson, "Rademacher and Gaussian
     Complexities" (JMLR 2002); Golowich, Rakhlin and Shamir, "Size-Independent Sample
@@ -45,7 +45,7 @@ def log_product_max_l1(network: TrainedNetwork) -> float:
 
 
 def log_l1_path_norm(network: TrainedNetwork) -> float:
-    """Return ``ln sum over paths prod |w|``, the paths from any input, or bias, to any logit.
+    """Return `ln sum over paths prod |w|`, the paths from any input, or bias, to any logit.
 
     Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4, p = 1; Neyshabur, Bhojanapalli,
     McAllester and Srebro, "Exploring Generalization in Deep Learning" (NeurIPS 2017).
@@ -57,31 +57,31 @@ def log_l1_path_norm(network: TrainedNetwork) -> float:
 
 
 def log_max_path_norm(network: TrainedNetwork) -> float:
-    """Return ``ln max over classes sum over paths prod |w|``, the L-infinity form of the L1 norm.
+    """Return `ln max over classes sum over paths prod |w|`, the L-infinity form of the L1 norm.
 
-    This bounds the logits on inputs in ``[-1, 1]``. Without biases in later layers it is at most
-    ``log_product_max_l1``. Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over
+    This bounds the logits on inputs in `[-1, 1]`. Without biases in later layers it is at most
+    `log_product_max_l1`. Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over
     the paths into a unit, L-infinity over units, which is the per-unit norm mu_{1,inf} after the
-    best rescaling of the units. Batch normalization: as in ``log_l1_path_norm``.
+    best rescaling of the units. Batch normalization: as in `log_l1_path_norm`.
     """
     log_scale, outputs = _paths_to_outputs(network, 1)
     return log_scale + math.log(outputs.max())
 
 
 def log_l2_path_norm(network: TrainedNetwork) -> float:
-    """Return ``1/2 ln sum over paths prod w^2``, the paths from any input, or bias, to any logit.
+    """Return `1/2 ln sum over paths prod w^2`, the paths from any input, or bias, to any logit.
 
     Source: Neyshabur, Salakhutdinov and Srebro, "Path-SGD" (NeurIPS 2015); Jiang et al. 2020,
     eq. 44. It takes one forward pass with weights w^2 on ones. Unlike norms of layers it does not
     change when a unit's incoming weights are multiplied and its outgoing ones divided by a number.
-    Batch normalization: as in ``log_l1_path_norm``.
+    Batch normalization: as in `log_l1_path_norm`.
     """
     log_scale, outputs = _paths_to_outputs(network, 2)
     return (log_scale + math.log(outputs.sum())) / 2
 
 
 def sum_of_stable_ranks(network: TrainedNetwork) -> float:
-    """Return ``sum_k ||W_k||_F^2 / ||W_k||_2^2``, Frobenius over spectral.
+    """Return `sum_k ||W_k||_F^2 / ||W_k||_2^2`, Frobenius over spectral.
 
     Source: Jiang et al. 2020, eq. 33. The Frobenius norm is of the kernel and the spectral norm of
     the operator. A convolution repeats its kernel at every position, so this is its stable rank up
@@ -92,17 +92,17 @@ def sum_of_stable_ranks(network: TrainedNetwork) -> float:
 
 
 def log_product_stable_ranks(network: TrainedNetwork) -> float:
-    """Return ``sum_k ln(||W_k||_F^2 / ||W_k||_2^2)``.
+    """Return `sum_k ln(||W_k||_F^2 / ||W_k||_2^2)`.
 
     Source: the ratio in Neyshabur, Bhojanapalli and Srebro, "A PAC-Bayesian Approach to
     Spectrally-Normalized Margin Bounds" (ICLR 2018), theorem 1; here as a product, so that no layer
-    outweighs the others. Batch normalization: as in ``sum_of_stable_ranks``.
+    outweighs the others. Batch normalization: as in `sum_of_stable_ranks`.
     """
     return 2 * (log_product_frobenius(network) - log_product_spectral(network))
 
 
 def parameter_norm(network: TrainedNetwork) -> float:
-    """Return ``sqrt(sum_k ||W_k||_F^2)``.
+    """Return `sqrt(sum_k ||W_k||_F^2)`.
 
     Source: Jiang et al. 2020, eq. 42. Batch normalization: absorbed; the norms contain its scales,
     not the biases of later layers.
@@ -111,7 +111,7 @@ def parameter_norm(network: TrainedNetwork) -> float:
 
 
 def frobenius_distance(network: TrainedNetwork) -> float:
-    """Return ``sqrt(sum_k ||W_k - W_k(0)||_F^2)``.
+    """Return `sqrt(sum_k ||W_k - W_k(0)||_F^2)`.
 
     Source: Nagarajan and Kolter, "Generalization in Deep Networks: The Role of Distance from
     Initialization" (2019); Jiang et al. 2020, eq. 40. Batch normalization: absorbed in both, each
@@ -121,9 +121,9 @@ def frobenius_distance(network: TrainedNetwork) -> float:
 
 
 def spectral_distance(network: TrainedNetwork) -> float:
-    """Return ``sqrt(sum_k ||W_k - W_k(0)||_2^2)``.
+    """Return `sqrt(sum_k ||W_k - W_k(0)||_2^2)`.
 
-    Source: Jiang et al. 2020, eq. 41. Batch normalization: as in ``frobenius_distance``.
+    Source: Jiang et al. 2020, eq. 41. Batch normalization: as in `frobenius_distance`.
     """
     return float(np.sqrt(np.sum(layer_norms(network.change, "spectral", may_be_zero=True) ** 2)))
 
@@ -140,9 +140,9 @@ def _max_l1(leaves: Mapping[str, Array]) -> Array:
 
 
 def _paths_to_outputs(network: TrainedNetwork, p: int) -> tuple[float, np.ndarray]:
-    """Return ``(s, v)``: ``exp(s) v`` are the sums over paths of prod ``|w|^p``, for each class.
+    """Return `(s, v)`: `exp(s) v` are the sums over paths of prod `|w|^p`, for each class.
 
-    The network with weights ``|w|^p`` obeys eq. 2, so it runs normalized and can not overflow.
+    The network with weights `|w|^p` obeys eq. 2, so it runs normalized and can not overflow.
     """
     powers = jax.tree.map(lambda w: jnp.abs(w) ** p, network.params)
     normalized = normalize_params(powers, _max_l1)

@@ -1,6 +1,6 @@
 """The empirical Rademacher complexity of classes of unit norm, the R_N of the paper's eq. 4.
 
-``R_N(G) = E_s sup_{g in G} (1/N) sum_i s_i g(x_i)`` with independent fair signs ``s_i``, without an
+`R_N(G) = E_s sup_{g in G} (1/N) sum_i s_i g(x_i)` with independent fair signs `s_i`, without an
 absolute value (Bartlett and Mendelson 2002, up to their factor 2). It is a property of the class
 and the inputs, the same for every network of the class.
 """
@@ -86,8 +86,8 @@ def estimate_rademacher(
 ) -> RademacherEstimate:
     """Estimate R_N of the networks whose layers have Frobenius norm 1, from below.
 
-    For each draw of signs the layers climb ``F(W~) = (1/N) sum_i s_i g(x_i)``: each step moves all
-    of them to ``W_k + dF/dW_k / ||dF/dW_k||`` and back to norm 1. For a linear class this reaches
+    For each draw of signs the layers climb `F(W~) = (1/N) sum_i s_i g(x_i)`: each step moves all
+    of them to `W_k + dF/dW_k / ||dF/dW_k||` and back to norm 1. For a linear class this reaches
     the supremum in a few steps. The largest F met counts. The problem is not convex and a climb can
     end below the supremum, so this is a LOWER estimate, which restarts and steps raise.
 
@@ -138,12 +138,12 @@ def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> Rademach
 
     Labels are drawn independently of the inputs, so on average over the labels no network is better
     than chance. Symmetrization (other labels, same inputs) gives
-    ``E sup_f (ln K - L(f)) <= 2 R_N``. How far a normalized network brings its training loss L
-    below ln K is therefore at most ``2 R_N`` in expectation. Swapped labels keep the class counts
+    `E sup_f (ln K - L(f)) <= 2 R_N`. How far a normalized network brings its training loss L
+    below ln K is therefore at most `2 R_N` in expectation. Swapped labels keep the class counts
     and are independent apart from that.
 
     Args:
-      train_excess: ``L - ln K`` in nats of normalized networks, each trained on its own random
+      train_excess: `L - ln K` in nats of normalized networks, each trained on its own random
         labels.
       num_examples: N.
 
@@ -174,9 +174,9 @@ def linear_rademacher(
     num_signs: int = 1000,
     seed: int = 0,
 ) -> RademacherEstimate:
-    """Estimate R_N of the linear functions ``w . x`` with ``||w||_p <= W``; suprema are exact.
+    """Estimate R_N of the linear functions `w . x` with `||w||_p <= W`; suprema are exact.
 
-    By duality R_N is ``(W / N) E || sum_i s_i x_i ||_q`` with ``1/p + 1/q = 1``.
+    By duality R_N is `(W / N) E || sum_i s_i x_i ||_q` with `1/p + 1/q = 1`.
 
     Args:
       inputs: float [N, ...], flattened.
@@ -197,15 +197,15 @@ def linear_rademacher(
 
 
 def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> float:
-    """Return an upper bound of R_N of the linear functions with ``||w||_p <= W``.
+    """Return an upper bound of R_N of the linear functions with `||w||_p <= W`.
 
-    For p = 2 it is the paper's ``X W / sqrt(N)`` with ``X^2`` the mean of ``||x||^2``, by Jensen's
+    For p = 2 it is the paper's `X W / sqrt(N)` with `X^2` the mean of `||x||^2`, by Jensen's
     inequality. The other norms:
 
-    * p > 2: ``(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)``, by the same inequality;
-    * 1 < p < 2: ``W sqrt(q - 1) X / sqrt(N)`` with the q-norm in X (Kakade, Sridharan and Tewari
+    * p > 2: `(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)`, by the same inequality;
+    * 1 < p < 2: `W sqrt(q - 1) X / sqrt(N)` with the q-norm in X (Kakade, Sridharan and Tewari
       2008, theorem 1, by the strong convexity of the p-norm);
-    * p = 1: ``(W / N) sqrt(2 ln(2d)) max_j sqrt(sum_i x_ij^2)`` (Massart's finite class lemma).
+    * p = 1: `(W / N) sqrt(2 ln(2d)) max_j sqrt(sum_i x_ij^2)` (Massart's finite class lemma).
 
     Args:
       inputs: float [N, ...], flattened to d numbers each.

@@ -25,15 +25,15 @@ SMALLEST, LARGEST = 1e-4, 10.0  # sigma is searched between these
 def pac_bayes_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """Return ``-2 ln sigma``, where noise N(0, sigma^2) on every weight raises the error by 0.1.
+    """Return `-2 ln sigma`, where noise N(0, sigma^2) on every weight raises the error by 0.1.
 
     A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
-    2020, eq. 53, ``1 / sigma^2``; Neyshabur et al., "Exploring Generalization in Deep Learning"
+    2020, eq. 53, `1 / sigma^2`; Neyshabur et al., "Exploring Generalization in Deep Learning"
     (NeurIPS 2017). It changes when a unit's weights are rescaled, though the function does not.
     Batch normalization: absorbed; the noise is on kernels and biases.
 
     Args:
-      apply_fn, params, x, labels, key, search: see ``find_sigma``.
+      apply_fn, params, x, labels, key, search: see `find_sigma`.
 
     Returns:
       A float32 scalar; NaN where no sigma was found.
@@ -44,16 +44,16 @@ def pac_bayes_flatness(
 def pac_bayes_magnitude_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """Return ``-2 ln sigma'``; noise N(0, sigma'^2 w^2) on every weight w raises the error by 0.1.
+    """Return `-2 ln sigma'`; noise N(0, sigma'^2 w^2) on every weight w raises the error by 0.1.
 
     A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
-    2020, eq. 61, ``1 / sigma'^2``. Their small constant beside w^2 is left out: it keeps a bound
+    2020, eq. 61, `1 / sigma'^2`. Their small constant beside w^2 is left out: it keeps a bound
     finite, which is not needed here, and without it the measure is invariant under all rescalings
     of units that keep the function. Batch normalization: absorbed; the noise is on kernels and
     biases.
 
     Args:
-      apply_fn, params, x, labels, key, search: see ``find_sigma``.
+      apply_fn, params, x, labels, key, search: see `find_sigma`.
 
     Returns:
       A float32 scalar; NaN where no sigma' was found.
@@ -80,19 +80,19 @@ def find_sigma(
     num_steps: int = NUM_STEPS,
     batch_size: int = 16,
 ) -> Array:
-    """Find the size of Gaussian noise on the weights that raises the error by ``error_rise``.
+    """Find the size of Gaussian noise on the weights that raises the error by `error_rise`.
 
-    The expected error is the mean over ``num_draws`` draws of noise. They are drawn once and scaled
+    The expected error is the mean over `num_draws` draws of noise. They are drawn once and scaled
     by sigma, so the mean changes almost smoothly with sigma, and networks with the same key meet
-    the same noise. The interval of ln sigma is halved ``num_steps`` times, to 0.05 by default; the
-    error is interpolated linearly within the rest. The cost is ``num_draws * num_steps + 1``
+    the same noise. The interval of ln sigma is halved `num_steps` times, to 0.05 by default; the
+    error is interpolated linearly within the rest. The cost is `num_draws * num_steps + 1`
     forward passes of all examples.
 
     Args:
-      apply_fn: pure function ``(params, x) -> logits [batch, K]``.
+      apply_fn: pure function `(params, x) -> logits [batch, K]`.
       params: nested mapping of arrays, batch normalization absorbed.
-      x: inputs ``[N, ...]``, as ``apply_fn`` takes them.
-      labels: ``[N]`` integers.
+      x: inputs `[N, ...]`, as `apply_fn` takes them.
+      labels: `[N]` integers.
       key: of the noise.
       is_relative: whether the noise on a weight is sigma times its magnitude, or sigma.
       error_rise: by how much noise raises the error, a fraction.

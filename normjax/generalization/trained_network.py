@@ -18,10 +18,10 @@ class TrainedNetwork:
     Attributes:
       params: the trained parameters, nested `kernel` and `bias` leaves (see `find_layers`).
       initial_params: the parameters before the first step, with the initial statistics absorbed.
-      logits: on the training set, floating point ``[N, K]``.
-      labels: that it was trained to fit, integers ``[N]``.
+      logits: on the training set, floating point `[N, K]`.
+      labels: that it was trained to fit, integers `[N]`.
       apply_fn: the network; its activation keeps positive numbers unchanged, as ReLU does.
-      input_shape: shape of one input, such as ``(32, 32, 3)``.
+      input_shape: shape of one input, such as `(32, 32, 3)`.
     """
 
     params: Params
@@ -33,12 +33,12 @@ class TrainedNetwork:
 
     @functools.cached_property
     def frobenius_norms(self) -> np.ndarray:
-        """Return the Frobenius norm of each layer, float64 ``[layers]``."""
+        """Return the Frobenius norm of each layer, float64 `[layers]`."""
         return layer_norms(self.params, "fro")
 
     @functools.cached_property
     def spectral_norms(self) -> np.ndarray:
-        """Return the spectral norm of each layer, float64 ``[layers]``."""
+        """Return the spectral norm of each layer, float64 `[layers]`."""
         return layer_norms(self.params, "spectral")
 
     @functools.cached_property
@@ -48,7 +48,7 @@ class TrainedNetwork:
 
     @functools.cached_property
     def margins(self) -> np.ndarray:
-        """Return ``f_y - max_{k != y} f_k`` of each training example, float64 ``[N]``."""
+        """Return `f_y - max_{k != y} f_k` of each training example, float64 `[N]`."""
         return np.asarray(losses.margins(self.logits, self.labels), np.float64)
 
 
@@ -56,7 +56,7 @@ _compiled_norms = jax.jit(param_norms, static_argnames="norm")
 
 
 def layer_norms(params: Params, norm: Norm, *, may_be_zero: bool = False) -> np.ndarray:
-    """Return the norm of each layer, float64 ``[layers]``.
+    """Return the norm of each layer, float64 `[layers]`.
 
     Layers are in the same order for every norm, which is not the order of application.
 

@@ -156,7 +156,7 @@ def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> Demi
     """Fit the maximum-likelihood line for errors in both x and y.
 
     With d the ratio of the errors' variances,
-    ``slope = (syy - d sxx + sqrt((syy - d sxx)^2 + 4 d sxy^2)) / (2 sxy)``. Least squares alone
+    `slope = (syy - d sxx + sqrt((syy - d sxx)^2 + 4 d sxy^2)) / (2 sxy)`. Least squares alone
     (d infinite) makes the slope too small by what is error in the spread of x.
 
     Args:
@@ -183,7 +183,7 @@ def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> Demi
 def cooks_distances(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     """Return how far each point moves the line, float64 [n]; a point above 1 governs it.
 
-    Cook (1977): ``D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)``, leverage h_i, s^2 = SSE / (n - 2).
+    Cook (1977): `D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)`, leverage h_i, s^2 = SSE / (n - 2).
 
     Raises:
       ValueError: see `fit_line`.

@@ -85,7 +85,7 @@ def bootstrap_line(
       seed: seed of the draws.
 
     Raises:
-      ValueError: fewer than 4 networks, fewer than 6 units, no spread, or values that are not finite.
+      ValueError: fewer than 4 networks or 6 units, no spread, or values that are not finite.
     """
     y = np.asarray(y, np.float64)
     x, means = check_points(x, y if y.ndim == 1 else y.mean(axis=1), minimum=_MIN_DIFFERENT + 1)

@@ -1,12 +1,12 @@
 """`experiments.bounds` from its command line to its figure, on a tiny run on digits."""
 
+import functools
 import json
 import math
 import shutil
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments import bounds as command
 from experiments import random_labels
@@ -14,7 +14,7 @@ from normjax.formatting import number
 from normjax.generalization import rademacher
 from normjax.results.table import on_own_labels, read_results, select, write_results
 from normjax.training.finished_run import load_run
-from tests.helpers import reference
+from tests.helpers import commands, reference
 
 ARGUMENTS = (
     "--dataset=digits",
@@ -38,10 +38,7 @@ def run_dir(invoke, tmp_path_factory):
     return run_dir
 
 
-def parse(*arguments):
-    values = flags.FlagValues()
-    command.define_flags(values)
-    return command.parse(["bounds", *map(str, arguments)], values)
+parse = functools.partial(commands.parse, command.Config)
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +149,13 @@ def test_fewer_images_and_a_diverged_network(run_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--from is needed: the folder of a finished run"),
+        ([], "--from is needed: Folder of a finished run"),
         (["--from=x", "--delta=0"], "--delta=0.0: must lie between 0 and 1"),
         (["--from=x", "--num_signs=0"], "--num_signs=0: must be at least 1"),
         (["--from=x", "--num_steps=0"], "--num_steps=0: must be at least 1"),
         (["--from=x", "--num_examples=-1"], "--num_examples=-1: must be at least 1"),
         (["--from=x", "--seed=-1"], "--seed=-1: must lie in [0, 2^32)"),
-        (["--from=x", f"--workdir={__file__}"], "is a file; a folder is needed"),
+        (["--from=x", f"--workdir={__file__}"], "a folder is needed, not a file"),
         (["x"], "unexpected argument 'x'"),
     ],
 )

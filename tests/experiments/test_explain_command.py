@@ -1,20 +1,21 @@
 """The explain command: from a run with its networks, from a table alone, and its mistakes."""
 
 import dataclasses
+import functools
 import json
 import math
 
 import numpy as np
 import pytest
-from absl.flags import FlagValues
 
 from benchmarks.verdict_errors import draw_line
-from experiments import explain, flags, random_labels
+from experiments import explain, random_labels
 from normjax.controls.explain import explain_line
 from normjax.controls.run_logits import explain_run
 from normjax.controls.verdict import SUPPORTED
 from normjax.report.render import render
 from normjax.results.table import on_own_labels, read_results, select, write_results
+from tests.helpers import commands
 from tests.helpers.synthetic_lines import table_of
 from tests.helpers.synthetic_results import synthetic_table
 
@@ -32,9 +33,7 @@ ARGUMENTS = (
 FIGURES = ("explain", "explain_logits")
 
 
-def parse(*arguments):
-    values = flags.define(explain.Config, FlagValues())
-    return flags.parse(explain.Config, ["explain", *map(str, arguments)], values)
+parse = functools.partial(commands.parse, explain.Config)
 
 
 @pytest.fixture(scope="module")

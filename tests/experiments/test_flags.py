@@ -1,19 +1,20 @@
 """Flags: from the command line to the configuration, and every mistake as one line."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from absl.flags import FlagValues
 
 from experiments import flags
 from experiments.__main__ import list_commands
 from normjax.training.config import SweepConfig, at_least, setting, to_flagfile, validate
 from normjax.training.interrupts import StoppedError
 from normjax.training.processes import OutOfMemoryError, SettingsError, prepare_cpu
+from tests.helpers import commands
 
 ROOT = Path(__file__).parents[2]
 FLAGFILES = sorted(
@@ -23,11 +24,7 @@ FLAGFILES = sorted(
 )
 
 
-def parse(*arguments, config_class=SweepConfig, **defaults):
-    """The configuration that a command line gives; each has flags of its own."""
-    defaults.setdefault("workdir", "runs/random_pretrain")
-    values = flags.define(config_class, FlagValues(), **defaults)
-    return flags.parse(config_class, ["command", *arguments], values)
+parse = functools.partial(commands.parse, SweepConfig, workdir="runs/random_pretrain")
 
 
 def error_of(*arguments, **how):
@@ -273,10 +270,7 @@ class Config:
 
 
 def test_every_kind_of_field():
-    def parse_own(*arguments):
-        values = flags.define(Config, FlagValues())
-        return flags.parse(Config, ["command", *arguments], values)
-
+    parse_own = functools.partial(commands.parse, Config)
     given = parse_own("--from=x, y", "--text=t")
     assert given == Config(("x", "y"), "t", None, None, (1, 2), 0.5, True)
     line = [

@@ -1,12 +1,12 @@
 """The leaderboard of a tiny run, from the command line to its page and figure."""
 
+import functools
 import json
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from absl import flags
 from scipy import stats
 
 from experiments import leaderboard, random_labels
@@ -15,6 +15,7 @@ from normjax.generalization.measures import MEASURES
 from normjax.generalization.sharpness import SHARPNESS_MEASURES
 from normjax.plots import paper as plotting
 from normjax.results.table import on_own_labels, read_results, select
+from tests.helpers import commands
 
 ARGUMENTS = (
     "--dataset=digits",
@@ -32,10 +33,7 @@ ARGUMENTS = (
 )
 
 
-def parse(*arguments):
-    values = flags.FlagValues()
-    leaderboard.define_flags(values)
-    return leaderboard.parse(["leaderboard", *map(str, arguments)], values)
+parse = functools.partial(commands.parse, leaderboard.Config)
 
 
 def error_of(*arguments):
@@ -153,10 +151,10 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     good = f"--from={run_dir}"
-    assert "--from=: the folder of a finished run is needed" in error_of()
-    assert "every run may be given once" in error_of(f"--from={run_dir},{run_dir}")
+    assert "--from is needed: Folders of finished runs" in error_of()
+    assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
     assert "no run here" in error_of(f"--from={tmp_path}")
-    assert "holds a run: give another folder" in error_of(good, f"--workdir={run_dir}")
+    assert "it holds a run: give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
     assert "is a file" in error_of(good, f"--workdir={tmp_path / 'file'}")
     assert "must be at least 1" in error_of(good, "--sharpness_images=0")

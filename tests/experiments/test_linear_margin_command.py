@@ -1,6 +1,7 @@
 """The linear network's experiment, from its flags to its figure, on a few small training sets."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 from scipy import optimize, stats
 
 from experiments import linear_margin as experiment
@@ -17,15 +17,13 @@ from normjax.generalization import linear_margin, linear_sweep
 from normjax.generalization.linear_sweep import ANGLE_COLUMNS, DRAW_COLUMNS
 from normjax.plots import linear_margin as linear_plots
 from normjax.results.table import read_columns
+from tests.helpers import commands
 
 ROOT = Path(__file__).parents[2]
 SIZES = ("--train_size=12", "--dimension=8", "--num_draws=14", "--num_steps=200")
 
 
-def parse(*arguments):
-    values = flags.FlagValues()
-    experiment.define_flags(values)
-    return experiment.parse(["linear_margin", *map(str, arguments)], values)
+parse = functools.partial(commands.parse, experiment.Config)
 
 
 def run(run_dir, *arguments):

@@ -2,20 +2,21 @@
 
 import csv
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.flags import FlagValues
 
-from experiments import flags, linear_margin, reproduce
+from experiments import linear_margin, reproduce
 from experiments.paper import figures as paper_figures
 from experiments.paper import networks, runs
 from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, SCALES
 from normjax.formatting import number
 from normjax.results import metrics
 from normjax.results.table import on_own_labels, read_results, write_results
+from tests.helpers import commands
 from tests.helpers.synthetic_results import synthetic_table
 
 LEVELS = (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
@@ -23,9 +24,7 @@ STDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.05, 0.075, 0.09, 0.1)
 STDS += (0.115, 0.125, 0.135, 0.15, 0.175, 0.19)
 
 
-def parse(*arguments):
-    values = flags.define(reproduce.Config, FlagValues())
-    return flags.parse(reproduce.Config, ["reproduce", *map(str, arguments)], values)
+parse = functools.partial(commands.parse, reproduce.Config)
 
 
 def error_of(function, *arguments):
@@ -106,9 +105,8 @@ def test_commands_parse(invoke, tmp_path, run, scale):
     python, module, *arguments = command
     assert (python, module) == ("-m", f"experiments.{RUNS[run].experiment}")
     if run == "linear":
-        values = FlagValues()
-        linear_margin.define_flags(values)
-        assert linear_margin.parse(["", *arguments], values).workdir == str(tmp_path / "x")
+        found = commands.parse(linear_margin.Config, *arguments)
+        assert found.workdir == str(tmp_path / "x")
         return
     configs = []
     invoke(*arguments, main=configs.append)
