@@ -12,8 +12,8 @@ import pandas as pd
 from normjax.controls.summary import SUMMARY_FILE, explain_all, write_summary
 from normjax.data import Dataset, dataset_label
 from normjax.files import read_object
-from normjax.plots.paper import draw_figures
-from normjax.report.run_page import write_report
+from normjax.plots import paper
+from normjax.report import run_page
 from normjax.results.table import RESULTS_FILE, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
@@ -116,7 +116,7 @@ def finish_sweep(
             table = read_table(sweep, run_dir)
             write_outputs(run_dir, table, dataset_label(config.dataset))
             record.finish_run(run_dir, time.monotonic() - started)
-            write_report(run_dir)
+            run_page.write_report(run_dir)
             print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
         processes.sync()  # so that all processes end together
 
@@ -165,4 +165,4 @@ def write_outputs(run_dir: Path, table: pd.DataFrame, label: str) -> None:
     write_results(run_dir / RESULTS_FILE, table)
     explanations = explain_all(table)
     write_summary(run_dir / SUMMARY_FILE, explanations)
-    draw_figures(table, explanations, run_dir / "figures", label)
+    paper.draw_figures(table, explanations, run_dir / "figures", label)

@@ -1,6 +1,8 @@
 """Settings of the whole test run, made before JAX starts, and the experiment as tests call it."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -18,27 +20,54 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+# What one process has compiled, the other workers and the processes that tests start read.
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+IS_OURS = COMPILED not in os.environ
+if IS_OURS:
+    os.environ[COMPILED] = tempfile.mkdtemp(prefix="normjax_compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+import jax  # noqa: E402 - reads the variables above
+
 
 def pytest_configure(config):
     """A warning that nobody expects is an error."""
     config.addinivalue_line("filterwarnings", "error")
 
 
+def pytest_unconfigure():
+    """The process that made the folder of compiled programs removes it."""
+    if IS_OURS:
+        shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """JAX keeps every compiled program: without this a worker grows to 4 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def invoke():
-    """`invoke(*arguments, main=...)`: a sweep's command in this process.
+    """`invoke(*arguments, main=..., figures=False)`: a sweep's command in this process.
 
-    Raises SystemExit where the command fails; its code is then the line for stderr.
+    Drawing takes longer than a small sweep, so figures are drawn only if they are asked for. Raises
+    SystemExit where the command fails; its code is then the line for stderr.
     """
     from absl.flags import FlagValues
 
     from experiments import flags, random_pretrain
+    from normjax.plots import paper
     from normjax.training.config import SweepConfig
 
-    def invoke(*arguments, main=random_pretrain.main):
+    def invoke(*arguments, main=random_pretrain.main, figures=False):
         values = flags.define(SweepConfig, FlagValues(), workdir="runs/random_pretrain")
         argv = ["random_pretrain", *map(str, arguments)]
-        flags.call(main, flags.parse(SweepConfig, argv, values))
+        with pytest.MonkeyPatch.context() as patch:
+            if not figures:
+                patch.setattr(paper, "draw_figures", lambda *_: [])
+            flags.call(main, flags.parse(SweepConfig, argv, values))
 
     return invoke
 

@@ -12,7 +12,6 @@ import pytest
 
 from experiments import init_scale
 from normjax import sweep
-from normjax.plots import paper as plotting
 from normjax.results import metrics
 from normjax.results.table import read_results
 from normjax.training import ensemble, groups, plan, record
@@ -55,7 +54,6 @@ def run(invoke):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "make_ensemble", make_ensemble)
-        patch.setattr(plotting, "draw_figures", lambda *_: [])
         yield lambda folder, *flags, **how: invoke(*RUN, f"--workdir={folder}", *flags, **how)
 
 
@@ -297,7 +295,6 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
 
 def test_the_very_last_step_counts_too(invoke, tmp_path, monkeypatch):
     """One step that is far too long: the loss was measured before it, and after the last epoch."""
-    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     monkeypatch.setattr(plan, "make_ensemble", ensemble.make_ensemble)  # not `run`'s own
     step = ("--pretrain_epochs=0", "--epochs=1", "--batch_size=90", "--learning_rate=3e38")
     invoke(*RUN, *step, "--members_per_group=2", f"--workdir={tmp_path / 'run'}")

@@ -11,7 +11,6 @@ from PIL import Image
 
 from normjax import load_dataset, load_member
 from normjax.networks.models import make_model
-from normjax.plots import paper as plotting
 from normjax.results.table import read_results
 from normjax.training.ensemble import make_order_key
 from normjax.training.members import first_labels, make_members
@@ -44,14 +43,8 @@ HEADER = (
 def run_dir(invoke, tmp_path_factory):
     """One finished run, looked at by many tests."""
     run_dir = tmp_path_factory.mktemp("runs") / "first"
-    invoke(*ARGUMENTS, f"--workdir={run_dir}")
+    invoke(*ARGUMENTS, f"--workdir={run_dir}", figures=True)
     return run_dir
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Drawing takes longest and is looked at once."""
-    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
 
 
 @pytest.fixture
@@ -264,7 +257,7 @@ def test_a_saved_member_gives_its_row_in_pytorch_float64(run_dir):
     assert_rows_are(run_dir, 2, "final", logits_of, products)
 
 
-def test_the_same_flags_give_the_same_bytes(run_dir, invoke, tmp_path, undrawn):
+def test_the_same_flags_give_the_same_bytes(run_dir, invoke, tmp_path):
     invoke(*ARGUMENTS, f"--workdir={tmp_path / 'second'}")
     second = (tmp_path / "second" / "results.csv").read_bytes()
     assert second == (run_dir / "results.csv").read_bytes()
@@ -279,9 +272,7 @@ LINEAR = ("--model=linear", "--learning_rate=0.001", "--pretrain_epochs=2", "--e
 def linear_run(invoke, tmp_path_factory):
     """A short run of the linear network, which comes nowhere near its target."""
     folder = tmp_path_factory.mktemp("runs") / "linear"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plotting, "draw_figures", lambda *_: [])
-        invoke(*ARGUMENTS, *LINEAR, f"--workdir={folder}", "--resume")
+    invoke(*ARGUMENTS, *LINEAR, f"--workdir={folder}", "--resume")
     return folder
 
 
@@ -306,7 +297,7 @@ def test_a_member_is_what_one_network_alone_becomes(linear_run, config):
     assert line["running_loss"] == pytest.approx(float(metrics.loss), rel=1e-5)
 
 
-def test_groups_change_nothing(linear_run, invoke, tmp_path, undrawn):
+def test_groups_change_nothing(linear_run, invoke, tmp_path):
     # Nor does a checkpoint after every epoch; this one has no snapshots to hold.
     how = ("--members_per_group=1", "--checkpoint_every=1", "--target_losses=")
     invoke(*ARGUMENTS, *LINEAR, f"--workdir={tmp_path / 'apart'}", *how)
@@ -326,7 +317,7 @@ def test_a_target_that_is_never_reached_gives_no_row_and_no_network(linear_run):
         load_member(linear_run, 0, "loss=0.01")
 
 
-def test_diverged_members_are_left_out_by_name(invoke, tmp_path, undrawn):
+def test_diverged_members_are_left_out_by_name(invoke, tmp_path):
     folder = tmp_path / "run"
     invoke(*ARGUMENTS, *LINEAR, "--learning_rate=1e38", f"--workdir={folder}")
     rows = rows_of(folder)

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 
-from normjax.plots import paper as plotting
 from normjax.results import metrics
 from normjax.results.table import read_results
 from normjax.training import ensemble, plan, record
@@ -204,7 +203,6 @@ class Interrupted(Exception):
 
 def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, monkeypatch, capsys):
     """Killed without warning, then stopped at several other places, and resumed each time."""
-    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     # The runs of this process share compiled functions; the killed one had its own.
     ensembles = []
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from normjax.plots import paper as plotting
 from normjax.results.table import read_results
 from normjax.training import groups, interrupts
 
@@ -82,7 +81,6 @@ def test_other_threads_get_no_signals():
 
 def test_a_run_stopped_while_it_is_evaluated_trains_no_more(invoke, tmp_path, monkeypatch, capsys):
     """The checkpoint of the last epoch is there, whatever --checkpoint_every says."""
-    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     invoke(*RUN, f"--workdir={tmp_path / 'whole'}")
     evaluate = groups.evaluate_selection
     targets = ["--target_losses=0.1", f"--workdir={tmp_path / 'run'}"]

@@ -13,7 +13,6 @@ import pytest
 
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
-from normjax.plots import paper as plotting
 from normjax.report import run_page as report
 from normjax.results.table import read_results
 from normjax.training import memory, phases, plan
@@ -212,7 +211,6 @@ def shared_ensemble(monkeypatch):
         return used[0]
 
     monkeypatch.setattr(plan, "make_ensemble", make_shared)
-    monkeypatch.setattr(plotting, "draw_figures", lambda *_: [])
     monkeypatch.setattr(report, "write_report", lambda *_: None)
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     return used
