@@ -22,7 +22,7 @@ def error_of(invoke, tmp_path, monkeypatch):
     """The line that a run ends with, having trained nothing and left its folder alone."""
 
     def error_of(*arguments, workdir=tmp_path / "run"):
-        monkeypatch.setattr(sweep, "train_group", None)
+        monkeypatch.setattr(sweep, "train_groups", None)
         before = snapshot(workdir)
         with pytest.raises(SystemExit) as stop:
             invoke(*ARGUMENTS, f"--workdir={workdir}", *arguments)
@@ -165,4 +165,4 @@ def test_a_folder_of_something_else(error_of, tmp_path):
         assert "holds the results of something else" in error_of(*arguments, workdir=foreign)
     file = tmp_path / "file"
     file.write_text("here")
-    assert "is a file; a folder is needed" in error_of(workdir=file)
+    assert "a folder is needed, not a file" in error_of(workdir=file)

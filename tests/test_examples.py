@@ -8,7 +8,14 @@ import normjax
 from normjax import norms
 
 # Those that need a finished run, and types.
-WITHOUT_EXAMPLE = {"LineFit", "SweepConfig", "explain_line", "load_member", "read_results"}
+WITHOUT_EXAMPLE = {
+    "LineFit",
+    "SweepConfig",
+    "explain_line",
+    "load_member",
+    "read_results",
+    "run_sweep",
+}
 PUBLIC = {name: getattr(normjax, name) for name in normjax.__all__ if name != "__version__"}
 
 

@@ -60,6 +60,11 @@ def is_kept(path):
 def test_an_editable_install_works_in_the_clones_parent_folder(clone, tmp_path):
     with build("build_editable", clone, tmp_path) as wheel:
         wheel.extractall(tmp_path / "site")
-    code = "import site, sys; site.addsitedir(sys.argv[1]); import normjax; print(normjax.__file__)"
+    # Another editable normjax on the path, such as this checkout's own, must not be found first.
+    code = (
+        "import pathlib, site, sys; is_other = lambda p: pathlib.Path(p, 'normjax/layers.py').exists();"
+        " sys.path[:] = [p for p in sys.path if not is_other(p)]; site.addsitedir(sys.argv[1]);"
+        " import normjax; print(normjax.__file__)"
+    )
     (found,) = run(code, clone.parent, tmp_path / "site")
     assert Path(found) == clone / "normjax" / "__init__.py"

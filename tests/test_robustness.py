@@ -280,15 +280,11 @@ def test_a_network_that_diverges_is_marked_and_disturbs_no_other(run, tmp_path):
     assert len(table_of(alone)) == 6
     assert_close(table_of(together), table_of(alone), rtol=1e-6)
     summaries = [json.loads((d / "summary.json").read_text()) for d in (together, alone)]
-    ours, theirs = (summary["selections"]["final"]["2"] for summary in summaries)
-    assert ours["left_out"] == [
-        {
-            "member": "member 1 (init_scale, level 1e+38, seed 0)",
-            "reason": "diverged: a loss or a norm is not finite",
-        }
-    ]
-    assert (ours["num_members"], ours["normalized_fit"]["n"], theirs["left_out"]) == (5, 5, [])
-    assert ours["normalized_fit"]["slope"] == pytest.approx(theirs["normalized_fit"]["slope"])
+    ours, theirs = (summary[0] for summary in summaries)
+    name = "member 1 (init_scale, level 1e+38, seed 0)"
+    assert ours["left_out"] == {name: "diverged: a loss or a norm is not finite"}
+    assert (ours["num_networks"], ours["fit"]["n"], theirs["left_out"]) == (5, 5, {})
+    assert ours["fit"]["slope"] == pytest.approx(theirs["fit"]["slope"])
     page = (together / "report.html").read_text()
     assert "Left out: member 1 (init_scale, level 1e+38, seed 0), diverged" in page
 

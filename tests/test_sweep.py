@@ -168,7 +168,7 @@ def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
         (Layers(jnp.tanh), "it is not homogeneous in its layers' weights"),
         (Layers(lambda x: x[:, :, 3]), "it cannot be applied to the images: "),
         (nn.Sequential([nn.BatchNorm(True), jnp.ravel]), "needs a field batch_norm|cannot be"),
-        (nn.Dense(3, param_dtype=jnp.bfloat16), "its parameters must be float32"),
+        (nn.Dense(3, dtype=jnp.float32, param_dtype=jnp.bfloat16), "must be float32"),
     ],
 )
 def test_networks_that_cannot_be_trained_are_refused(model, message):

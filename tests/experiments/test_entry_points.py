@@ -48,8 +48,8 @@ def test_init_scale_has_its_networks_and_the_random_one(scaled_run):
     ]
     own = on_own_labels(table)
     assert own["member"].tolist() == [0, 1, 2] and own["labels"].iloc[2] == "random"
-    fit = json.loads((scaled_run / "summary.json").read_text())["selections"]["final"]["2"]
-    assert fit["num_members"] == 3 and fit["left_out"] == []
+    found = json.loads((scaled_run / "summary.json").read_text())[0]
+    assert found["num_networks"] == 3 and found["left_out"] == {}
 
 
 def test_initial_scales_are_those_asked_for(invoke, tmp_path):

@@ -151,12 +151,12 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     good = f"--from={run_dir}"
-    assert "--from is needed: Folders of finished runs" in error_of()
+    assert "--from=: at least one run is needed" in error_of()
     assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
     assert "no run here" in error_of(f"--from={tmp_path}")
     assert "it holds a run: give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
-    assert "is a file" in error_of(good, f"--workdir={tmp_path / 'file'}")
+    assert "a folder is needed, not a file" in error_of(good, f"--workdir={tmp_path / 'file'}")
     assert "must be at least 1" in error_of(good, "--sharpness_images=0")
     assert "--seed=-1" in error_of(good, "--seed=-1")
     message = error_of(good, "--selection=loss=9", f"--workdir={tmp_path / 'board'}")

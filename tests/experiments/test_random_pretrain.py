@@ -154,23 +154,21 @@ def test_a_snapshot_is_the_nearest_epoch_without_training_errors(run_dir):
 
 def test_the_summarys_fit_is_that_of_the_table(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["num_members"] == 3
-    assert summary["selections"].keys() == {"final", "loss=0.01"}
-    for selection, norms in summary["selections"].items():
-        assert norms.keys() == set(NORMS)
-        for norm, part in norms.items():
-            x, y = np.array(
-                [
-                    (row.normalized_train_loss, row.normalized_test_loss)
-                    for row in rows_of(run_dir)
-                    if (row.selection, row.norm) == (selection, norm)
-                ]
-            ).T
-            slope, intercept = np.polyfit(x - x.mean(), y, 1)
-            fit = part["normalized_fit"]
-            assert fit["slope"] == pytest.approx(slope, rel=1e-5)
-            assert fit["intercept"] == pytest.approx(intercept - slope * x.mean(), rel=1e-5)
-            assert part["num_members"] == 3 and part["left_out"] == []
+    assert [(found["selection"], found["norm"]) for found in summary] == [
+        (selection, norm) for selection in ("final", "loss=0.01") for norm in NORMS
+    ]
+    for found in summary:
+        x, y = np.array(
+            [
+                (row.normalized_train_loss, row.normalized_test_loss)
+                for row in rows_of(run_dir)
+                if (row.selection, row.norm) == (found["selection"], found["norm"])
+            ]
+        ).T
+        slope, intercept = np.polyfit(x - x.mean(), y, 1)
+        assert found["fit"]["slope"] == pytest.approx(slope, rel=1e-5)
+        assert found["fit"]["intercept"] == pytest.approx(intercept - slope * x.mean(), rel=1e-5)
+        assert found["num_networks"] == 3 and found["left_out"] == {}
 
 
 def test_figures_and_report_are_there(run_dir):
@@ -322,9 +320,9 @@ def test_diverged_members_are_left_out_by_name(invoke, tmp_path):
     invoke(*ARGUMENTS, *LINEAR, "--learning_rate=1e38", f"--workdir={folder}")
     rows = rows_of(folder)
     assert len(rows) == 6 and all(np.isnan(row.train_loss) for row in rows)
-    part = json.loads((folder / "summary.json").read_text())["selections"]["final"]["2"]
-    assert part["num_members"] == 0 and part["normalized_fit"] is None
-    assert [entry["reason"][:8] for entry in part["left_out"]] == ["diverged"] * 3
+    found = json.loads((folder / "summary.json").read_text())[0]
+    assert found["num_networks"] == 0 and found["fit"] is None
+    assert [reason[:8] for reason in found["left_out"].values()] == ["diverged"] * 3
     assert metrics_of(folder)[-1]["train_loss"] is None
 
 

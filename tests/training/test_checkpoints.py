@@ -45,7 +45,7 @@ class Progress(NamedTuple):
 
 def progress_at(step, num_stacked=3):
     """Three members with a value each; the last one is repeated as padding."""
-    value = step + 100.0 * jnp.minimum(jnp.arange(num_stacked), 2)
+    value = step + 100.0 * jnp.minimum(jnp.arange(num_stacked), 2).astype(float)
     params = {"Dense_0": {"kernel": jnp.tile(value[:, None, None], (1, 2, 3))}}
     tx = optax.sgd(0.1, momentum=0.9)
     opt_state = jax.tree.map(lambda x: x - 0.5, tx.init(params))
