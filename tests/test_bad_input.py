@@ -147,7 +147,8 @@ def test_a_folder_that_is_in_use(error_of, invoke, tmp_path):
     configs = []
     invoke(*ARGUMENTS, f"--workdir={used}", main=configs.append)
     used.mkdir()
-    run = {"finished": False, "config": dataclasses.asdict(configs[0])}
+    run = {"experiment": "random_pretrain", "finished": False}
+    run["config"] = dataclasses.asdict(configs[0])
     (used / "run.json").write_text(json.dumps(run))
     (used / ".lock").touch()
     message = error_of(workdir=used)

@@ -62,8 +62,9 @@ def test_an_editable_install_works_in_the_clones_parent_folder(clone, tmp_path):
         wheel.extractall(tmp_path / "site")
     # Another editable normjax on the path, such as this checkout's own, must not be found first.
     code = (
-        "import pathlib, site, sys; is_other = lambda p: pathlib.Path(p, 'normjax/layers.py').exists();"
-        " sys.path[:] = [p for p in sys.path if not is_other(p)]; site.addsitedir(sys.argv[1]);"
+        "import os, site, sys; site.addsitedir(sys.argv[1]);"
+        " other = [p for p in sys.path if os.path.exists(f'{p}/normjax/types.py')][:-1];"
+        " sys.path[:] = [p for p in sys.path if p not in other];"
         " import normjax; print(normjax.__file__)"
     )
     (found,) = run(code, clone.parent, tmp_path / "site")
