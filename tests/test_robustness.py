@@ -220,7 +220,7 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "load_data", load_others)
         said = error_of(run, folder, "--resume")
-    assert said == f"error: --resume: the data are not those of the run in {folder}"
+    assert said == f"error: --resume: the data differ from those of the run in {folder}"
     (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
     assert error_of(run, folder, "--resume").startswith(f"error: {folder}/run.json: not JSON (")
 

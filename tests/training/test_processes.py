@@ -203,7 +203,7 @@ def test_processes_that_cannot_start_end_together(tmp_path):
     with launch(commands, 1) as launched:
         first, second = [Ended(process) for process in launched]
     assert (first.code, second.code) == (1, 1)
-    assert "error: another process cannot go on and says why" in first.stderr
+    assert "error: another process failed and reports why" in first.stderr
     assert "error: " in second.stderr and "no/such/folder" in second.stderr
     assert not (tmp_path / "run").exists()
 
