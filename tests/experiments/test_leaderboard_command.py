@@ -151,10 +151,10 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     good = f"--from={run_dir}"
-    assert "--from is needed: Folders of finished runs" in error_of()
+    assert "--from is required: Folders of finished runs" in error_of()
     assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
     assert "no run here" in error_of(f"--from={tmp_path}")
-    assert "it holds a run: give another folder" in error_of(good, f"--workdir={run_dir}")
+    assert "it holds a run; give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
     assert "is a file" in error_of(good, f"--workdir={tmp_path / 'file'}")
     assert "must be at least 1" in error_of(good, "--sharpness_images=0")
