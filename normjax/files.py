@@ -3,13 +3,11 @@
 A ValueError says in one line what is wrong with a file.
 """
 
-import csv
 import inspect
-import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -68,44 +66,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON; replace `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def read_csv(
-    path: str | os.PathLike, needed: Sequence[str] = ()
-) -> tuple[list[str], dict[int, list[str]]]:
-    """Return a table's header and its other lines by their numbers, all of equal length.
-
-    Raises:
-      OSError: the file can't be read.
-      ValueError: the file is empty, not CSV or cut, or a needed column is missing; the message
-        names file and line.
-    """
-    text = read_text(path)
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader)
-        lines = {}
-        for fields in reader:
-            lines[reader.line_num] = fields
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-    if missing := [name for name in needed if name not in header]:
-        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} stands there twice")
-    for number, fields in lines.items():
-        if len(fields) != len(header):
-            column = header[len(fields)] if len(fields) < len(header) else header[-1]
-            raise ValueError(
-                f"{path}, line {number}: {len(fields)} values for {len(header)} columns, "
-                f"the line is cut or torn at column {one_line(column, 40)}"
-            )
-    return header, lines
 
 
 def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:

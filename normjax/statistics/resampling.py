@@ -154,9 +154,7 @@ def _resample_examples(
     """Return means over examples drawn with replacement, float64 [num_draws, n]."""
     num_examples = y.shape[1]
     center = y.mean(axis=1)
-    deviations = (y - center[:, None]).astype(
-        np.float32
-    )  # float32 is accurate enough for deviations
+    deviations = (y - center[:, None]).astype(np.float32)  # float32 is accurate enough
     means = []
     for start in range(0, num_draws, at_once):
         size = min(at_once, num_draws - start)

@@ -161,7 +161,7 @@ def test_the_papers_settings():
         (["--corruption_levels=0,0.5,0.50"], "no level may be repeated"),
         (
             ["--corruption_levels=low"],
-            "--corruption_levels=low: must be numbers separated by commas",
+            "--corruption_levels=low: must be numbers separated by",
         ),
         (["--num_seeds=0"], "--num_seeds=0: must be at least 1"),
         (["--epochs=0"], "--epochs=0: must be at least 1"),

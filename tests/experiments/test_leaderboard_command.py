@@ -146,7 +146,7 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
     run["config"]["model"] = "convnet3"
     (other / "run.json").write_text(json.dumps(run))
     message = error_of(f"--from={run_dir},{other}", f"--workdir={tmp_path / 'board'}")
-    assert "networks of one kind are ranked" in message and "--model=convnet3" in message
+    assert "runs must have the same data and model" in message and "--model=convnet3" in message
 
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):

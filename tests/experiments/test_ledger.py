@@ -145,7 +145,8 @@ def test_what_is_not_as_in_the_paper_is_remarked():
     four = chosen("3", without(1, 2, 5, 9))
     assert sorted(four.table["member"]) == [1, 2, 5, 9]
     assert four.remarks == (
-        "8 of 12 networks excluded: no snapshot at training loss nearest 0.0044 and zero training error",
+        "8 of 12 networks excluded: no snapshot at training loss nearest 0.0044 and zero training "
+        "error",
     )
     few = chosen("3", without(1, 2))
     assert len(few.table) == 12 and set(few.table["selection"]) == {"final"}
