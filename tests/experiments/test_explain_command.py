@@ -88,7 +88,7 @@ def test_norms_that_have_no_balance_say_so(run_dir):
     assert logits.fits["last_layer"] is not None
     names = {"measure_names": explain.MEASURE_NAMES, "divisor_names": explain.DIVISOR_NAMES}
     page = render("explain.md", found=line, logits=logits, no_logits_because="", **names)
-    assert "- fits.balanced: networks are balanced for entrywise norms only\n" in page
+    assert "- fits.balanced: balancing is defined for entrywise norms only\n" in page
     assert "Divisor: norm of the last layer only" in page and "after balancing" not in page
     other = dataclasses.replace(line, num_classes=7)
     with pytest.raises(ValueError, match="the data have 10 classes, the results 7"):

@@ -209,7 +209,7 @@ def test_broken_files_are_named(make_run):
     for name, content, message in (
         ("run.json", "[" * 100_000, r"run\.json: not JSON \(too deeply nested"),
         ("run.json", "[1]", r"run\.json: a JSON object is needed, not list"),
-        ("flags.txt", "\xff", r"flags\.txt: not a text file in UTF-8"),
+        ("flags.txt", "\xff", r"flags\.txt: not a UTF-8 text file"),
         ("metrics.jsonl", "{}\n", r"metrics\.jsonl, line 1: "),
         ("results.csv", "", r"results\.csv: the file is empty"),
     ):
