@@ -208,7 +208,7 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     folder = tmp_path / "run"
     interrupt(run, folder, 0, 3)
     said = error_of(run, folder, "--resume", "--epochs=7", "--norms=2,inf", "--checkpoint_every=9")
-    assert said == f"error: --resume: the run in {folder} has other --epochs, --norms"
+    assert said == f"error: --resume: the run in {folder} has a different --epochs, --norms"
     load = sweep.load_data
 
     def load_others(*args):

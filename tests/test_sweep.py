@@ -93,11 +93,11 @@ def test_python_does_what_the_command_does(invoke, tmp_path):
     assert run.table["level"].tolist() == [0.0, 1.0]
     assert (tmp_path / "python" / "report.html").exists()
     # A finished run is refused, or only read.
-    with pytest.raises(ValueError, match=r"holds a run already: give another folder, or --resume"):
+    with pytest.raises(ValueError, match=r"already holds a run: give another folder, or --resume"):
         normjax.run_sweep(config)
     again = normjax.run_sweep(dataclasses.replace(config, resume=True))
     assert again.table.equals(run.table)
-    with pytest.raises(ValueError, match=r"--resume: the run in .* is one of random_pretrain"):
+    with pytest.raises(ValueError, match=r"--resume: the run in .* is of experiment random_pre"):
         normjax.run_sweep(dataclasses.replace(config, resume=True), experiment="random_labels")
 
 

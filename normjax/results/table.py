@@ -216,7 +216,7 @@ def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
         raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
     if not text.endswith("\n"):
         line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
+        raise ValueError(f"{path}, line {line}: the file is truncated: its last line is incomplete")
     try:
         # The C engine silently pads short lines.
         whole = pd.read_csv(
@@ -230,7 +230,7 @@ def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path}: not CSV ({one_line(error)})") from None
     if len(whole) != text.count("\n"):
-        raise ValueError(f"{path}: a value holds a line end; a network has one line")
+        raise ValueError(f"{path}: a value contains a line break")
     header = whole.iloc[0].tolist()
     if missing := [name for name in needed if name not in header]:
         raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
@@ -240,8 +240,8 @@ def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     if (cut := table.isna()).any(axis=None):
         row, column = np.argwhere(cut.to_numpy())[0]
         raise ValueError(
-            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is cut "
-            f"at column {one_line(header[column], 40)}"
+            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is "
+            f"truncated at column {one_line(header[column], 40)}"
         )
     return table
 

@@ -35,21 +35,21 @@ def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
     path = run_dir / RUN_FILE
     if not path.exists():
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
-            raise ValueError(f"--workdir={run_dir} holds the results of something else")
+            raise ValueError(f"--workdir={run_dir} holds other results")
         if config.resume:
             print(f"{run_dir}: nothing to resume, starting from the beginning")
         return False
     if not config.resume:
         raise ValueError(
-            f"--workdir={run_dir} holds a run already: give another folder, or --resume to go on"
+            f"--workdir={run_dir} already holds a run: give another folder, or --resume to continue"
         )
     run = read_object(path, experiment=str, finished=bool, config=dict)
     if run["experiment"] != experiment:
-        raise ValueError(f"--resume: the run in {run_dir} is one of {run['experiment']}")
+        raise ValueError(f"--resume: the run in {run_dir} is of experiment {run['experiment']}")
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
     if other:
-        raise ValueError(f"--resume: the run in {run_dir} has other --{', --'.join(other)}")
+        raise ValueError(f"--resume: the run in {run_dir} has a different --{', --'.join(other)}")
     return run["finished"] and (run_dir / REPORT_FILE).exists()
 
 

@@ -280,7 +280,7 @@ def test_a_run_with_other_settings_is_an_error(workdir, capfd):
     config = parse("--figures=linear", f"--workdir={workdir}")
     message = error_of(reproduce.main, config)
     assert message.startswith("error: figures not drawn: linear (error: --resume: the run in ")
-    assert "has other --train_size" in message and "has other" in capfd.readouterr().err
+    assert "has a different --train_size" in message and "has a different" in capfd.readouterr().err
     assert (workdir / "runs" / "linear" / "results.csv").read_bytes() == before
 
 
