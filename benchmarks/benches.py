@@ -1,6 +1,6 @@
-"""The benches: which contenders meet at which settings, and the ratios that sum them up.
+"""The benchmarks: contenders and settings, and the ratios that summarize them.
 
-Nothing here imports JAX or PyTorch: the processes that are measured do.
+This module does not import JAX or PyTorch; only the measured processes do.
 """
 
 import functools
@@ -27,7 +27,7 @@ PYTORCH_WAYS = {
     "PyTorch vmap": "vmap",
 }
 PYTORCH_GPU_WAYS = {"PyTorch CUDA graph": "cuda_graph", "PyTorch compile": "compile"}
-RATIOS = (  # of rows with the same members and batch
+RATIOS = (  # between rows with the same members and batch
     ("normjax", "best PyTorch"),
     ("normjax", "Flax vmap"),
     ("8 norms", "plain pass"),
@@ -35,7 +35,7 @@ RATIOS = (  # of rows with the same members and batch
     ("monitor, each step", "epoch of training"),
     ("monitor, once an epoch", "epoch of training"),
 )
-GROWTHS = {"train3": (4, 64), "memory": (1, 64)}  # normjax's rows with so many members
+GROWTHS = {"train3": (4, 64), "memory": (1, 64)}  # ratios between these numbers of members
 
 
 def has_torch() -> bool:
@@ -45,17 +45,17 @@ def has_torch() -> bool:
 
 @functools.cache
 def has_gpu() -> bool:
-    """Return whether JAX sees a CUDA GPU; a separate process asks, and so frees it."""
+    """Return whether JAX sees a CUDA GPU; asked in a separate process, which frees the GPU."""
     return run_python("-c", "import jax; print(jax.default_backend())").strip() == "gpu"
 
 
 def train3() -> Iterator[Row]:
-    """List the cases of a training step of the 3-layer net."""
+    """Measure a training step of the 3-layer net."""
     return _train("train3", "convnet3")
 
 
 def train5() -> Iterator[Row]:
-    """List the cases of a training step of the 5-layer net with batch normalization."""
+    """Measure a training step of the 5-layer net with batch normalization."""
     return _train("train5", "convnet5")
 
 
@@ -63,7 +63,7 @@ def _train(bench: str, model: str) -> Iterator[Row]:
     for batch in BATCHES:
         for members in (*MEMBERS, 64) if has_gpu() and batch == 1024 else MEMBERS:
             cases = train_cases(model, members, batch, has_torch(), has_gpu())
-            if (bench, members, batch) == ("train3", 4, 128):  # beside one another: see GROWTHS
+            if (bench, members, batch) == ("train3", 4, 128):  # measured together for GROWTHS
                 cases.append(_normjax_case(model, 64, batch))
             yield from measure(bench, cases, "ms/network-step", 1e3)
 
@@ -71,18 +71,18 @@ def _train(bench: str, model: str) -> Iterator[Row]:
 def train_cases(
     model: str, members: int, batch: int, with_torch: bool, with_gpu: bool
 ) -> list[Case]:
-    """List the contenders at one setting."""
+    """Return the contenders at one setting."""
     cases = [_normjax_case(model, members, batch)]
     if with_torch:
         ways = PYTORCH_WAYS | (PYTORCH_GPU_WAYS if with_gpu else {})
-        steps = max(1, 4 // members)  # its steps cost the same whatever their number
+        steps = max(1, 4 // members)  # the cost per step does not depend on their number
         cases += [
             Case(
                 name, members, batch, f"{TORCH}:prepare_train", (model, members, batch, steps, way)
             )
             for name, way in ways.items()
         ]
-    # Beyond that a step of it takes minutes on a CPU, and no less per network than with 4 members.
+    # Above this size, a step takes minutes on a CPU, and per network no less than with 4 members.
     if with_gpu or members * batch <= 1024:
         args = (model, members, batch)
         cases.append(Case("Flax vmap", members, batch, f"{FLAX}:prepare_vmap", args))
@@ -106,7 +106,7 @@ def evaluate() -> Iterator[Row]:
 
 
 def normalize() -> Iterator[Row]:
-    """Compare ways to normalize the 3-layer net's parameters."""
+    """Compare ways to normalize the parameters of the 3-layer net."""
     for members, repeats in ((1, 50), (64, 2)):
         modules = {"normjax": NORMJAX} | ({"PyTorch loop": TORCH} if has_torch() else {})
         cases = [
@@ -117,7 +117,7 @@ def normalize() -> Iterator[Row]:
 
 
 def epoch() -> Iterator[Row]:
-    """Compare an epoch of the experiments' second phase with its training alone."""
+    """Compare a full epoch of the second phase with its training alone."""
     with tempfile.TemporaryDirectory() as folder:
         flags = ("--epochs=60", "--num_seeds=2", "--target_losses=0.0044", "--norms=2,1/100")
         seconds = json.loads(
@@ -128,7 +128,7 @@ def epoch() -> Iterator[Row]:
 
 
 def monitor() -> Iterator[Row]:
-    """Compare `normjax.monitor` in a user's training loop with the epoch of training."""
+    """Compare `normjax.monitor` in a training loop with an epoch of training."""
     training = (f"{NORMJAX}:prepare_train", ("convnet3", 1, 128, NUM_IMAGES))
     steps = -(-NUM_IMAGES // 128)
     ways = {
@@ -178,7 +178,7 @@ BENCHES = {
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:
-    """Return the ratios of measured rows: `RATIOS` within a setting, `GROWTHS` between two."""
+    """Return the ratios of rows: `RATIOS` within a setting, `GROWTHS` between two settings."""
     settings = {}
     for row in rows:
         settings.setdefault((row.bench, row.members, row.batch), {})[row.contender] = row.value

@@ -1,4 +1,4 @@
-"""Plain Flax: the same networks with `nn.Conv`'s own convolution, `jit(vmap(step))`."""
+"""Plain Flax: the same networks with the default convolution of `nn.Conv`, `jit(vmap(step))`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from benchmarks.timing import Prepared
 
 
 class PlainConvNet3(nn.Module):
-    """normjax's convnet3 on images of at least 12 pixels; the same parameters by name and shape."""
+    """The network convnet3 for images of at least 12 pixels, with the same parameter tree."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -25,7 +25,7 @@ class PlainConvNet3(nn.Module):
 
 
 class PlainConvNet5(nn.Module):
-    """normjax's convnet5 with batch normalization, always in training."""
+    """The network convnet5 with batch normalization in training mode."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ def make_step(model: nn.Module, tx: optax.GradientTransformation) -> Callable:
 
 
 def prepare_vmap(model: str, members: int, batch_size: int) -> Prepared:
-    """Prepare a call that is one step of all members, on XLA's default settings."""
+    """Prepare one step of all members, with XLA's default settings."""
     net, tx = NETS[model](), optax.sgd(0.01, momentum=0.9)
     images, labels = jax.device_put(make_data(batch_size, IMAGE_SHAPE))
     init = jax.vmap(lambda key: net.init(key, jnp.zeros((1, *IMAGE_SHAPE))))

@@ -1,4 +1,4 @@
-"""normjax as the experiments use it: training, evaluation and normalization, ready to be timed."""
+"""Training, evaluation and normalization with normjax, as in the experiments."""
 
 import math
 import time
@@ -48,9 +48,9 @@ class Networks(NamedTuple):
 
 
 def make_networks(model: str, members: int, batch_size: int, num_images: int) -> Networks:
-    """Make fresh networks as an experiment does; convnet5 has batch normalization.
+    """Initialize networks as in an experiment; convnet5 has batch normalization.
 
-    The devices must divide their number, so there may be more of them than `members`.
+    The number of networks is `members`, rounded up to a multiple of the number of devices.
     """
     prepare_cpu()
     images, labels = make_data(num_images, IMAGE_SHAPE)
@@ -70,7 +70,7 @@ def make_networks(model: str, members: int, batch_size: int, num_images: int) ->
 
 
 def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
-    """Compile a jitted function for these arguments; return it and the seconds that took."""
+    """Compile a jitted function for these arguments; return it and the compilation time."""
     started = time.perf_counter()
     compiled = fn.lower(*args).compile()
     return compiled, time.perf_counter() - started
@@ -99,7 +99,7 @@ def prepare_evaluate(model: str, members: int, num_images: int) -> Prepared:
 
 
 def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
-    """Prepare a pass over the same networks and batches for plain loss and error only."""
+    """Prepare a pass over the same networks and batches that only computes loss and error."""
     networks = make_networks(model, members, 128, num_images)
     net = make_model(model, NUM_CLASSES)
     batch_size = choose_evaluation_batch_size()
@@ -124,7 +124,7 @@ def prepare_plain_pass(model: str, members: int, num_images: int) -> Prepared:
 
 
 def prepare_monitor(num_examples: int, calls: int) -> Prepared:
-    """Prepare monitoring of the 3-layer net, `calls` times, on logits of `num_examples` images."""
+    """Prepare `calls` calls of `monitor` for the 3-layer net, with `num_examples` logits."""
     params = draw_convnet3(())
     rng = np.random.default_rng(1)
     logits = jnp.asarray(rng.normal(size=(num_examples, NUM_CLASSES)), jnp.float32)
@@ -140,7 +140,7 @@ def prepare_monitor(num_examples: int, calls: int) -> Prepared:
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """Prepare `normalize_params` of the 3-layer net: one as a user calls it, or many at once."""
+    """Prepare `normalize_params` of the 3-layer net: for one network, or for many at once."""
     if members > 1:
         prepare_cpu()
     params = draw_convnet3(() if members == 1 else (members,))
@@ -158,7 +158,7 @@ def prepare_normalize(members: int, repeats: int) -> Prepared:
 
 
 def draw_convnet3(stack: tuple[int, ...]) -> Any:
-    """Draw parameters of the 3-layer net, normal of std 0.1, leading axes `stack`."""
+    """Draw parameters of the 3-layer net from N(0, 0.1^2), with leading axes `stack`."""
     net = make_model("convnet3", NUM_CLASSES)
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, *IMAGE_SHAPE)))["params"]
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Measure what needs a fresh Python process: start-up times and peak memory."""
+"""Measure startup times and peak memory in fresh Python processes."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ TIMED = "import time; started = time.perf_counter(); {}; print(time.perf_counter
 
 
 def run_python(*arguments: str) -> str:
-    """Return what a Python process writes to stdout; show its stderr if it fails.
+    """Return the stdout of a Python process; print its stderr if it fails.
 
     Raises:
-      RuntimeError: it failed.
+      RuntimeError: the process failed.
     """
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode:
@@ -23,22 +23,22 @@ def run_python(*arguments: str) -> str:
 
 
 def seconds_of(statement: str, after: str = "pass") -> float:
-    """Time a statement in a fresh process, `after` another one that is not timed; seconds."""
+    """Return the seconds of a statement in a fresh process, `after` an untimed statement."""
     return float(run_python("-c", f"{after}; {TIMED.format(statement)}"))
 
 
 def wall_seconds(arguments: Sequence[str]) -> float:
-    """Time a process from start to end; seconds."""
+    """Return the wall time of a process in seconds."""
     started = time.perf_counter()
     run_python(*arguments)
     return time.perf_counter() - started
 
 
 def peak_megabytes(statement: str) -> float:
-    """Measure the peak resident memory of a process that runs a statement, in MB (10^6 bytes).
+    """Return the peak resident memory of a process that runs a statement, in MB (10^6 bytes).
 
-    On Linux a child's peak counts from its fork on, and so is never below its parent's memory: the
-    caller must be small, which is why `benchmarks.run` imports no JAX.
+    On Linux, the peak of a child includes the fork and is at least the memory of its parent. The
+    caller must be small, so `benchmarks.run` does not import JAX.
 
     Raises:
       RuntimeError: the statement failed.

@@ -1,9 +1,9 @@
-"""Compare normjax with its contenders, in the same run.
+"""Compare normjax with other implementations in the same run.
 
     python -m benchmarks.run [--only=train3,memory,...] [--out=FILE]
 
-prints a table as results come, ratios at its end, and writes all rows to a JSON file. Nothing else
-should run on the machine meanwhile. Run it in the folder that holds this package.
+This prints a table of results, followed by ratios, and writes all rows to a JSON file. Nothing else
+should run on the machine. Run it in the parent folder of this package.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TABLE = "{:<10}{:<30}{:>8}{:>7}{:>12}  {:<16}{:>10}"
 
 
 def format_row(row: Row) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     cells = ["-" if cell is None else cell for cell in row]
     cells[4] = f"{row.value:.4g}"
     if row.compile_s is not None:
@@ -29,10 +29,10 @@ def format_row(row: Row) -> str:
 
 
 def parse_names(only: str | None) -> list[str]:
-    """Return the requested benches, all of them if none is named.
+    """Return the requested benchmarks, by default all.
 
     Raises:
-      ValueError: a name that is not one of them.
+      ValueError: an unknown name.
     """
     names = list(BENCHES) if only is None else [name.strip() for name in only.split(",")]
     unknown = [name for name in names if name not in BENCHES]
@@ -42,10 +42,10 @@ def parse_names(only: str | None) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the benches; a mistake is one line on stderr and exit code 1."""
+    """Run the benchmarks; an invalid option gives one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--only", help=f"benches, with commas: {', '.join(BENCHES)}")
+    parser.add_argument("--only", help=f"comma-separated benches: {', '.join(BENCHES)}")
     parser.add_argument("--out", default="runs/benchmarks.json", help="the JSON file")
     options, stray = parser.parse_known_args(argv)
     out = Path(options.out)
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
-    # Several JAX processes live at a time; none may take most of a GPU's memory for itself.
+    # Several JAX processes run at a time; none may preallocate most of a GPU's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if not has_torch():
-        print("PyTorch is not installed, its contenders are left out: pip install -e '.[bench]'")
+        print("PyTorch is not installed; skipping its contenders: pip install -e '.[bench]'")
     header = TABLE.format(*Row._fields)
     print(header, "-" * len(header), sep="\n", flush=True)
     rows = []

@@ -1,8 +1,8 @@
-"""Time the experiments' second phase as it runs, and the training inside it.
+"""Time the second phase of an experiment, in total and for training alone.
 
     python -m benchmarks.second_phase --workdir=DIR --epochs=20 --num_seeds=2 ...
 
-takes the experiments' flags and prints a JSON object of seconds per epoch, a list for each key.
+This takes the flags of the experiments and prints a JSON object with lists of seconds per epoch.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from normjax.training.phases import train_group
 from normjax.training.plan import Sweep, make_sweep
 from normjax.training.processes import prepare_cpu
 
-ROUNDS = 1  # of many epochs: how many are measured depends on how the loss falls
+ROUNDS = 1  # one long round: the number of evaluated epochs depends on the loss
 TRAIN_SIZE = 5_000
 
 
 def main(config: SweepConfig) -> None:
-    """Run the second phase `ROUNDS` times, after a short one that compiles."""
+    """Run the second phase `ROUNDS` times, after a short run that compiles."""
     prepare_cpu()
     split = Split(*make_data(config.train_size or TRAIN_SIZE, (32, 32, 3)))
     dataset = Dataset(split, split, tuple(map(str, range(NUM_CLASSES))), "synthetic")
@@ -43,9 +43,9 @@ def main(config: SweepConfig) -> None:
 
 
 def time_phase(whole: Sweep, run_dir: Path, epochs: int) -> tuple[float, float]:
-    """Return seconds per epoch of a group's whole training, and of `train_epoch` within it.
+    """Return the seconds per epoch of `train_group` in total, and of `train_epoch` alone.
 
-    The first has everything: the networks' start, evaluation, snapshots, checkpoints, logging.
+    The total includes initialization, evaluation, snapshots, checkpoints and logging.
     """
     run_dir.mkdir(parents=True)
     training = 0.0

@@ -1,4 +1,4 @@
-"""Images that need no download: noise plus one pattern per class."""
+"""Synthetic images: noise plus one pattern per class."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ NUM_CLASSES = 10
 
 
 def make_data(num_images: int, image_shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Make images that a network can learn to classify within a few epochs.
+    """Make images that a network can learn to classify in a few epochs.
 
     Args:
       num_images: N.
       image_shape: (H, W, C).
 
     Returns:
-      images uint8 [N, H, W, C] and labels int32 [N], the same at every call.
+      Images uint8 [N, H, W, C] and labels int32 [N], the same on every call.
     """
     rng = np.random.default_rng(0)
     patterns = rng.normal(128, 3, (NUM_CLASSES, *image_shape))

@@ -1,7 +1,7 @@
-"""Time contenders against one another: each in its own process, in turns, one at a time.
+"""Time contenders against each other: each in its own process, interleaved, one at a time.
 
-A process each, because contenders want different settings (XLA's flags, threads) and must not share
-a heap. In turns, because a noisy machine then disturbs all of them alike.
+Contenders need separate processes because they use different settings (XLA flags, threads) and must
+not share a heap. They are interleaved so that noise on the machine affects all of them equally.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-PAUSE = 0.3  # seconds before each call: PyTorch's threads go on spinning for a while
-LONG = 10.0  # seconds: a call that long warms up within itself, and its first one counts
+PAUSE = 0.3  # seconds before each call: PyTorch's threads keep spinning for a while
+LONG = 10.0  # seconds: calls this long need no separate warm-up call
 
 
 class Row(NamedTuple):
@@ -27,14 +27,14 @@ class Row(NamedTuple):
     batch: int | None  # examples per step
     value: float
     unit: str
-    compile_s: float | None  # None where nothing is compiled
+    compile_s: float | None  # None without compilation
 
 
 class Prepared(NamedTuple):
     """A contender that is ready to be timed."""
 
-    call: Callable[[], Any]  # all of its work is done when it returns
-    work: int  # what a call does, in the bench's unit: network-steps, passes, networks
+    call: Callable[[], Any]  # blocks until all work is done
+    work: int  # work per call, in the unit of the bench: network-steps, passes, networks
     compile_s: float | None
 
 
@@ -44,15 +44,15 @@ class Case(NamedTuple):
     contender: str
     members: int
     batch: int | None
-    prepare: str  # "module:function"; called as function(*args) in the process, gives a Prepared
+    prepare: str  # "module:function"; function(*args) returns a Prepared in the process
     args: tuple
 
 
 def choose_num_rounds(seconds: float) -> int:
-    """Return how often a call that takes `seconds` is timed.
+    """Return how often to time a call that takes `seconds`.
 
-    A single round is for plain Flax on a CPU at batch 1024: it is an order of magnitude behind,
-    which one round shows, and three would take longer than all the rest.
+    A single round is for plain Flax on a CPU at batch 1024. It is an order of magnitude slower,
+    which one round shows; three rounds would take longer than everything else.
     """
     if seconds < 2:
         return 5
@@ -62,21 +62,21 @@ def choose_num_rounds(seconds: float) -> int:
 def measure(
     bench: str, cases: Sequence[Case], unit: str, per_second: float, pause: float = PAUSE
 ) -> list[Row]:
-    """Time cases against one another.
+    """Time cases against each other.
 
-    Every case is prepared (and compiled), then called once to warm up, then called in rounds: one
-    call of each case a round. A first call of `LONG` seconds or more counts as a round. A case
-    whose process fails is left out, with a line on stderr.
+    Every case is prepared (and compiled), called once to warm up, and then called once per round. A
+    first call of `LONG` seconds or more counts as a round. A case whose process fails is skipped
+    with a message on stderr.
 
     Args:
-      bench: the rows' bench.
-      cases: what is compared.
-      unit: the rows' unit, of time per piece of work.
-      per_second: how many of that unit a second has.
+      bench: the name of the bench.
+      cases: the cases to compare.
+      unit: the unit of time per work.
+      per_second: the number of time units per second.
       pause: seconds to wait before each call.
 
     Returns:
-      A row for each case, in their order: the median time of a call, divided by its work.
+      A row per case, in order: the median time per call, divided by its work.
     """
     seconds = {case: [] for case in cases}
     ready = {}
@@ -88,7 +88,7 @@ def measure(
 
         def call(case):
             time.sleep(pause)
-            with contextlib.suppress(BrokenPipeError):  # _receive says that the process is gone
+            with contextlib.suppress(BrokenPipeError):  # _receive reports that the process is gone
                 connections[case].send(True)
             return _receive(case, connections[case])
 
@@ -113,7 +113,7 @@ def measure(
 
 @contextlib.contextmanager
 def _process(case: Case) -> Iterator[Connection]:
-    """Connect to a new process that prepares the case, then times a call per message."""
+    """Connect to a new process that prepares the case and times one call per message."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, case.prepare, case.args), daemon=True)
@@ -136,7 +136,7 @@ def _serve(connection: Connection, prepare: str, args: tuple) -> None:
 
 
 def _receive(case: Case, connection: Connection) -> Any:
-    """Return what the process sends; None, with a line on stderr, if it has ended."""
+    """Return what the process sends, or None with a message on stderr if it has ended."""
     try:
         return connection.recv()
     except (EOFError, ConnectionResetError):

@@ -1,4 +1,4 @@
-"""PyTorch's contenders, ready to be timed; on a GPU if PyTorch sees one, else on the CPU."""
+"""The PyTorch contenders, on a GPU if PyTorch sees one, else on the CPU."""
 
 import time
 from collections.abc import Callable
@@ -13,18 +13,18 @@ IMAGE_SHAPE = (32, 32, 3)
 
 
 def choose_device() -> torch.device:
-    """Return the device of all of PyTorch's contenders."""
+    """Return the device of the PyTorch contenders."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def prepare_train(model: str, members: int, batch_size: int, steps: int, way: str) -> Prepared:
-    """Prepare a call of `steps` steps of every member, on PyTorch's default number of threads.
+    """Prepare `steps` steps of every member, with PyTorch's default number of threads.
 
     Args:
       model: "convnet3" or "convnet5".
-      members: networks; one after another, but for "vmap".
-      batch_size: examples in a step.
-      steps: steps of each network in a call.
+      members: number of networks, trained one after another except for "vmap".
+      batch_size: examples per step.
+      steps: steps per network and call.
       way: "eager", "channels_last", "vmap", "cuda_graph" or "compile".
     """
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def prepare_train(model: str, members: int, batch_size: int, steps: int, way: st
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """Normalize the 3-layer net's parameters, one network after another, on the CPU or GPU."""
+    """Prepare the normalization of the 3-layer net, one network after another."""
     nets = [ConvNet3().to(choose_device()) for _ in range(members)]
 
     def call():
@@ -83,7 +83,7 @@ def _capture(step: Callable, index: torch.Tensor) -> Callable:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):  # what PyTorch asks for before a capture
+        for _ in range(3):  # warm-up that PyTorch requires before a capture
             step(index)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The networks in PyTorch, and their training step: one network, or many by `vmap`."""
+"""The networks in PyTorch, and their training step: for one network, or for many by `vmap`."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ LEARNING_RATE, MOMENTUM = 0.01, 0.9
 
 
 class ConvNet3(nn.Module):
-    """normjax's convnet3; its dense layer reads (C, H, W) order, as is PyTorch's way."""
+    """The network convnet3; its dense layer has PyTorch's input order (C, H, W)."""
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:
         """Build the layers for square images of `size` pixels, at least 12."""
@@ -29,13 +29,13 @@ class ConvNet3(nn.Module):
 
 
 class ConvNet5(nn.Module):
-    """normjax's convnet5 with batch normalization."""
+    """The network convnet5 with batch normalization."""
 
     def __init__(self, size: int = 32, channels: int = 3) -> None:
         """Build the layers for square images of `size` pixels, a multiple of 8."""
         super().__init__()
         widths, strides = (channels, 32, 64, 64, 128), (1, 2, 2, 2)
-        # XLA's SAME pads an even size with stride 2 after the image only.
+        # For an even size and stride 2, XLA's SAME pads only after the image.
         self.paddings = [(1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1) for stride in strides]
         self.convs = nn.ModuleList(
             nn.Conv2d(widths[i], widths[i + 1], 3, strides[i], bias=False) for i in range(4)
@@ -61,10 +61,10 @@ def standardize(images: torch.Tensor) -> torch.Tensor:
 def make_step(
     model: nn.Module, images: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`step(index) -> mean loss`: SGD with momentum on the examples of that index.
+    """Make `step(index) -> mean loss`: SGD with momentum on the indexed examples.
 
     Args:
-      model: changed in place.
+      model: the model, updated in place.
       images: uint8 [N, C, H, W]; batches take its memory format.
       labels: int64 [N].
     """
@@ -85,10 +85,10 @@ def make_step(
 def make_vmap_step(
     models: Sequence[nn.Module], images: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """`step(index) -> mean losses [M]` of all models at once, on the same examples.
+    """Make `step(index) -> mean losses [M]` for all models at once, on the same examples.
 
     Args:
-      models: copied; the stacked copies are what is trained.
+      models: the models; stacked copies are trained.
       images, labels: see `make_step`.
     """
     params, buffers = torch.func.stack_module_state(list(models))
@@ -116,7 +116,7 @@ def make_vmap_step(
 
 @torch.no_grad()
 def normalize_net(model: ConvNet3) -> list[torch.Tensor]:
-    """The 3-layer net's parameters, each layer divided by its Frobenius norm (eq. 2)."""
+    """Return the parameters of the 3-layer net, divided by the layers' Frobenius norms (eq. 2)."""
     first = [model.conv1.weight, model.conv1.bias]
     norm = torch.linalg.vector_norm(torch.stack([p.norm() for p in first]))
     others = [model.conv2.weight, model.dense.weight]

@@ -1,10 +1,10 @@
-"""How often the verdict on a line is wrong, for networks whose margins follow known rules.
+"""Estimate how often the verdict on a line is wrong, for synthetic margins with known rules.
 
     python -m benchmarks.verdict_errors --lines=200
 
-Each line is a set of networks with margins and norms in about the ranges of 3-layer networks on
-CIFAR-10. The rates are printed as a table: "independent" rows show false alarms, "constant ratio"
-rows misses. Nothing is trained; it takes about ten seconds.
+Each line is a set of networks with margins and norms in the ranges of 3-layer networks on CIFAR-10.
+The printed table shows false alarms in the "independent" rows and misses in the "constant ratio"
+rows. Nothing is trained; this takes about ten seconds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ KINDS = (
     "constant ratio, 5% noise",
     "constant ratio, 10% noise",
 )
-SIZES = ((8, 1), (6, 2), (6, 3), (12, 1))  # levels x networks of each
+SIZES = ((8, 1), (6, 2), (6, 3), (12, 1))  # levels x networks per level
 
 
 def draw_line(
@@ -34,12 +34,12 @@ def draw_line(
 
     Args:
       kind: one of `KINDS`. "independent": all numbers are independent, the pure artifact; "by
-        level": levels are independent, networks of one level alike; "both follow the norm": margins
-        are powers of the norm, each with its own noise; "constant ratio": test margin = 0.6
-        training margin.
-      rng: source of the draws.
+        level": levels are independent, networks of one level similar; "both follow the norm":
+        margins are powers of the norm with independent noise; "constant ratio": the test margin is
+        0.6 times the training margin.
+      rng: the random generator.
       num_levels: number of levels.
-      num_seeds: number of networks of each level.
+      num_seeds: number of networks per level.
     """
     n = num_levels * num_seeds
     position = np.repeat(np.linspace(0, 1, num_levels), num_seeds)
@@ -87,7 +87,7 @@ def verdict_rates(
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lines", type=int, default=200, help="synthetic lines for each rate")
+    parser.add_argument("--lines", type=int, default=200, help="synthetic lines per rate")
     num_lines = parser.parse_args(argv).lines
     print("| margins | networks | artifact | supported | undecided |\n|---|---|---|---|---|")
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""Print a line for each command.
+"""List the commands.
 
 python -m experiments
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def list_commands(folder: Path = Path(__file__).parent) -> dict[str, str]:
-    """Return the first line of the docstring of each module that can be run, by its name."""
+    """Return {module that can be run: first line of its docstring}."""
     commands = {}
     for path in sorted(folder.glob("[!_]*.py")):
         text = path.read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def main() -> None:
     """Print the commands."""
     commands = list_commands()
     width = max(map(len, commands))
-    print("python -m experiments.COMMAND --help; the commands are\n")
+    print("Usage: python -m experiments.COMMAND --help\n")
     for name, summary in commands.items():
         print(f"  {name:{width}}  {summary}")
 

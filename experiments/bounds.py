@@ -1,18 +1,19 @@
-"""Eq. 4 on the networks of a finished run: which terms of the bound are tight, and which are not.
+"""Eq. 4 on the networks of a finished run: which terms of the bound are tight?
 
     python -m experiments.bounds --from=DIR
 
-With every layer of the run's networks normalized to Frobenius norm 1, the gaps between test and
-training loss stand beside the confidence term, R_N estimated from below by random signs and by
-networks trained on random labels, and R_N from above by four published bounds (docs/bounds.md
-derives them). Only networks without later biases: the class of others has no finite R_N.
+Every layer of the run's networks is normalized to Frobenius norm 1. The gaps between test and
+training loss are compared with the confidence term, with lower estimates of R_N (from random signs
+and from networks trained on random labels) and with four published upper bounds of R_N, which
+docs/bounds.md derives. Networks with biases in later layers are excluded: the R_N of their class
+is infinite.
 
-    WORKDIR/bounds.json   everything measured (`normjax.generalization.eq4.Eq4`)
-    WORKDIR/bounds.md     the same in words and as a table
+    WORKDIR/bounds.json   all values (`normjax.generalization.eq4.Eq4`)
+    WORKDIR/bounds.md     the same as text and as a table
     WORKDIR/figures/bounds.png and .pdf
 
-The climbs take the time: num_signs * (num_steps + 1) gradients over --num_examples images, divided
-among the devices.
+The cost is num_signs * (num_steps + 1) gradients over --num_examples images, divided among the
+devices.
 """
 
 import dataclasses
@@ -36,9 +37,9 @@ class Config:
 
     source: str = setting(help="Folder of a finished run.", flag="from")
     workdir: str | None = setting(
-        None, "Folder to write to; --from's if not given.", check=check_workdir
+        None, "Output folder; default: the folder of --from.", check=check_workdir
     )
-    data_dir: str | None = setting(None, "Folder of the run's data, if they have moved.")
+    data_dir: str | None = setting(None, "New folder of the run's data, if they moved.")
     selection: str = setting("final", "final or loss=TARGET.")
     delta: float = setting(
         0.05,
@@ -46,15 +47,13 @@ class Config:
         check=check_that(lambda delta: 0 < delta < 1, "must lie between 0 and 1"),
     )
     num_signs: int = setting(8, "Draws of random signs.", check=at_least(1))
-    num_steps: int = setting(12, "Steps of the climb to each draw's supremum.", check=at_least(1))
-    num_examples: int = setting(
-        5000, "Training images of the climbs; all if there are fewer.", check=at_least(1)
-    )
+    num_steps: int = setting(12, "Ascent steps per draw.", check=at_least(1))
+    num_examples: int = setting(5000, "Training images for the ascent, at most.", check=at_least(1))
     seed: int = setting(0, "Seed of the signs.", check=check_seed)
 
 
 def main(config: Config) -> None:
-    """Measure, and write the terms, the page and the figure."""
+    """Compute and write the terms, the page and the figure."""
     prepare_cpu()
     try:
         run = load_run(config.source, config.data_dir)
@@ -63,7 +62,7 @@ def main(config: Config) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     num_images = min(config.num_examples, len(run.dataset.train.labels))
-    print(f"{config.num_signs} climbs of {config.num_steps} steps over {num_images:,} images")
+    print(f"{config.num_signs} ascents of {config.num_steps} steps over {num_images:,} images")
     found = eq4.measure(
         run,
         table,

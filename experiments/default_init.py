@@ -1,4 +1,4 @@
-"""Plain repetition (figure 6): default initialization, true labels; only the seed differs.
+"""Repeated training (figure 6): default initialization, true labels, different seeds.
 
 python -m experiments.default_init --flagfile=experiments/flagfiles/fig06.flags
 """

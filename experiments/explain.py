@@ -1,13 +1,13 @@
-"""Is the line of a run real? All controls, one table, two figures, one verdict.
+"""Is the line of a run real? All controls, a table, two figures and a verdict.
 
     python -m experiments.explain --from=DIR --selection=final --norm=2
 
-DIR is the folder of a run, or any results.csv with the contract's columns. If it is a finished run
-whose networks and data can be read, the controls that need every example's logits are added.
+DIR is the folder of a run or a results.csv. If the networks and data of a finished run are
+available, the controls that need the logits of every example are added.
 
     WORKDIR/explain.json   all numbers: "line" (`controls.explain.Explanation`), and "logits"
                            (`controls.logits.LogitExplanation`) or null with "no_logits_because"
-    WORKDIR/explain.md     the same as tables, control by control
+    WORKDIR/explain.md     the same as tables
     WORKDIR/figures/       explain.png and .pdf; explain_logits.png and .pdf
 """
 
@@ -38,25 +38,25 @@ class Config:
     source: str = setting(
         help="Folder of a run, or a results.csv.",
         flag="from",
-        check=check_that(lambda path: Path(path).exists(), "there is no such file or folder"),
+        check=check_that(lambda path: Path(path).exists(), "no such file or folder"),
     )
-    selection: str | None = setting(None, "final or loss=TARGET; final if not given.")
-    norm: str | None = setting(None, "As in the results: 2, 1/100, ...; 2 if not given.")
-    data_dir: str | None = setting(None, "Folder of the run's data, if they have moved.")
+    selection: str | None = setting(None, "final or loss=TARGET; default: final.")
+    norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
+    data_dir: str | None = setting(None, "New folder of the run's data, if they moved.")
     workdir: str | None = setting(
-        None, "Folder to write to; that of --from if not given.", check=check_workdir
+        None, "Output folder; default: the folder of --from.", check=check_workdir
     )
     seed: int = setting(0, "Seed of shuffles and bootstraps.", check=check_seed)
 
     @property
     def folder(self) -> Path:
-        """Return the folder to write to."""
+        """Return the output folder."""
         source = Path(self.source)
         return Path(self.workdir or (source if source.is_dir() else source.parent))
 
 
 def main(config: Config) -> None:
-    """Explain, draw and write."""
+    """Run the controls and write the results."""
     logits, reason = None, ""
     try:
         line = explain_line(config.source, config.selection, config.norm, seed=config.seed)
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
             logits = explain_run(config.source, line, data_dir=config.data_dir, seed=config.seed)
         except (ValueError, OSError) as error:
             reason = one_line(error)
-            print(f"from {config.source} only, without the networks' logits: {reason}")
+            print(f"{config.source}: no controls from logits: {reason}")
         write(config, line, logits, reason)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
@@ -102,7 +102,7 @@ def write(
 
 
 def dataset_name(source: Path) -> str:
-    """Return what figures call a run's data set, "" if it is not known."""
+    """Return the label of a run's data set in figures, or "" if unknown."""
     path = source / RUN_FILE
     return dataset_label(read_object(path, dataset=str)["dataset"]) if path.exists() else ""
 

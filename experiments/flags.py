@@ -1,6 +1,6 @@
-"""From a command line to a configuration, and from an error to one line: the same for all commands.
+"""Turn command lines into configurations and errors into one-line messages, for all commands.
 
-A command has a frozen dataclass whose fields are made by `normjax.training.config.setting`, and a
+A command defines a frozen dataclass with fields from `normjax.training.config.setting`, and a
 function of it:
 
     @dataclasses.dataclass(frozen=True)
@@ -14,10 +14,10 @@ function of it:
     if __name__ == "__main__":
         flags.run(main, Config)
 
-Each field is a flag of type `str`, `int`, `float`, `bool`, or a tuple of one of these (a list with
-commas); `| None` marks one that may be absent. A field without a default is required. Where a
-default depends on other fields, it is None and a property of the class resolves it. What one field
-forbids another is checked by the method `check_together`, which raises ValueError.
+Each field is a flag of type `str`, `int`, `float`, `bool`, or a tuple of one of these (a
+comma-separated list); `| None` marks an optional flag. A field without a default is required. If a
+default depends on other fields, it is None and a property of the class resolves it. The method
+`check_together` raises ValueError if fields contradict each other.
 """
 
 import dataclasses
@@ -41,31 +41,31 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> None:
-    """Parse the process's command line and call `main`: the last line of every command.
+    """Parse the command line and call `main`; the last line of every command.
 
     Args:
       main: the command, a function of its configuration.
-      config_class: the configuration's class.
-      **defaults: this command's own defaults of some fields.
+      config_class: the class of the configuration.
+      **defaults: defaults of this command that override those of the class.
     """
-    logging.set_verbosity(logging.WARNING)  # orbax and matplotlib log every step
+    logging.set_verbosity(logging.WARNING)  # Orbax and Matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     define(config_class, **defaults)
     app.run(partial(call, main), flags_parser=partial(parse, config_class))
 
 
 def call(main: Callable[[T], None], config: T) -> None:
-    """Call a command, and end the process with an exit code and one line if it fails.
+    """Call a command; if it fails, exit with one line and an exit code.
 
     The exit code is 1 for an error that all processes agree on, such as a bad setting, and for an
-    OSError, such as a full disk; 128 and the signal's number for a signal. Other exceptions are
-    bugs and keep their traceback.
+    OSError, such as a full disk; it is 128 plus the signal number for a signal. Other exceptions
+    are bugs and keep their traceback.
     """
     try:
         main(config)
     except StoppedError as error:
         if processes.is_first():
-            print(f"{error}; go on with: {resume_command()}", file=sys.stderr)
+            print(f"{error}; continue with: {resume_command()}", file=sys.stderr)
         sys.exit(128 + error.signum)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -83,7 +83,7 @@ def resume_command() -> str:
 def define(
     config_class: type, values: flags.FlagValues = flags.FLAGS, **defaults: Any
 ) -> flags.FlagValues:
-    """Define a flag for each field of a configuration's class; return `values` with them."""
+    """Define a flag for each field of a configuration class; return `values`."""
     kinds = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         name, help_text, allowed = (
@@ -106,10 +106,10 @@ def define(
 
 
 def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> T:
-    """Return the configuration that a command line gives, checked.
+    """Parse and validate a command line.
 
-    A mistake ends the process with one line on stderr and exit code 1: an unknown or malformed
-    flag, a stray argument, a required flag that is missing, or a value that is not allowed.
+    An unknown, malformed or missing flag, an unexpected argument or an invalid value ends the
+    process with one line on stderr and exit code 1.
     """
     try:
         if stray := values(argv)[1:]:
@@ -135,16 +135,16 @@ _DEFINE = {
 
 
 def _kind(hint: Any) -> Any:
-    """Return a field's type without its None."""
+    """Return a field's type without None."""
     if typing.get_origin(hint) is types.UnionType:
         (hint,) = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     return hint
 
 
 def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
-    """Return a flag's value as its field has it: a list as a tuple of its entries' type."""
+    """Convert a flag's value to the type of its field; lists become tuples."""
     if value is None and field.default is dataclasses.MISSING:
-        raise ValueError(f"--{flag_name(field)} is needed: {field.metadata['help']}")
+        raise ValueError(f"--{flag_name(field)} is required: {field.metadata['help']}")
     if not isinstance(value, list):
         return value
     entries = [entry.strip() for entry in value if entry.strip()]
@@ -153,5 +153,5 @@ def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         return tuple(kind(entry) for entry in entries)
     except ValueError:
         raise ValueError(
-            f"--{flag_name(field)}={','.join(entries)}: numbers with commas are allowed"
+            f"--{flag_name(field)}={','.join(entries)}: must be numbers separated by commas"
         ) from None

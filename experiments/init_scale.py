@@ -1,9 +1,9 @@
-"""Initialization at several scales (figures 2, 8, 13, 15): every weight from N(0, std^2).
+"""Initialization at several scales (figures 2, 8, 13, 15): all weights from N(0, std^2).
 
     python -m experiments.init_scale --flagfile=experiments/flagfiles/fig08.flags
 
-All networks are trained on the true labels from the start, except one for each seed: the point
-"RL" of figure 8, trained and evaluated on random labels.
+All networks are trained on the true labels, except one per seed that is trained and evaluated on
+random labels: the point "RL" in figure 8.
 """
 
 from experiments import flags

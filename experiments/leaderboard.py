@@ -1,17 +1,16 @@
-"""Published measures of generalization on the networks of finished runs, ranked.
+"""Rank published measures of generalization on the networks of finished runs.
 
     python -m experiments.leaderboard --from=runs/quickstart
     python -m experiments.leaderboard --from=RUN1,RUN2 --selection=final --workdir=DIR
 
-Each measure of `normjax.generalization` is computed for every network at one selection, from its
-weights and its training set alone, and is judged by how it ranks the networks by test error:
-Kendall's tau, granulated by factor, and sign errors. Networks of random labels are left out: their
-test error is on random labels and ranks nothing. Several runs must be of one kind: same data, same
-network.
+Each measure of `normjax.generalization` is computed for every network at one selection, from the
+weights and the training set alone. It is scored by how it ranks the networks by test error:
+Kendall's tau, overall and granulated by factor, and sign errors. Networks with random labels are
+excluded, because their test error is meaningless. All runs must have the same data and model.
 
-    DIR/measures.csv     a row for each network: what it is, its test error, its measures
-    DIR/leaderboard.csv  a row for each measure, the best first
-    DIR/leaderboard.md   the same as a page, with the method and what is left out
+    DIR/measures.csv     a row per network: factors, losses, test error, measures
+    DIR/leaderboard.csv  a row per measure, best first
+    DIR/leaderboard.md   the same as a page, with the method and the excluded networks
     DIR/figures/leaderboard.png and .pdf
 """
 
@@ -40,7 +39,7 @@ from normjax.training.processes import prepare_cpu
 def _check_workdir(workdir: str) -> None:
     check_workdir(workdir)
     if (Path(workdir) / RUN_FILE).exists():
-        raise ValueError("it holds a run: give another folder")
+        raise ValueError("it holds a run; give another folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +47,23 @@ class Config:
     """The settings of the command."""
 
     source: tuple[str, ...] = setting(
-        help="Folders of finished runs, of one kind.", flag="from", check=check_list("run")
+        help="Folders of finished runs with the same data and model.",
+        flag="from",
+        check=check_list("run"),
     )
     selection: str | None = setting(
-        None, "final or loss=TARGET; the first target's if there is one and none is given."
+        None, "final or loss=TARGET; default: the first target, if any."
     )
-    data_dir: str | None = setting(None, "Folder of the runs' data, if they have moved.")
-    workdir: str = setting("runs/leaderboard", "Folder to write to.", check=_check_workdir)
+    data_dir: str | None = setting(None, "New folder of the runs' data, if they moved.")
+    workdir: str = setting("runs/leaderboard", "Output folder.", check=_check_workdir)
     sharpness_images: int = setting(
-        128, "Training images, drawn at random, for the flatness.", check=at_least(1)
+        128, "Random training images for the flatness measures.", check=at_least(1)
     )
     seed: int = setting(0, "Seed of images, noise and bootstrap.", check=check_seed)
 
 
 def main(config: Config) -> None:
-    """Compute, rank, write and draw."""
+    """Compute and rank the measures, and write the results."""
     prepare_cpu()
     try:
         runs = [load_run(folder, config.data_dir) for folder in config.source]
@@ -97,7 +98,7 @@ def main(config: Config) -> None:
 
 
 def context_of(ranked: Sequence[RankedMeasure]) -> dict[str, object]:
-    """Return what the page says of the ranked measures and of the method."""
+    """Return the values of the page about the ranked measures and the method."""
     found = next((row.correlation for row in ranked if row.correlation is not None), None)
     return {
         "ranked": ranked,
@@ -113,7 +114,7 @@ def context_of(ranked: Sequence[RankedMeasure]) -> dict[str, object]:
 
 
 def title_of(run: FinishedRun, selection: str, num_networks: int) -> str:
-    """Return which networks are ranked."""
+    """Return the title, which describes the ranked networks."""
     config = run.config
     return join_title(
         [

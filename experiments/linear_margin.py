@@ -1,24 +1,23 @@
-"""The linear network (section 3.1.1): does the larger margin, the smaller norm, generalize better?
+"""The linear network (section 3.1.1): do larger margins, i.e. smaller norms, generalize better?
 
     python -m experiments.linear_margin --flagfile=experiments/flagfiles/linear_margin.flags
 
-Many training sets of one size are drawn from one distribution. On each, plain gradient descent runs
-on the logistic loss, and its direction is compared with the hard-margin solution. Over the training
-sets, the norm of that solution at unit margin is ranked against its exact test error.
+Many training sets of one size are drawn from one distribution. For each, gradient descent minimizes
+the logistic loss, and its direction is compared with the hard-margin solution. The norm of that
+solution at unit margin is then correlated with its exact test error over the training sets.
 
-The outcome depends on the distribution. Where classes overlap (the default), the smaller norm goes
-with the smaller test error, as the paper expects. With the labels of a noiseless linear teacher it
-is the other way round. Likely reasons, not tested here: with overlap, a small margin is due to the
-few examples far on the wrong side, which also turn the solution away from the best one; without
-noise, a large margin is a wide gap that happens to contain no examples, and nothing says where in
-the gap the teacher is. All training sets of a run share size, dimension and distribution, so none
-of these causes the correlation. Training sets that are not separable are left out and named: all
-results are given separability.
+The outcome depends on the distribution. If the classes overlap (the default), smaller norms have
+smaller test errors, as the paper expects. With the labels of a noiseless linear teacher, it is the
+reverse. Likely reasons, not tested here: with overlap, a small margin is due to a few examples far
+on the wrong side, which also turn the solution away from the optimum. Without noise, a large
+margin is a wide gap without examples, and the teacher can be anywhere in the gap. All training sets
+of a run share size, dimension and distribution, so none of these causes the correlation. Training
+sets that are not separable are excluded and listed: all results are conditional on separability.
 
     DIR/flags.txt  run.json
-    DIR/results.csv   a row for each separable training set (`linear_sweep.measure`)
-    DIR/angles.csv    draw, step, angle_deg: gradient descent's angle to the hard-margin solution
-    DIR/summary.json  the rank correlations with their intervals, and the first two training sets
+    DIR/results.csv   a row per separable training set (`linear_sweep.measure`)
+    DIR/angles.csv    draw, step, angle_deg: angle of gradient descent to the hard-margin solution
+    DIR/summary.json  the rank correlations with intervals, and the first two training sets
     DIR/figures/linear_margin.png and .pdf
 """
 
@@ -57,22 +56,22 @@ class Config:
     """The settings of the experiment."""
 
     workdir: str = setting(
-        f"runs/{EXPERIMENT}", "Folder that the run is written to.", check=check_workdir
+        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir
     )
     distribution: str = setting(
-        "classes", "What the examples are drawn from.", allowed=tuple(DISTRIBUTIONS)
+        "classes", "Distribution of the examples.", allowed=tuple(DISTRIBUTIONS)
     )
-    train_size: int = setting(40, "Examples in a training set.", check=at_least(2))
+    train_size: int = setting(40, "Examples per training set.", check=at_least(2))
     dimension: int = setting(20, "Dimension of the examples.", check=at_least(2))
-    num_draws: int = setting(200, "Training sets drawn.", check=at_least(MIN_SETS))
+    num_draws: int = setting(200, "Number of training sets.", check=at_least(MIN_SETS))
     num_steps: int = setting(300_000, "Steps of gradient descent.", check=at_least(1))
     relative_step: float = setting(
         1.0,
         "Step size in units of 1 / smoothness of the loss.",
         check=check_that(lambda step: 0 < step < 2, "must lie between 0 and 2"),
     )
-    seed: int = setting(0, "Seed of the whole run.", check=check_seed)
-    resume: bool = setting(False, "Run again what was not finished in --workdir.")
+    seed: int = setting(0, "Random seed of the run.", check=check_seed)
+    resume: bool = setting(False, "Restart the unfinished run in --workdir.")
 
 
 def main(config: Config) -> None:
@@ -83,7 +82,7 @@ def main(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         try:
             if record.is_finished(run_dir, EXPERIMENT, config) or _is_marked_finished(run_dir):
-                print(f"{run_dir}: this run is finished, there is nothing to do")
+                print(f"{run_dir}: this run is finished; nothing to do")
                 return
             sets = linear_sweep.draw_training_sets(
                 config.distribution,
@@ -123,8 +122,8 @@ def draw_figure(run_dir: Path) -> Any:
     """Draw a run's figure from its saved tables.
 
     Raises:
-      OSError: a table can not be read.
-      ValueError: a table is damaged, or they do not fit together; the message names it.
+      OSError: a table cannot be read.
+      ValueError: a table is damaged, or the tables do not match; the message names the file.
     """
     summary = read_object(run_dir / SUMMARY_FILE)
     draws = read_columns(run_dir / RESULTS_FILE, linear_sweep.DRAW_COLUMNS)
@@ -133,7 +132,7 @@ def draw_figure(run_dir: Path) -> Any:
         return plot_linear_margin(draws, angles, summary)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ValueError(f"{run_dir}: its tables do not fit together ({reason})") from None
+        raise ValueError(f"{run_dir}: its tables do not match ({reason})") from None
 
 
 def start_run(run_dir: Path, config: Config) -> None:
@@ -153,7 +152,7 @@ def start_run(run_dir: Path, config: Config) -> None:
 
 
 def _is_marked_finished(run_dir: Path) -> bool:
-    """Return whether run.json says so; `record.is_finished` also asks for a report."""
+    """Return whether run.json is marked finished; `record.is_finished` also needs a report."""
     path = run_dir / RUN_FILE
     return path.exists() and read_object(path, finished=bool)["finished"]
 

@@ -2,8 +2,8 @@
 
     python -m experiments.random_labels --flagfile=experiments/flagfiles/fig10.flags
 
-The networks of random pretraining and, for each seed, one that is trained and evaluated on
-completely random labels.
+This trains the networks of random pretraining and, per seed, one network that is trained and
+evaluated on completely random labels.
 """
 
 from experiments import flags

@@ -1,9 +1,9 @@
-"""Random pretraining (figures 1, 3, 4, 5, 7, 9, 12, 14): corrupted labels first, then true ones.
+"""Random pretraining (figures 1, 3, 4, 5, 7, 9, 12, 14): corrupted labels, then true labels.
 
     python -m experiments.random_pretrain --flagfile=experiments/flagfiles/quickstart.flags
 
-Each network is first trained on labels a fraction of which is corrupted, then, with a fresh
-optimizer state, on the true labels. Networks of one training loss then differ in test error.
+Each network is first trained on partly corrupted labels and then, with a fresh optimizer state, on
+the true labels. Networks with the same training loss then differ in test error.
 """
 
 from experiments import flags

@@ -1,17 +1,16 @@
-"""All of the paper's figures in one command, and the ledger of its numbers beside ours.
+"""Reproduce all figures of the paper, and compare its numbers with ours in a ledger.
 
     python -m experiments.reproduce --scale=smoke
     python -m experiments.reproduce --figures=4,10,11 --scale=full --data_dir=DIR
 
-Each run that the figures need (`paper.figures.RUNS`) is an experiment's own command, which is
-printed. Finished runs are not repeated, interrupted ones are resumed. Then
+Each run that the figures need (`paper.figures.RUNS`) is a command of an experiment, which is
+printed. Finished runs are not repeated, interrupted runs are resumed.
 
     DIR/runs/<run>/      the runs
     DIR/figures/         fig01.png and .pdf to fig15, linear, monitor (the closing recommendation)
     DIR/ledger.csv and ledger.md
 
-Figures whose data are not found are left out, and a line says so. The exit code is 0 if everything
-that the data allow was drawn.
+Figures without data are skipped with a message. The exit code is 0 if all other figures are drawn.
 """
 
 import dataclasses
@@ -37,7 +36,7 @@ from normjax.results.metrics import (
 from normjax.training.config import check_that, check_workdir, setting
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
-NOT_ASKED = "its figure was not asked for"
+NOT_ASKED = "its figure was not requested"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +58,27 @@ class Config:
     )
     workdir: str | None = setting(
         None,
-        "Folder for all; runs/reproduce_<scale> or --from's if not given.",
+        "Output folder; default: --from or runs/reproduce_<scale>.",
         check=check_workdir,
     )
-    cifar10: str = setting("cifar10", "--dataset of the CIFAR-10 runs; not at smoke.")
-    cifar100: str = setting("cifar100", "--dataset of the CIFAR-100 runs; not at smoke.")
-    data_dir: str | None = setting(None, "Folder with the CIFAR archives.")
+    cifar10: str = setting("cifar10", "--dataset of the CIFAR-10 runs, except at smoke.")
+    cifar100: str = setting("cifar100", "--dataset of the CIFAR-100 runs, except at smoke.")
+    data_dir: str | None = setting(None, "Folder of the CIFAR archives.")
     source: str | None = setting(
         None,
-        "A workdir to draw again from, training nothing.",
+        "A workdir to redraw without training.",
         flag="from",
-        check=check_that(
-            lambda path: (Path(path) / "runs").is_dir(), "there is no folder runs in it"
-        ),
+        check=check_that(lambda path: (Path(path) / "runs").is_dir(), "it has no folder runs"),
     )
 
     @property
     def folder(self) -> Path:
-        """Return the folder to write to."""
+        """Return the output folder."""
         return Path(self.workdir or self.source or f"runs/reproduce_{self.scale}")
 
 
 def main(config: Config) -> None:
-    """Train what is missing, draw, and write the ledger; an error is one line and exit code 1."""
+    """Call `reproduce`; on an error, exit with one line and code 1."""
     try:
         reproduce(config)
     except (ValueError, OSError) as error:
@@ -89,17 +86,17 @@ def main(config: Config) -> None:
 
 
 def reproduce(config: Config) -> None:
-    """Train what is missing, draw, and write the ledger.
+    """Train missing runs, draw the figures and write the ledger.
 
     Raises:
-      ValueError, OSError: a file can not be read or written; the message names it.
+      ValueError, OSError: a file cannot be read or written; the message names it.
     """
     workdir = config.folder
     runs_dir = Path(config.source or workdir) / "runs"
     for run in RUNS:
-        is_finished(runs_dir / run)  # a damaged record ends the command before anything is trained
-    impossible: dict[str, str] = {}  # why a run has nothing to draw, "" if it has
-    reasons: dict[str, str] = {}  # why a figure is not drawn, "" if it is
+        is_finished(runs_dir / run)  # fails on a damaged record before anything is trained
+    impossible: dict[str, str] = {}  # why a run cannot be provided, or ""
+    reasons: dict[str, str] = {}  # why a figure is not drawn, or ""
     figures = tuple(dict.fromkeys(config.figures))
     for run in dict.fromkeys(map(run_of, figures)):
         impossible[run], reason = provide_run(run, config, runs_dir / run)
@@ -116,7 +113,7 @@ def reproduce(config: Config) -> None:
     for run, reason in impossible.items():
         if reason:
             left_out = ", ".join(name for name in figures if run_of(name) == run)
-            print(f"figures left out: {left_out} (run {run}: {reason})")
+            print(f"figures skipped: {left_out} (run {run}: {reason})")
     drawn = [name for name in figures if not reasons[name]]
     print(f"figures drawn in {workdir / 'figures'}: {', '.join(drawn) or 'none'}")
     print(f"{workdir / 'ledger.md'}: {sum(row.ours is not None for row in rows)} numbers measured")
@@ -128,16 +125,16 @@ def reproduce(config: Config) -> None:
     if failures:
         sys.exit(f"error: figures not drawn: {', '.join(failures)}")
     if not drawn:
-        sys.exit("error: there are no data to draw any of these figures")
-    print("all that the data allow was drawn")
+        sys.exit("error: none of these figures has data")
+    print("all figures with data were drawn")
 
 
 def provide_run(run: str, config: Config, run_dir: Path) -> tuple[str, str]:
-    """Train a run unless it is finished or only to be drawn again.
+    """Train a run unless it is finished or --from is given.
 
     Returns:
-      Why there is no run for want of data or, with --from, of the run itself; and why its figures
-      can not be drawn for this or another reason. Both are one line, or "".
+      Why the run is impossible (missing data or, with --from, a missing run), and why its figures
+      cannot be drawn for this or another reason. Both are one line, or "".
     """
     if config.source is not None:
         reason = "" if is_finished(run_dir) else f"no finished run in {run_dir}"
@@ -151,7 +148,7 @@ def provide_run(run: str, config: Config, run_dir: Path) -> tuple[str, str]:
 
 
 def draw(name: str, run_dir: Path, folder: Path) -> str:
-    """Draw one figure of a finished run; return why that is impossible, or ""."""
+    """Draw one figure of a finished run; return why this failed, or ""."""
     try:
         save_figure(draw_figure(name, run_dir), folder / stem_of(name))
     except (ValueError, OSError) as error:
@@ -160,10 +157,10 @@ def draw(name: str, run_dir: Path, folder: Path) -> str:
 
 
 def draw_figure(name: str, run_dir: Path) -> Any:
-    """Return one figure, drawn from the saved tables of its run.
+    """Draw one figure from the saved tables of its run.
 
     Raises:
-      ValueError, OSError: there is nothing to draw, or a file can not be read.
+      ValueError, OSError: there is nothing to draw, or a file cannot be read.
     """
     if name == "linear":
         return linear_margin.draw_figure(run_dir)
@@ -177,14 +174,12 @@ def draw_figure(name: str, run_dir: Path) -> Any:
 
 
 def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]:
-    """Return a figure's rows.
-
-    A figure that was not asked for is measured if its run is finished.
+    """Return the rows of a figure, measured if its run is finished.
 
     Args:
-      name: the figure's number.
+      name: number of the figure.
       run_dir: folder of its run.
-      reason: why it is not drawn now, "" if it is.
+      reason: why the figure is not drawn, or "".
     """
     if reason not in ("", NOT_ASKED) or not is_finished(run_dir):
         return ledger.missing_rows(name, reason)
@@ -197,14 +192,14 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
 
 
 def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
-    """Return when the losses would have stopped the networks, and why that is not known, or ""."""
+    """Return the stopping epochs by level, and why they are unknown, or ""."""
     run_dir = runs_dir / run_of("monitor")
     if not is_finished(run_dir):
         return [], "The run is not finished."
     try:
         stops = stopping_by_level(stopping_epochs(read_metrics(run_dir)))
     except (ValueError, OSError) as error:
-        return [], f"Not known: {one_line(error)}"
+        return [], f"Unknown: {one_line(error)}"
     return stops, "" if stops else "No test loss was measured."
 
 

@@ -1,8 +1,8 @@
 """Normalized losses of deep networks predict their test performance.
 
 The library of "Classical generalization bounds are surprisingly tight for Deep Networks" (Liao et
-al., 2018): pure functions on trees of parameters. Names are loaded when they are first used, so
-that `import normjax` costs little more than `import jax`.
+al., 2018): pure functions on trees of parameters. Names are loaded at first use, so
+`import normjax` costs little more than `import jax`.
 """
 
 import importlib
@@ -39,7 +39,7 @@ __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsuppor
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name, or a submodule, at its first use (PEP 562)."""
+    """Load a public name or a submodule at its first use (PEP 562)."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f"normjax.{_MODULE_OF[name]}"), name)
         globals()[name] = value

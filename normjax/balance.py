@@ -1,12 +1,12 @@
-"""The least product of norms over all rescalings of a network's hidden units.
+"""The smallest product of norms over all rescalings of a network's hidden units.
 
 Multiply a hidden ReLU unit's incoming weights and bias by c > 0 and divide its outgoing weights by
-c: the function stays the same, the norms of both layers change (Neyshabur, Salakhutdinov and Srebro
-2015, "Path-SGD"). So the product of norms is no property of the function, but its least value over
-all rescalings (the orbit) is a property of the orbit. The same point has the least sum of the
-norms' p-th powers, because layers can be scaled as a whole, and of norms with a given product,
-equal ones have the least sum. Stock et al. 2019, "Equi-normalization of neural networks", descend
-to it by the same sweeps.
+c: the function stays the same, but the norms of both layers change (Neyshabur, Salakhutdinov and
+Srebro 2015, "Path-SGD"). The product of norms is therefore not a property of the function, but its
+minimum over all rescalings (the orbit) is a property of the orbit. The same point minimizes the sum
+of the p-th powers of the norms: layers can be scaled as a whole, and among norms with a given
+product, equal norms have the smallest sum. Stock et al. 2019, "Equi-normalization of neural
+networks", use the same sweeps.
 """
 
 import math
@@ -24,7 +24,7 @@ from normjax.layers import Layer, find_layers
 from normjax.norms import entrywise_exponent
 from normjax.types import Norm, Params
 
-_TOLERANCE = 1e-12  # of a log scale, between two sweeps
+_TOLERANCE = 1e-12  # largest change of a log scale between two sweeps
 _MAX_SWEEPS = 20_000
 
 
@@ -32,10 +32,10 @@ class _Weights(NamedTuple):
     """The statistics of one layer's weights that determine the product of norms.
 
     Attributes:
-      owners: [inputs], the unit of the layer before that each input comes from.
-      powers: [units of the layer before, outputs], log of the sum of `|w|^p` over the window and
-        a unit's inputs, float64, -inf for zeros. One unit before the first layer holds all inputs
-        and the bias.
+      owners: [inputs], the unit of the previous layer that each input comes from.
+      powers: [units of the previous layer, outputs], log of the sum of `|w|^p` over the window and
+        a unit's inputs, float64, -inf for zeros. A single unit before the first layer owns all
+        inputs and the bias.
     """
 
     owners: np.ndarray
@@ -45,27 +45,27 @@ class _Weights(NamedTuple):
 def balance_params(
     params: Params, norm: Norm = 2, *, layers: Sequence[str] | None = None
 ) -> Params:
-    """Rescale the hidden units of a ReLU network to the least product of its layers' norms.
+    """Rescale the hidden units of a ReLU network to minimize the product of norms.
 
-    With log scales `u_j` (0 for inputs and outputs) a layer's weights become
+    With log scales `u_j` (0 for inputs and outputs), the weights of a layer become
     `w_ij exp(u_j - u_i)`, and the function stays the same. The log of the product,
 
         sum_k (1/p) log sum_ij |w_kij|^p exp(p (u_j - u_i)),
 
-    is convex in u. Its minimum is unique up to one factor per layer, which makes all layers' norms
-    equal. At the minimum every unit has the same share in the p-th power of its layer's norm as its
-    outgoing weights have in that of the next layer. Every point of the orbit gives the same result,
-    and balancing it again changes nothing, to float accuracy.
+    is convex in u. The minimum is unique up to one factor per layer, which is chosen to make all
+    norms equal. At the minimum, each unit's share of the p-th power of its layer's norm equals the
+    share of its outgoing weights in the next layer. All points of the orbit give the same result,
+    and balancing is idempotent, up to rounding.
 
-    The norms are those of `param_norms`: the first layer's bias belongs to its matrix; later biases
-    are scaled with their units but belong to no norm. A convolution's unit is a channel. Between a
-    convolution and a dense layer, flattening is in the order (height, width, channel): input i of
-    the dense layer belongs to channel `i % channels`.
+    The norms are those of `param_norms`: the first layer's bias is part of its matrix; later biases
+    scale with their units but are not part of a norm. The units of a convolution are its channels.
+    Flattening between a convolution and a dense layer has the order (height, width, channel): input
+    i of the dense layer belongs to channel `i % channels`.
 
-    A unit without weights on one side has no minimum, only the limit in which the other side
-    vanishes. The limit is taken where the function allows it: a unit that nothing reads, or whose
-    output is always 0, gets zeros everywhere. A unit of a later layer that reads nothing but has a
-    positive bias is an error, because the limit would change the function.
+    A unit without weights on one side has no minimum, only a limit in which the other side
+    vanishes. The limit is used if it keeps the function: a unit that no other unit reads, or whose
+    output is always 0, gets zero weights. A unit of a later layer with a positive bias and no
+    incoming weights is an error, because the limit would change the function.
 
     Example:
       >>> import numpy as np
@@ -79,19 +79,19 @@ def balance_params(
       16.0
 
     Args:
-      params: nested mapping of `kernel` and `bias` leaves of one network whose layers form a
-        chain with ReLU between them, batch normalization absorbed; concrete numpy or JAX arrays
-        (not under `jit` or `vmap`). The computation is float64.
+      params: nested mapping of `kernel` and `bias` leaves of one network, a chain of layers with
+        ReLU between them and batch normalization absorbed; concrete NumPy or JAX arrays (not under
+        `jit` or `vmap`). The computation uses float64.
       norm: 2 or `"fro"`, or any finite p >= 1.
-      layers: paths in order of application, where their natural order differs from it.
+      layers: paths in order of application, if it differs from the natural order.
 
     Returns:
-      The balanced parameters: same tree, shapes, dtypes and kinds of array.
+      The balanced parameters: same tree, shapes, dtypes and array types.
 
     Raises:
-      ValueError: another norm, traced or non-finite leaves, layers that form no chain, no path of
-        weights from inputs to outputs, a unit with a positive bias only, or weights too large for
-        the dtype; see also `find_layers`.
+      ValueError: another norm, traced or non-finite leaves, layers that do not form a chain, no
+        path of weights from inputs to outputs, a unit with only a positive bias, or weights too
+        large for the dtype; see also `find_layers`.
     """
     p = _exponent(norm)
     found = find_layers(params, layers)
@@ -117,11 +117,11 @@ def balance_params(
 
 
 def _exponent(norm: Norm) -> float:
-    """Return the p of an entrywise Lp norm, or raise."""
+    """Return the p of an entrywise Lp norm, or raise ValueError."""
     p = entrywise_exponent(norm)
     if p is None or math.isinf(p):
         raise ValueError(
-            "networks are balanced for entrywise Lp norms, 1 <= p < infinity, or 'fro', "
+            "balancing is defined for entrywise Lp norms, 1 <= p < infinity, or 'fro', "
             f"not {norm!r}"
         )
     return p
@@ -136,10 +136,11 @@ def _read_layer(
     num_before = before[-1].powers.shape[1] if before else 1
     if num_in % num_before:
         raise ValueError(
-            f"layer {layer.path!r} takes {num_in} inputs, which the {num_before} outputs of the "
-            "layer before cannot be: the layers form no chain; give layers if the order is wrong"
+            f"layer {layer.path!r} takes {num_in} inputs, which does not match the {num_before} "
+            "outputs of the previous layer: the layers do not form a chain; give layers if the "
+            "order is wrong"
         )
-    # Flattened inputs i, i + C, i + 2C, ... are one channel: to the norm they are more window.
+    # Flattened inputs i, i + C, i + 2C, ... are one channel; the norm treats them as window.
     grouped = kernel.reshape(-1, num_before, num_out)
     if layer.bias is not None:
         bias = _log_magnitudes(leaves[layer.bias], layer.path)
@@ -160,7 +161,7 @@ def _log_magnitudes(leaf: Any, path: str) -> np.ndarray:
 
 
 def _logsumexp(x: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Return `log sum exp x`; scipy's declares another type, for its `return_sign`."""
+    """Return `log sum exp x`, with a narrower type than scipy's function."""
     return np.asarray(logsumexp(x, axis=axis))
 
 
@@ -177,8 +178,8 @@ def _alive_units(
         read.insert(0, link @ read[0])
     if not (reached[-1] & read[-1]).any():
         raise ValueError(
-            "no path of nonzero weights leads from the inputs to the outputs: the least product of "
-            "norms is 0"
+            "no path of nonzero weights leads from the inputs to the outputs: the smallest product "
+            "of norms is 0"
         )
     for layer, is_reached, is_read in zip(found, reached[1:], read[1:], strict=True):
         if layer.bias is None or layer is found[-1]:
@@ -186,8 +187,8 @@ def _alive_units(
         constant = np.flatnonzero(~is_reached & is_read & (np.asarray(leaves[layer.bias]) > 0))
         if constant.size:
             raise ValueError(
-                f"unit {constant[0]} of layer {layer.path!r} has a positive bias but no weights "
-                "that lead to it from the inputs: no rescaling has the least product of norms"
+                f"unit {constant[0]} of layer {layer.path!r} has a positive bias but no path of "
+                "weights from the inputs: no rescaling minimizes the product of norms"
             )
     units = [np.flatnonzero(a & b) for a, b in zip(reached, read, strict=True)]
     units[-1] = np.arange(reached[-1].size)  # an output without weights keeps its bias
@@ -197,14 +198,13 @@ def _alive_units(
 def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
     """Return the units' log scales at the minimum, before all layers and after each of them.
 
-    Fix all scales but those of one layer's units, and let a_j and b_j be the units' incoming and
-    outgoing powers. By Cauchy and Schwarz the norms of the two layers have the least product,
-    `(sum_j a_j e^(p u_j)) (sum_j b_j e^(-p u_j)) = (sum_j sqrt(a_j b_j))^2`, at
-    `u_j = log(b_j / a_j) / (2p)`. Sweeps of this over the layers converge, because the problem is
-    convex.
+    Fix all scales except those of one layer's units, and let a_j and b_j be the units' incoming and
+    outgoing powers. By the Cauchy-Schwarz inequality, the product of the two norms has its minimum
+    `(sum_j a_j e^(p u_j)) (sum_j b_j e^(-p u_j)) = (sum_j sqrt(a_j b_j))^2` at
+    `u_j = log(b_j / a_j) / (2p)`. Sweeps over the layers converge, because the problem is convex.
 
     Args:
-      powers: per layer, [units before, units], log of the sums of `|w|^p`; every unit has finite
+      powers: per layer, [previous units, units], log of the sums of `|w|^p`; every unit has finite
         entries on both sides.
     """
     scales = [np.zeros(power.shape[0]) for power in powers] + [np.zeros(powers[-1].shape[1])]
@@ -215,14 +215,14 @@ def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
             incoming = _logsumexp(powers[k - 1] - p * scales[k - 1][:, None], axis=0)
             outgoing = _logsumexp(powers[k] + p * scales[k + 1], axis=1)
             new = (outgoing - incoming) / (2 * p)
-            new -= new.mean()  # a factor common to the layer leaves the product unchanged
+            new -= new.mean()  # a common factor of the layer does not change the product
             change = max(change, np.abs(new - scales[k]).max())
             scales[k] = new
         if change <= _TOLERANCE:
             break
     else:
         raise ValueError(
-            f"the scales did not settle within {_MAX_SWEEPS} sweeps; they still move by {change:g}"
+            f"the scales did not converge in {_MAX_SWEEPS} sweeps; they still change by {change:g}"
         )
     log_norms = np.array(
         [
@@ -236,7 +236,7 @@ def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
 
 
 def _rescale(leaf: Any, shifts: np.ndarray, path: str) -> Any:
-    """Return `leaf * exp(shifts)`, in the leaf's own dtype and kind of array."""
+    """Return `leaf * exp(shifts)` with the dtype and array type of the leaf."""
     values = np.asarray(leaf)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rescaled = (values.astype(np.float64) * np.exp(shifts)).astype(values.dtype)

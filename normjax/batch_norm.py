@@ -1,4 +1,4 @@
-"""Fold batch normalization at test time into the layers before it."""
+"""Fold batch normalization into the preceding layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,15 +17,16 @@ def absorb_batch_norm(
     epsilon: float = 1e-5,
     pairs: Mapping[str, str] | None = None,
 ) -> Params:
-    """Fold batch normalization, as used at test time, into the layers before it.
+    """Fold batch normalization, as used at test time, into the preceding layers.
 
-    With `s = scale / sqrt(var + epsilon)` a layer becomes `W' = W * s` and
-    `b' = (b - mean) * s + bias`. The result is the parameters of the same network without batch
-    normalization, whose layers have biases. Works under `jit` and, for stacked networks, `vmap`.
+    With `s = scale / sqrt(var + epsilon)`, a layer becomes `W' = W * s` and
+    `b' = (b - mean) * s + bias`. The result is the parameters of an equivalent network without
+    batch normalization, whose layers have biases. This works under `jit` and, for stacked networks,
+    `vmap`.
 
     Each batch normalization must act on a layer's output, before the activation. Within a module,
-    the n-th one (in natural order) with a given number of features follows the n-th layer with
-    that number of features. Where their counts differ, `pairs` must say which follows which.
+    the n-th batch normalization (in natural order) with a given number of features follows the n-th
+    layer with that number of features. If the counts differ, `pairs` must define the pairs.
 
     Example:
       >>> import numpy as np
@@ -39,20 +40,20 @@ def absorb_batch_norm(
       (2.0, -3.0)
 
     Args:
-      variables: `{"params": ..., "batch_stats": ...}` as in Flax: leaves `scale` and
-        `bias` (each may be absent) in the former, `mean` and `var` in the latter.
-      epsilon: the network's own, Flax's default unless given.
-      pairs: `{batch normalization's path: layer's path}`, where shapes do not decide.
+      variables: `{"params": ..., "batch_stats": ...}` as in Flax, with optional leaves `scale` and
+        `bias` in "params", and leaves `mean` and `var` in "batch_stats".
+      epsilon: the epsilon of the network; default: that of Flax.
+      pairs: `{path of the batch normalization: path of the layer}`, if shapes are ambiguous.
 
     Returns:
       The parameters without batch normalization, as nested dicts, in the dtypes of the kernels;
       `params` itself if there are no batch statistics.
 
     Raises:
-      ValueError: a batch normalization has no layer to pair with, or its leaves are unknown.
+      ValueError: a batch normalization has no matching layer, or its leaves are unknown.
     """
     if "params" not in variables:
-        raise ValueError(f"variables must hold 'params'; they hold {sorted(variables)}")
+        raise ValueError(f"variables must have 'params'; they have {sorted(variables)}")
     modules, stats = (
         group_leaves(variables["params"]),
         group_leaves(variables.get("batch_stats", {})),
@@ -63,7 +64,7 @@ def absorb_batch_norm(
         affine = modules.get(parent, {})
         if leaves.keys() != {"mean", "var"} or not affine.keys() <= {"scale", "bias"}:
             raise ValueError(
-                f"{path_string(parent)!r} is no batch normalization: its statistics are "
+                f"{path_string(parent)!r} is not a batch normalization: its statistics are "
                 f"{sorted(leaves)}, not ['mean', 'var'], or its parameters {sorted(affine)} are "
                 "not among ['bias', 'scale']"
             )
@@ -83,9 +84,9 @@ def _pair_batch_norms(
     layers = {path_string(parent): parent for parent in modules if "kernel" in modules[parent]}
     for path, known in [*((p, batch_norms) for p in pairs), *((p, layers) for p in pairs.values())]:
         if path not in known:
-            raise ValueError(f"pairs names {path!r}, which is not one of {list(known)}")
+            raise ValueError(f"pairs has {path!r}, which is not one of {list(known)}")
     if len(set(pairs.values())) < len(pairs):
-        raise ValueError(f"pairs gives one layer two batch normalizations: {dict(pairs)}")
+        raise ValueError(f"pairs maps two batch normalizations to one layer: {dict(pairs)}")
 
     paired = {batch_norms[path]: layers[layer] for path, layer in pairs.items()}
     for parent, layer in paired.items():
@@ -113,7 +114,7 @@ def _pair_batch_norms(
 
 
 def _by_features(leaves: Mapping[Parent, Array]) -> dict[tuple[Parent, int], list[Parent]]:
-    """Group modules by the module that holds them and their number of features."""
+    """Group modules by parent module and number of features."""
     groups: dict[tuple[Parent, int], list[Parent]] = {}
     for parent, leaf in leaves.items():
         groups.setdefault((parent[:-1], leaf.shape[-1]), []).append(parent)
@@ -121,7 +122,7 @@ def _by_features(leaves: Mapping[Parent, Array]) -> dict[tuple[Parent, int], lis
 
 
 def _paths(parents: Sequence[Parent]) -> list[str]:
-    """Return the modules' paths."""
+    """Return the paths of modules."""
     return [path_string(parent) for parent in parents]
 
 
@@ -134,7 +135,7 @@ def _absorb(
     epsilon: float,
 ) -> dict[str, Array]:
     """Return a layer's leaves with one batch normalization folded in."""
-    # One dtype and equal ranks, so that no promotion is needed.
+    # One dtype and equal ranks: strict dtype and rank promotion must work.
     leaves = jax.tree.map(at_least_float32, (dict(layer), dict(affine), mean, var))
     dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(leaves)))
     wide, affine, mean, var = jax.tree.map(lambda leaf: leaf.astype(dtype), leaves)

@@ -1,15 +1,13 @@
-"""Read files that may be damaged or foreign, and write files atomically.
+"""Read files that may be damaged, and write files atomically.
 
-A ValueError says in one line what is wrong with a file.
+A ValueError states the problem with a file in one line.
 """
 
-import csv
 import inspect
-import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -19,29 +17,29 @@ T = TypeVar("T")
 
 
 def one_line(error: object, limit: int = 500) -> str:
-    """Return an error's text on one line, cut after `limit` characters."""
+    """Return an error's text on one line, truncated after `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Return the text of a file in UTF-8 with its line ends unchanged.
+    """Return the text of a UTF-8 file with its line endings unchanged.
 
     Raises:
-      OSError: the file can't be read.
-      ValueError: it is not UTF-8; the message names the file and the byte.
+      OSError: the file cannot be read.
+      ValueError: the file is not UTF-8; the message names the file and the byte.
     """
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8 (byte {error.start})") from None
+        raise ValueError(f"{path}: not a UTF-8 text file (byte {error.start})") from None
 
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is removed on failure.
 
-    A reader never sees half a file. Parent folders are made.
+    Readers never see a partial file. Parent folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +54,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Make every OSError within the block name the file, as that of a full disk does not."""
+    """Add the file name to every OSError in the block; the error of a full disk has none."""
     try:
         yield
     except OSError as error:
@@ -70,50 +68,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def read_csv(
-    path: str | os.PathLike, needed: Sequence[str] = ()
-) -> tuple[list[str], dict[int, list[str]]]:
-    """Return a table's header and its other lines by their numbers, all of equal length.
-
-    Raises:
-      OSError: the file can't be read.
-      ValueError: the file is empty, not CSV or cut, or a needed column is missing; the message
-        names file and line.
-    """
-    text = read_text(path)
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader)
-        lines = {}
-        for fields in reader:
-            lines[reader.line_num] = fields
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error})") from None
-    if missing := [name for name in needed if name not in header]:
-        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} stands there twice")
-    for number, fields in lines.items():
-        if len(fields) != len(header):
-            column = header[len(fields)] if len(fields) < len(header) else header[-1]
-            raise ValueError(
-                f"{path}, line {number}: {len(fields)} values for {len(header)} columns, "
-                f"the line is cut or torn at column {one_line(column, 40)}"
-            )
-    return header, lines
-
-
 def read_object(path: str | os.PathLike, **kinds: Any) -> dict[str, Any]:
     """Return the JSON object in a file; see `parse_object`.
 
     Raises:
-      OSError: the file can't be read.
-      ValueError: it holds something else; the message names the file.
+      OSError: the file cannot be read.
+      ValueError: the content is invalid; the message names the file.
     """
     return parse_object(read_text(path), str(path), **kinds)
 
@@ -122,8 +82,8 @@ def parse_object(text: str, place: str, **kinds: Any) -> dict[str, Any]:
     """Parse a JSON object and check some of its values; see `check_types`.
 
     Raises:
-      ValueError: the text is not JSON (which has no NaN) or not an object, or a value is absent or
-        of another type; the message begins with `place`.
+      ValueError: the text is not JSON (which has no NaN) or not an object, or a value is missing or
+        has the wrong type; the message starts with `place`.
     """
     try:
         values = json.loads(text, parse_constant=_refuse)
@@ -142,12 +102,12 @@ def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str)
 
     Args:
       values: the object.
-      kinds: types by name: classes, unions, `list[...]` and `tuple[..., ...]`. Whole numbers count
-        as float, and no float is infinite or NaN.
-      place: the start of an error message.
+      kinds: {name: type}: classes, unions, `list[...]` and `tuple[..., ...]`. Integers count as
+        floats; floats must be finite.
+      place: the start of the error message.
 
     Raises:
-      ValueError: a value is absent or of another type.
+      ValueError: a value is missing or has the wrong type.
     """
     for name, kind in kinds.items():
         if name not in values:
@@ -159,10 +119,10 @@ def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str)
 
 
 def make_record(make: Callable[..., T], values: Mapping[str, Any], place: str) -> T:
-    """Make a dataclass or NamedTuple from a JSON object's values; lists become tuples.
+    """Make a dataclass or NamedTuple from the values of a JSON object; lists become tuples.
 
     Raises:
-      ValueError: a value is unknown, absent, or not of its field's type.
+      ValueError: a value is unknown, missing, or has the wrong type.
     """
     fields = inspect.signature(make).parameters
     if unknown := sorted(set(values) - set(fields)):
@@ -178,7 +138,7 @@ def _refuse(constant: str) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value from JSON is of a type."""
+    """Return whether a JSON value has a type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return any(_fits(value, argument) for argument in arguments)

@@ -1,4 +1,4 @@
-"""Write numbers and intervals as text, the same way everywhere."""
+"""Format numbers and intervals as text."""
 
 import math
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ ABSENT = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Write a number with a given number of significant digits.
+    """Format a number with a given number of significant digits.
 
-    Thousands are grouped, and numbers that would need more than six places are in scientific
-    notation: `0.0011`, `12.3`, `10,000`, `4.77e-05`.
+    Thousands are grouped. Numbers that would need more than six places use scientific notation:
+    `0.0011`, `12.3`, `10,000`, `4.77e-05`.
 
     Args:
       value: the number; None and NaN are written as a dash.
@@ -29,17 +29,17 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def fixed(value: float | None, places: int = 2) -> str:
-    """Write a number with a given number of decimal places, as for R² and tau."""
+    """Format a number with a given number of decimal places, as for R² and tau."""
     return ABSENT if value is None or math.isnan(value) else f"{value:,.{places}f}"
 
 
 def percent(value: float | None, digits: int = 3) -> str:
-    """Write a fraction in percent: `0.1234` is `12.3%`."""
+    """Format a fraction as a percentage: `0.1234` is `12.3%`."""
     return ABSENT if value is None or math.isnan(value) else f"{number(100 * value, digits)}%"
 
 
 def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
-    """Write both ends of an interval, `low to high`."""
+    """Format an interval as `low to high`."""
     if bounds is None or any(map(math.isnan, bounds)):
         return ABSENT
     low, high = bounds

@@ -1,4 +1,4 @@
-"""Find which leaves of a parameter tree form a layer, and the order of the layers."""
+"""Find the layers of a parameter tree and their order."""
 
 import itertools
 import re
@@ -19,8 +19,8 @@ class Layer(NamedTuple):
     """One layer of a network: the positions of its leaves in `jax.tree.leaves(params)`.
 
     Attributes:
-      path: the module's keys joined by `/`, such as `"block/Dense_1"`; `"."` where the tree
-        itself is one layer.
+      path: the module's keys joined by `/`, such as `"block/Dense_1"`; `"."` if the tree itself is
+        a layer.
       kernel: position of the kernel.
       bias: position of the bias, or None.
     """
@@ -33,22 +33,22 @@ class Layer(NamedTuple):
 def find_layers(params: Params, layers: Sequence[str] | None = None) -> tuple[Layer, ...]:
     """Find a network's layers in order of application.
 
-    A layer is a leaf `kernel`, with the leaf `bias` beside it if there is one. Layers are ordered
-    by the natural order of their paths, as Flax numbers its modules: `Conv_2` before `Conv_10`,
-    and both before `Dense_0`. Names that do not sort in order of application need `layers`; a
-    warning says so where a layer's outputs cannot be the next one's inputs. Only shapes and dtypes
-    are read, so leaves may be traced or abstract.
+    A layer is a leaf `kernel` with an optional sibling `bias`. Layers have the natural order of
+    their paths, as Flax numbers its modules: `Conv_2` before `Conv_10`, and both before `Dense_0`.
+    If names do not sort in order of application, `layers` is needed; a warning is given if a
+    layer's outputs cannot be the next layer's inputs. Only shapes and dtypes are used, so leaves
+    may be traced or abstract.
 
     Args:
       params: nested mapping (any pytree with keys) of floating-point leaves.
-      layers: the paths in order of application, every layer named once.
+      layers: the paths of all layers in order of application.
 
     Returns:
       The layers in order of application.
 
     Raises:
-      ValueError: the tree is empty, a leaf fits no layer or is not a floating-point array, the
-        shapes are not those of one network, or `layers` does not name every layer once.
+      ValueError: the tree is empty, a leaf is not part of a layer or not a floating-point array,
+        the shapes are not those of one network, or `layers` does not name every layer once.
     """
     leaves, treedef = jax.tree.flatten(params)
     if not leaves:
@@ -77,12 +77,12 @@ def group_leaves(tree: Params) -> dict[Parent, dict[Any, Any]]:
 
 
 def path_string(parent: Parent) -> str:
-    """Write a module's keys as a path, `"."` for the root."""
+    """Return a module's keys as a path, `"."` for the root."""
     return "/".join(map(str, parent)) or "."
 
 
 def _key(entry: Any) -> Any:
-    """Return the key of one entry of a jax key path."""
+    """Return the key of one entry of a JAX key path."""
     for attribute in ("key", "idx", "name"):
         if hasattr(entry, attribute):
             return getattr(entry, attribute)
@@ -91,7 +91,7 @@ def _key(entry: Any) -> Any:
 
 def _natural_order(parent: Parent) -> list[list[str | int]]:
     """Return a sort key that compares the numbers inside names as numbers."""
-    # re.split alternates text (even places) and digits (odd places), so no str meets an int.
+    # re.split alternates text (even indices) and digits (odd indices): types never mix.
     return [
         [int(piece) if i % 2 else piece for i, piece in enumerate(re.split(r"(\d+)", str(key)))]
         for key in parent
@@ -99,13 +99,13 @@ def _natural_order(parent: Parent) -> list[list[str | int]]:
 
 
 def _check_leaf(path: str, name: Any, leaf: Any, siblings: dict[Any, int]) -> None:
-    """Raise unless the leaf is a floating-point kernel, or the bias beside one."""
+    """Raise unless the leaf is a floating-point kernel or its bias."""
     if name not in ("kernel", "bias") or "kernel" not in siblings:
         hint = ""
         if "scale" in siblings or {"mean", "var"} & siblings.keys():
             hint = "; absorb batch normalization first with absorb_batch_norm"
         raise ValueError(
-            f"leaf {path!r} fits no layer: a layer is a 'kernel' with an optional 'bias'{hint}"
+            f"leaf {path!r} is not part of a layer: a 'kernel' with an optional 'bias'{hint}"
         )
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
@@ -130,7 +130,7 @@ def _check_shapes(layer: Layer, leaves: Sequence[Any]) -> None:
 
 
 def _warn_of_broken_chain(chain: Iterable[Layer], leaves: Sequence[Any]) -> None:
-    """Warn where a layer's number of outputs does not fit the next layer's inputs."""
+    """Warn if a layer's number of outputs does not match the next layer's inputs."""
     for layer, following in itertools.pairwise(chain):
         outputs, inputs = leaves[layer.kernel].shape[-1], leaves[following.kernel].shape[-2]
         # Flattening multiplies the number of channels; a grouped convolution's kernel divides it.

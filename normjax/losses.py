@@ -1,4 +1,4 @@
-"""Losses, errors and margins of classification, one value per example, in nats."""
+"""Classification losses, errors and margins, one value per example, in nats."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from normjax.types import Array, Norm, Params, at_least_float32
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """Return the cross entropy `-ln softmax(z)_y` of each example.
 
-    Tiny losses keep their full relative precision: with `d_j = z_j - z_y` and `m = max d` the loss
-    is `m + log1p(sum exp(d_j - m))`, where the sum omits the largest term, which is 1. The gradient
-    is `softmax(z) - onehot(y)`.
+    Small losses have full relative precision: with `d_j = z_j - z_y` and `m = max d`, the loss is
+    `m + log1p(sum exp(d_j - m))`, where the sum omits the largest term, which is 1. The gradient is
+    `softmax(z) - onehot(y)`.
 
     Example:
       >>> import numpy as np
@@ -41,13 +41,13 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def excess_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return each example's distance from chance, `cross_entropy - ln K`, without cancellation.
+    """Return the excess over chance, `cross_entropy - ln K`, of each example, without cancellation.
 
-    It is computed as `log1p(mean_j expm1(z_j - z_y))`, with full relative precision even where the
+    It is computed as `log1p(mean_j expm1(z_j - z_y))`, with full relative precision even if the
     logits of a normalized network are so small that `cross_entropy` rounds to ln K. To first order
-    it is `mean_j z_j - z_y`, whose rounding errors are carried along as a second float. The
-    precision is absolute, about 1e-7 nats, only where logits of order 1 happen to give an example a
-    loss close to ln K. The gradient is `softmax(z) - onehot(y)`.
+    it is `mean_j z_j - z_y`; its rounding errors are tracked in a second float. The precision is
+    absolute, about 1e-7 nats, only if logits of order 1 happen to give a loss close to ln K. The
+    gradient is `softmax(z) - onehot(y)`.
 
     Example:
       >>> import numpy as np
@@ -61,8 +61,8 @@ def excess_cross_entropy(logits: Array, labels: Array) -> Array:
       labels: `[...]` integers in [0, K).
 
     Returns:
-      `[...]` nats, from `-ln K` upwards, float32 (float64 for float64 logits); NaN for labels
-      out of range.
+      `[...]` nats, at least `-ln K`, float32 (float64 for float64 logits); NaN for labels out of
+      range.
 
     Raises:
       ValueError: shapes or dtypes other than these.
@@ -71,7 +71,7 @@ def excess_cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def classification_error(logits: Array, labels: Array) -> Array:
-    """Return 1 where the label's logit is not the largest (the first, of equal ones), else 0.
+    """Return 1 where the predicted class (the first maximum of the logits) is wrong, else 0.
 
     Example:
       >>> import numpy as np
@@ -98,7 +98,7 @@ def classification_error(logits: Array, labels: Array) -> Array:
 
 
 def margins(logits: Array, labels: Array) -> Array:
-    """Return the margin `z_y - max_{j != y} z_j` of each example, positive where it is right.
+    """Return the margin `z_y - max_{j != y} z_j` of each example, positive if it is correct.
 
     Example:
       >>> import numpy as np
@@ -127,7 +127,7 @@ class Monitored(NamedTuple):
     Attributes:
       normalized_loss: cross entropy of the normalized network, nats.
       normalized_excess: `normalized_loss - ln K`, computed without cancellation.
-      product_norm: the product of the layers' norms.
+      product_norm: product of the layers' norms.
     """
 
     normalized_loss: Array
@@ -146,9 +146,9 @@ def monitor(
 ) -> Monitored:
     """Return the normalized training loss of a batch, from the logits of a training step.
 
-    The paper's closing recommendation is to monitor this loss. It costs one pass over the
-    parameters and none over the data, works under `jit`, `vmap` and `shard_map`, and has no side
-    effects. The mean over an epoch's batches is the loss of the epoch.
+    The paper recommends monitoring this loss. The function makes one pass over the parameters and
+    none over the data, works under `jit`, `vmap` and `shard_map`, and has no side effects. The mean
+    over the batches of an epoch is the loss of the epoch.
 
     Example:
       >>> import numpy as np
@@ -160,7 +160,7 @@ def monitor(
       ['0.1132', '-0.5799', '1.4142']
 
     Args:
-      params: the parameters that gave the logits, batch normalization absorbed
+      params: the parameters that produced the logits, with batch normalization absorbed
         (`absorb_batch_norm`).
       logits: `[..., K]` floating point, of a network that obeys eq. 2.
       labels: `[...]` integers in [0, K).
@@ -189,7 +189,7 @@ def _per_example_jvp(
     primals: tuple[Array, Array],
     tangents: tuple[Array, Array],
 ) -> tuple[Array, Array]:
-    """Differentiate: softmax - onehot, whose entry at the label is minus the sum of the others."""
+    """Apply softmax - onehot; the entry at the label is minus the sum of the others."""
     logits, labels = primals
     is_label = _is_label(logits, labels)
     others = jnp.where(is_label, 0, jax.nn.softmax(logits))
@@ -209,20 +209,20 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
 
 @jax.jit
 def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
-    """Return the cross entropy minus ln K, by whichever of two forms is exact."""
+    """Return the cross entropy minus ln K, by the more accurate of two formulas."""
     num_classes = logits.shape[-1]
-    # If the logits are a product, compilers fuse it into the subtraction without rounding, which
-    # breaks _two_sum. A clip stops them; lax.optimization_barrier does not.
+    # If the logits are a product, compilers fuse it with the subtraction, without rounding, which
+    # breaks _two_sum. A clip prevents this; lax.optimization_barrier does not.
     logits = jnp.clip(logits, jnp.finfo(logits.dtype).min, jnp.finfo(logits.dtype).max)
     differences, rounding = _two_sum(logits, -_label_logits(logits, labels))
-    # expm1(d) = d + second_order(d), of which the first part cancels between the classes.
+    # expm1(d) = d + second_order(d); the first part cancels between the classes.
     is_small = jnp.abs(differences) < 0.5
     total, error = _sum_with_error(
         jnp.where(is_small, differences, jnp.expm1(differences)),
         jnp.where(is_small, rounding + _expm1_minus_identity(differences), 0),
     )
     mean = (total + error) / num_classes
-    # Away from 0, cross entropy minus ln K does not cancel, and does not overflow.
+    # Away from 0, cross entropy minus ln K neither cancels nor overflows.
     return jnp.where(
         jnp.abs(mean) < 0.5,
         jnp.log1p(mean),
@@ -231,7 +231,7 @@ def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return `a + b` rounded, and the rounding error exactly (Knuth, TAOCP 2, 4.2.2)."""
+    """Return the rounded `a + b` and its exact rounding error (Knuth, TAOCP 2, 4.2.2)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
@@ -265,12 +265,12 @@ def _label_logits(logits: Array, labels: Array) -> Array:
 
 
 def _is_label(logits: Array, labels: Array) -> Array:
-    """Return the one-hot mask of the labels, shaped as the logits."""
+    """Return the one-hot mask of the labels, with the shape of the logits."""
     return jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
 
 
 def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the arguments as arrays of at least 32 bits, or raise."""
+    """Return the arguments as arrays of at least 32 bits, or raise ValueError."""
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating point, not {logits.dtype}")
@@ -280,7 +280,7 @@ def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
         raise ValueError(f"logits must be [..., K] with K >= 2 classes, not {logits.shape}")
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}: "
+            f"labels of shape {labels.shape} do not match logits of shape {logits.shape}: "
             f"{logits.shape[:-1]} is needed"
         )
     if labels.dtype.itemsize < 4:

@@ -19,10 +19,10 @@ class HomogeneityCheck(NamedTuple):
 
     Attributes:
       max_abs_error: largest `|f(W; x) - (prod rho_k) * f(W~; x)|` over examples and classes.
-      relative_error: the same, divided by the largest `|f(W; x)|`.
+      relative_error: `max_abs_error` divided by the largest `|f(W; x)|`.
       same_classes: whether both networks predict the same class for every input.
       product_norm: `prod rho_k`.
-      layers: paths of the layers that were found, in order of application.
+      layers: paths of the layers in order of application.
     """
 
     max_abs_error: float
@@ -41,9 +41,9 @@ def param_norms(
 ) -> dict[str, Array]:
     """Return the norm of each layer, the paper's `rho_k`.
 
-    The first layer's kernel and bias are one matrix `[W_1, b_1]`: its bias multiplies a constant
-    input. Later biases do not belong to their layer's norm, because they scale with the product of
-    all norms up to theirs.
+    The first layer's kernel and bias form one matrix `[W_1, b_1]`: the bias multiplies a constant
+    input. Later biases are not part of a norm, because they scale with the product of all norms up
+    to their layer.
 
     Example:
       >>> import numpy as np
@@ -57,8 +57,8 @@ def param_norms(
       params: nested mapping of `kernel` and `bias` leaves of one network; use `jax.vmap` for
         stacked networks.
       norm: see `make_norm`.
-      scale: each norm is divided by it.
-      layers: paths in order of application, where their natural order differs from it.
+      scale: divisor of each norm.
+      layers: paths in order of application, if it differs from the natural order.
 
     Returns:
       `{path: norm}` in order of application; float32 scalars (float64 for float64 leaves), 0
@@ -87,8 +87,8 @@ def product_norm(
 ) -> Array:
     """Return the product of the layers' norms, `rho_1 * ... * rho_K` (paper, eq. 2 and fig. 9).
 
-    Inside `jit`, `vmap` and `grad` a layer of norm 0 counts as 1, as in `normalize_params`, so
-    that eq. 2 stays exact.
+    Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in `normalize_params`, which keeps
+    eq. 2 exact.
 
     Example:
       >>> import numpy as np
@@ -118,12 +118,12 @@ def normalize_params(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> Params:
-    """Divide each layer by its norm, so that `f(W; x) = (prod rho_k) f(W~; x)` (paper, eq. 2).
+    """Divide each layer by its norm: `f(W; x) = (prod rho_k) f(W~; x)` (paper, eq. 2).
 
     Eq. 2 holds exactly for a chain of layers with positively homogeneous activations (ReLU, leaky
-    ReLU, max and average pooling, none); `check_homogeneity` tests it. Kernels and the first bias
-    are divided by their layer's norm, the bias of a later layer k by `rho_1 * ... * rho_k`. Inside
-    `jit`, `vmap` and `grad` a layer of norm 0 is left as it is, with finite gradients.
+    ReLU, max and average pooling, identity); `check_homogeneity` tests it. Kernels and the first
+    bias are divided by the norm of their layer, the bias of a later layer k by `rho_1 * ... *
+    rho_k`. Inside `jit`, `vmap` and `grad`, a layer of norm 0 is unchanged, with finite gradients.
 
     Example:
       >>> import jax
@@ -165,11 +165,11 @@ def check_homogeneity(
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
 ) -> HomogeneityCheck:
-    """Measure how closely a network obeys eq. 2 of the paper on the inputs `x`.
+    """Measure how accurately a network satisfies eq. 2 of the paper on the inputs `x`.
 
-    Both networks run at the highest matmul precision. A relative error around 1e-6 is float32
-    rounding. One above 1e-4 means that the network is not homogeneous, or that its layers were
-    taken in the wrong order (see `layers`).
+    Both networks run at the highest matmul precision. A relative error near 1e-6 is float32
+    rounding. A relative error above 1e-4 means that the network is not homogeneous, or that the
+    order of its layers is wrong (see `layers`).
 
     Example:
       >>> import jax
@@ -212,7 +212,7 @@ def check_homogeneity(
 
 
 def _divisors(norms: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the norms with 1 for 0; raise if one is known to be 0 or negative."""
+    """Replace norms of 0 by 1; raise if a concrete norm is 0 or negative."""
     if not any(isinstance(rho, Tracer) for rho in norms.values()):
         for path, rho in jax.device_get(norms).items():
             if rho <= 0:
@@ -221,6 +221,6 @@ def _divisors(norms: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _divide(leaf: Array, norms: Sequence[Array]) -> Array:
-    """Divide by one norm after the other, as their product may overflow; keep the dtype."""
+    """Divide by one norm at a time, because their product may overflow; keep the dtype."""
     wide = at_least_float32(leaf)
     return functools.reduce(operator.truediv, norms, wide).astype(jnp.result_type(leaf))

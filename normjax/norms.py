@@ -20,12 +20,12 @@ _REAL = (int, float, np.integer, np.floating)
 
 @dataclass(frozen=True)
 class NamedNorm:
-    """A norm with the name that commands and results.csv give it.
+    """A norm with its name in commands and results.csv.
 
     Attributes:
       name: the canonical name; equal norms have equal names.
-      norm: the norm as `make_norm` takes it: p, or `"spectral"`.
-      scale: the norm is divided by it.
+      norm: the argument of `make_norm`: p, or `"spectral"`.
+      scale: divisor of the norm.
     """
 
     name: str
@@ -34,21 +34,21 @@ class NamedNorm:
 
 
 def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
-    """Return the function that takes the norm of one layer, `rho_k = ||W_k|| / scale`.
+    """Return the function that computes the norm of one layer, `rho_k = ||W_k|| / scale`.
 
     The function maps `{"kernel": k}` or, jointly, `{"kernel": k, "bias": b}` to a float32 scalar
-    (float64 for float64 leaves). A layer of zeros has norm 0 with gradient 0, whatever the norm.
-    The entrywise norms neither overflow nor underflow unless their value does.
+    (float64 for float64 leaves). For any norm, a layer of zeros has norm 0 with gradient 0. The
+    entrywise norms neither overflow nor underflow unless their value does.
 
     Args:
       norm: 2 or `"fro"`, the Frobenius norm; any p >= 1, the entrywise Lp norm
         `(sum |w|^p)^(1/p)`; `jnp.inf`, the largest `|w|`; `"spectral"`, see `spectral_norm`; or a
         function of the leaves.
-      scale: the norm is divided by it. The paper's "L1 norm / 100" is `norm=1, scale=100.`.
+      scale: divisor of the norm. The paper's "L1 norm / 100" is `norm=1, scale=100.`.
 
     Raises:
-      ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The function
-        raises it where `norm` returns anything but a scalar.
+      ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The returned
+        function raises it if a custom `norm` does not return a scalar.
     """
     if not isinstance(scale, _REAL) or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, not {scale!r}")
@@ -74,7 +74,7 @@ def parse_norm(text: str) -> NamedNorm:
       True
 
     Raises:
-      ValueError: a norm that is not one of these, p < 1, or a scale that is not positive.
+      ValueError: an unknown norm, p < 1, or a scale that is not positive.
     """
     order, slash, divisor = text.strip().partition("/")
     allowed = "allowed: spectral, fro, inf, any p >= 1, each with an optional /SCALE (1/100)"
@@ -86,13 +86,13 @@ def parse_norm(text: str) -> NamedNorm:
     if not 0 < scale < math.inf:
         raise ValueError(f"norm {text!r} has a scale that is not a positive number; {allowed}")
     if not isinstance(norm, str) and not norm >= 1:
-        raise ValueError(f"norm {text!r} has p < 1, which is no norm; {allowed}")
+        raise ValueError(f"norm {text!r} has p < 1, which is not a norm; {allowed}")
     name = norm if isinstance(norm, str) else _shortest(norm)
     return NamedNorm(name if scale == 1 else f"{name}/{_shortest(scale)}", norm, scale)
 
 
 def norm_name(name: str) -> str:
-    """Write a canonical name in words: "2" is "Frobenius norm", "1/100" is "L1 norm / 100"."""
+    """Return the display name: "2" is "Frobenius norm", "1/100" is "L1 norm / 100"."""
     base, _, scale = name.partition("/")
     words = {"2": "Frobenius norm", "inf": "L∞ norm", "spectral": "spectral norm"}
     default = f"L{base} norm" if re.fullmatch(r"[0-9.]+", base) else base
@@ -108,23 +108,22 @@ def entrywise_exponent(norm: Norm) -> float | None:
 def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
     """Return the spectral norm of a layer, the largest singular value of its linear operator.
 
-    For a dense kernel `[inputs, outputs]` the operator is the matrix. For a convolution's kernel
-    `[*window, inputs, outputs]` it is the *circular*, stride-1, ungrouped, undilated convolution
-    over a grid of `input_size` points a side, not the flattened kernel. The discrete Fourier
-    transform over the grid splits this operator into one `inputs x outputs` matrix per frequency;
-    the norm is the largest of their singular values (Sedghi, Gupta & Long, "The Singular Values of
-    Convolutional Layers", ICLR 2019).
+    For a dense kernel `[inputs, outputs]`, the operator is the matrix. For a convolution kernel
+    `[*window, inputs, outputs]`, it is the *circular*, stride-1, ungrouped, undilated convolution
+    over a grid with side `input_size`, not the flattened kernel. The discrete Fourier transform
+    splits this operator into one `inputs x outputs` matrix per frequency; the norm is their largest
+    singular value (Sedghi, Gupta & Long, "The Singular Values of Convolutional Layers", ICLR 2019).
 
-    The bias, if present, acts as one more input channel that reaches the output through a 1x1
-    window: one more row in each frequency's matrix, or in the dense matrix.
+    The bias, if present, acts as an additional input channel with a 1x1 window: an additional row
+    of each frequency's matrix, or of the dense matrix.
 
-    It bounds the convolutions that networks use. Let `c(n)` be the norm on a grid of `n`.
+    The result bounds the convolutions in networks. Let `c(n)` be the norm on a grid of side `n`.
 
-    - A VALID convolution of an `n x n` input is a part of the circular one, so its norm is at
-      most `c(n)`; a zero-padded one with a window of k is at most `c(n + k - 1)`.
-    - A strided convolution drops outputs of the stride-1 one: its norm is at most the same.
-    - `c(n)` samples a function of continuous frequency. Its maximum, the limit of large n, is the
-      norm on the infinite plane and bounds all of these.
+    - A VALID convolution of an `n x n` input is part of the circular one: its norm is at most
+      `c(n)`. With zero padding and a window of k it is at most `c(n + k - 1)`.
+    - A strided convolution drops outputs of the stride-1 convolution: the same bound holds.
+    - `c(n)` samples a function of continuous frequency. The maximum of this function, the limit of
+      large n, is the norm on the infinite plane and bounds all of these.
 
     Example:
       >>> import numpy as np
@@ -135,7 +134,7 @@ def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
 
     Args:
       leaves: `{"kernel": k}` or `{"kernel": k, "bias": b}`; any number of window dimensions.
-      input_size: points a side of the grid, at least the window's size.
+      input_size: side of the grid, at least the size of the window.
 
     Returns:
       The norm, a scalar of the leaves' dtype.
@@ -156,10 +155,10 @@ def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
 
 
 def _transfer_matrices(kernel: Array, input_size: int) -> Array:
-    """Return the kernel's discrete Fourier transform, complex [frequencies, Cin, Cout].
+    """Return the discrete Fourier transform of a kernel, complex [frequencies, Cin, Cout].
 
-    The kernel is real, so frequencies f and -f have the same singular values: half of them along
-    one axis suffice.
+    The kernel is real, so frequencies f and -f have the same singular values; half of the
+    frequencies along one axis suffice.
     """
     *window, num_in, num_out = kernel.shape
     counts = [input_size // 2 + 1] + [input_size] * (len(window) - 1)
@@ -176,25 +175,25 @@ def _transfer_matrices(kernel: Array, input_size: int) -> Array:
 
 @jax.jit
 def _largest_singular_values(matrices: Array) -> Array:
-    """Return the largest singular value of each matrix of [..., m, n]."""
+    """Return the largest singular value of each matrix in [..., m, n]."""
 
     def largest(matrices):
         return jnp.linalg.svd(matrices, compute_uv=False)[..., 0]
 
     if matrices.ndim == 2 or jax.default_backend() != "cpu":
         return largest(matrices)
-    # A batched SVD on a CPU uses the threads that run the devices, and its caller waits for them.
-    # With several devices at once none is left: a deadlock.
+    # On a CPU, a batched SVD waits for threads of the pool that runs the devices. With several
+    # devices at once, no thread is free: a deadlock.
     return lax.map(largest, matrices.reshape(-1, *matrices.shape[-2:]))
 
 
 def _shortest(number: float) -> str:
-    """Write a number in as few digits as identify it: 2.0 is "2"."""
+    """Return the shortest text that identifies a number: "2" for 2.0."""
     return repr(number).removesuffix(".0")
 
 
 def _norm_function(norm: Norm) -> NormFn:
-    """Return the unscaled norm, with value and gradient 0 at zero."""
+    """Return the unscaled norm function, with value and gradient 0 at zero."""
     if callable(norm):
         return _with_zero(norm)
     if norm == "spectral":
@@ -211,10 +210,10 @@ def _norm_function(norm: Norm) -> NormFn:
 
 
 def _with_zero(norm_fn: NormFn) -> NormFn:
-    """Return the same norm with value and gradient 0 where all leaves are 0.
+    """Return the same norm with value and gradient 0 if all leaves are 0.
 
-    Most norms have no derivative there. The norm is taken of ones instead of zeros, so that neither
-    value nor gradient of the branch that is not selected is NaN.
+    Most norms have no derivative at 0. The norm of ones replaces the norm of zeros, to keep NaN out
+    of the value and gradient of the branch that is not selected.
     """
 
     def safe_norm_fn(leaves: Mapping[str, Array]) -> Array:
@@ -239,9 +238,9 @@ def _largest_magnitude(leaves: Mapping[str, Array]) -> Array:
 def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
     """Return the Lp norm of all entries together, 1 < p < infinity.
 
-    One pass over the entries suffices unless powers overflow or vanish; then a second pass divides
-    the entries by the largest. The loop runs once or not at all. Under `vmap` a `cond` would always
-    run both branches; the loop runs only if some network needs it.
+    One pass over the entries suffices unless powers overflow or underflow; then a second pass
+    divides the entries by the largest one. The loop runs at most once. Under `vmap`, a `cond` would
+    always run both branches; the loop runs only if some network needs it.
     """
 
     def divided(unit):
@@ -256,7 +255,7 @@ def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
         return ~(is_rescaled | ((total > 1e-24) & (total < math.inf)))
 
     def rescale(carry):
-        # The unit was 1. XLA would hoist what does not depend on the carry out of the loop.
+        # The unit was 1. Without the carry, XLA would hoist this computation out of the loop.
         largest = _largest_magnitude(divided(carry[1]))
         unit = jnp.where(largest == 0, 1, largest)
         return sum_of_powers(unit), unit, jnp.bool(True)
@@ -269,7 +268,7 @@ def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
 
 @_entrywise_norm.defjvp
 def _entrywise_norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """Differentiate: sign(w) (|w| / norm)^(p - 1), and 0 for a layer of zeros."""
+    """Apply the derivative sign(w) (|w| / norm)^(p - 1), or 0 for a layer of zeros."""
     (leaves,), (directions,) = primals, tangents
     value = _entrywise_norm(leaves, p)
     unit = jnp.where(value == 0, 1, value)

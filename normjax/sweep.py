@@ -1,4 +1,4 @@
-"""A sweep from its configuration to its report: what every experiment runs."""
+"""Run a sweep, from its configuration to its report."""
 
 import contextlib
 import dataclasses
@@ -33,18 +33,18 @@ def run_sweep(
 ) -> FinishedRun:
     """Train the networks of an experiment and write its tables, figures and report.
 
-    On SIGINT (the Interrupt of a notebook) or SIGTERM, training stops after the epoch with a
-    checkpoint; the same call with `resume=True` in the configuration continues. A folder with a
-    finished run is only read then.
+    On SIGINT (Interrupt in a notebook) or SIGTERM, training stops after the current epoch with a
+    checkpoint. The same call with `resume=True` in the configuration continues the run, or loads
+    it if it is finished.
 
     Args:
-      config: the settings, each as the flag of its name.
+      config: the settings.
       experiment: "random_pretrain", "init_scale", "default_init" or "random_labels".
-      model: your own Linen module instead of `config.model`: standardized float images
-        [N, H, W, C] to logits [N, K], homogeneous in each layer's weights (eq. 2), float32. If it
-        has batch normalization, it needs a field `batch_norm`, `False` for the network without
-        it, and `__call__(images, *, train=False, mask=None)`; if `experiment` varies the initial
-        standard deviation, a field `init_std`.
+      model: your own Linen module instead of `config.model`. It maps standardized float images
+        [N, H, W, C] to logits [N, K] in float32 and is homogeneous in each layer's weights
+        (eq. 2). With batch normalization, it needs `__call__(images, *, train=False, mask=None)`
+        and a field `batch_norm` that `False` turns off. If `experiment` varies the initial
+        standard deviation, it needs a field `init_std`.
       dataset: your own data instead of `config.dataset`: a `Dataset`, or ((images, labels), (test
         images, test labels)) with uint8 [N, H, W, C] and integers [N] from 0.
 
@@ -53,8 +53,8 @@ def run_sweep(
 
     Raises:
       ValueError: a setting, the data, the network or the folder cannot be used; nothing is trained.
-      KeyboardInterrupt: a signal came.
-      MemoryError: the memory is too small for one network.
+      KeyboardInterrupt: a signal arrived.
+      MemoryError: one network does not fit in memory.
       OSError: a file cannot be written.
     """
     finish_sweep(config, experiment, model=model, dataset=dataset)
@@ -68,11 +68,11 @@ def finish_sweep(
     model: nn.Module | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
 ) -> None:
-    """Do what `run_sweep` does, without reading the finished run and its data.
+    """Run a sweep like `run_sweep`, without loading the finished run.
 
     Raises:
-      StoppedError: a signal came.
-      SettingsError, OutOfMemoryError: all processes agree that the run cannot go on.
+      StoppedError: a signal arrived.
+      SettingsError, OutOfMemoryError: the run cannot continue; all processes raise the error.
       OSError: a file cannot be written.
     """
     started = time.monotonic()
@@ -84,7 +84,7 @@ def finish_sweep(
     processes.connect(config.distributed)
     run_dir = Path(config.workdir)
     with processes.together(), contextlib.ExitStack() as stack:
-        # A new folder is made and locked only once all settings and data are known to be good.
+        # A new folder is created and locked only after all settings and data are validated.
         is_new = not (config.resume and (run_dir / RUN_FILE).exists())
 
         def lock() -> None:
@@ -103,7 +103,7 @@ def finish_sweep(
             processes.in_step(lock)
         if processes.all_max(processes.in_step(is_finished)):
             if processes.is_first():
-                print(f"{run_dir}: this run is finished, there is nothing to do")
+                print(f"{run_dir}: this run is finished; nothing to do")
             return
         sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))
         if is_new:
@@ -136,10 +136,10 @@ def name_given(
 def set_up(
     experiment: str, config: SweepConfig, model: nn.Module | None, dataset: Dataset | None
 ) -> Sweep:
-    """Return the sweep, in the groups of an earlier start if there was one.
+    """Return the sweep, with the groups of an earlier start if there was one.
 
     Raises:
-      ValueError: settings, data or network cannot be used, or are not those of the earlier start.
+      ValueError: settings, data or network cannot be used, or differ from the earlier start.
     """
     members = make_members(experiment, config)
     sweep = make_sweep(experiment, config, load_data(config, dataset), members, model)
@@ -149,11 +149,11 @@ def set_up(
         return sweep
     run = read_object(path, groups=list[list[int]], data_digest=str, parameters=dict)
     if run["data_digest"] != record.data_digest(sweep.dataset):
-        raise ValueError(f"--resume: the data are not those of the run in {run_dir}")
+        raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
     if run["parameters"] != sweep.parameters:
-        raise ValueError(f"--resume: the network is not that of the run in {run_dir}")
+        raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")
     if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
-        raise ValueError(f"{path}: its groups are not of members 0 to {len(members) - 1}")
+        raise ValueError(f"{path}: its groups do not hold members 0 to {len(members) - 1}")
     if processes.is_first() and not checkpoints.has_progress(run_dir):
         print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
     groups = [[members[i] for i in group] for group in run["groups"]]

@@ -1,4 +1,4 @@
-"""The types that the library's functions exchange."""
+"""The types of the library."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -34,10 +34,10 @@ class NormFn(Protocol):
 
 
 Norm = float | str | NormFn
-"""What names a norm: p >= 1, `"fro"`, `"spectral"`, or a function of a layer's leaves."""
+"""A norm: p >= 1, `"fro"`, `"spectral"`, or a function of a layer's leaves."""
 
 
 def at_least_float32(x: Any) -> Array:
-    """Return `x` as an array of at least float32; wider dtypes stay."""
+    """Return `x` as an array of at least float32; wider dtypes are kept."""
     x = jnp.asarray(x)
     return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x

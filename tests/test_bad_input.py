@@ -152,10 +152,10 @@ def test_a_folder_that_is_in_use(error_of, invoke, tmp_path):
     (used / "run.json").write_text(json.dumps(run))
     (used / ".lock").touch()
     message = error_of(workdir=used)
-    assert message.startswith(f"error: --workdir={used} holds a run already: give another folder")
+    assert message.startswith(f"error: --workdir={used} already holds a run: give another folder")
     for change, name in (("--learning_rate=0.2", "learning_rate"), ("--norms=2", "norms")):
         message = error_of(change, "--resume", workdir=used)
-        assert message == f"error: --resume: the run in {used} has other --{name}"
+        assert message == f"error: --resume: the run in {used} has a different --{name}"
 
 
 def test_a_folder_of_something_else(error_of, tmp_path):
@@ -163,7 +163,7 @@ def test_a_folder_of_something_else(error_of, tmp_path):
     foreign.mkdir()
     (foreign / "results.csv").write_text("a,b\n")
     for arguments in ([], ["--resume"]):
-        assert "holds the results of something else" in error_of(*arguments, workdir=foreign)
+        assert "holds other results" in error_of(*arguments, workdir=foreign)
     file = tmp_path / "file"
     file.write_text("here")
     assert "a folder is needed, not a file" in error_of(workdir=file)

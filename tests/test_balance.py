@@ -274,7 +274,7 @@ def test_weights_must_be_finite():
 
 def test_layers_must_form_a_chain():
     params = {**mlp_params([4, 6]), "Dense_1": mlp_params([3, 2])["Dense_0"]}
-    with pytest.raises(ValueError, match="'Dense_1' takes 3 inputs, which the 6 outputs of the"):
+    with pytest.raises(ValueError, match="'Dense_1' takes 3 inputs, which does not match the 6"):
         balance_params(params)
 
 
@@ -302,5 +302,5 @@ def test_scales_that_the_dtype_can_not_hold():
 
 def test_sweeps_that_do_not_settle_are_an_error(monkeypatch):
     monkeypatch.setattr(balance, "_MAX_SWEEPS", 2)
-    with pytest.raises(ValueError, match="did not settle within 2 sweeps; they still move by 0"):
+    with pytest.raises(ValueError, match="did not converge in 2 sweeps; they still change by 0"):
         balance_params(mlp_params([4, 5, 6, 3]))

@@ -117,7 +117,7 @@ def test_names_that_cannot_be_in_order_are_warned_of():
     ],
 )
 def test_leaves_that_fit_no_layer_are_named(stray, path):
-    with pytest.raises(ValueError, match=f"leaf '{path}.* fits no layer"):
+    with pytest.raises(ValueError, match=f"leaf '{path}.* is not part of a layer"):
         find_layers({"Dense_0": dense(), **stray})
 
 

@@ -314,7 +314,7 @@ def test_bad_arguments_are_refused(fn):
         fn(params, scale=0)
     with pytest.raises(ValueError, match="layers must name each"):
         fn(params, layers=["Dense_7"])
-    with pytest.raises(ValueError, match=r"'Embed_0/embedding' fits no layer"):
+    with pytest.raises(ValueError, match=r"'Embed_0/embedding' is not part of a layer"):
         fn({**params, "Embed_0": {"embedding": jnp.ones((3, 3))}})
 
 

@@ -206,7 +206,7 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     folder = tmp_path / "run"
     interrupt(run, folder, 0, 3)
     said = error_of(run, folder, "--resume", "--epochs=7", "--norms=2,inf", "--checkpoint_every=9")
-    assert said == f"error: --resume: the run in {folder} has other --epochs, --norms"
+    assert said == f"error: --resume: the run in {folder} has a different --epochs, --norms"
     load = sweep.load_data
 
     def load_others(*args):
@@ -218,7 +218,7 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "load_data", load_others)
         said = error_of(run, folder, "--resume")
-    assert said == f"error: --resume: the data are not those of the run in {folder}"
+    assert said == f"error: --resume: the data differ from those of the run in {folder}"
     (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
     assert error_of(run, folder, "--resume").startswith(f"error: {folder}/run.json: not JSON (")
 

@@ -93,11 +93,11 @@ def test_python_does_what_the_command_does(invoke, tmp_path):
     assert run.table["level"].tolist() == [0.0, 1.0]
     assert (tmp_path / "python" / "report.html").exists()
     # A finished run is refused, or only read.
-    with pytest.raises(ValueError, match=r"holds a run already: give another folder, or --resume"):
+    with pytest.raises(ValueError, match=r"already holds a run: give another folder, or --resume"):
         normjax.run_sweep(config)
     again = normjax.run_sweep(dataclasses.replace(config, resume=True))
     assert again.table.equals(run.table)
-    with pytest.raises(ValueError, match=r"--resume: the run in .* is one of random_pretrain"):
+    with pytest.raises(ValueError, match=r"--resume: the run in .* is of experiment random_pre"):
         normjax.run_sweep(dataclasses.replace(config, resume=True), experiment="random_labels")
 
 
@@ -141,21 +141,21 @@ def test_own_network_and_data(tmp_path):
     folder = tmp_path / "run"
     model, variables = normjax.load_member(folder, 0, model=Small(True))
     assert model == Small(False) and variables["params"].keys() == {"Conv_0", "Dense_0"}
-    with pytest.raises(ValueError, match="the run was given its network Small: give it again"):
+    with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         normjax.load_member(folder, 0)
     with pytest.raises(ValueError, match="the run's dataset is own data: give it again"):
         load_run(folder, model=Small(True))
     with pytest.raises(ValueError, match="the run's model is Small: give it again"):
         load_run(folder, dataset=own_data())
-    with pytest.raises(ValueError, match="the data own data are not those of the run"):
+    with pytest.raises(ValueError, match="the data own data differ from those of the run"):
         load_run(folder, model=Small(True), dataset=own_data(num_test=41))
 
 
 def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
     normjax.run_sweep(normjax.SweepConfig(tmp_path / "run", **SMALL))
-    with pytest.raises(ValueError, match="the run's model is linear: it was not given one"):
+    with pytest.raises(ValueError, match="the run's model is linear: do not pass another"):
         load_run(tmp_path / "run", model=Small())
-    with pytest.raises(ValueError, match="the run's dataset is digits: it was not given one"):
+    with pytest.raises(ValueError, match="the run's dataset is digits: do not pass another"):
         load_run(tmp_path / "run", dataset=load_dataset("digits"))
 
 

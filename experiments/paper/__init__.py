@@ -1,1 +1,1 @@
-"""The paper's figures by number: their runs and networks, and the ledger of the printed numbers."""
+"""The figures of the paper: their runs, their networks and the ledger of printed numbers."""

@@ -1,6 +1,6 @@
-"""The paper's figures as two tables: the runs that they need, and what each of them shows.
+"""The paper's figures as two tables: their runs, and their content.
 
-Figures of the same networks share a run, so that these are trained once.
+Figures that show the same networks share a run.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ SCALES = ("full", "small", "smoke")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that one or several figures are drawn from.
+    """A run that one or more figures use.
 
     Attributes:
-      experiment: the module of `experiments` that is run.
+      experiment: the module of `experiments` to run.
       flagfile: stem of the flagfile with the paper's settings.
       data: "cifar10" or "cifar100"; "" if the experiment draws its own data.
-      shared: flags that the run's other figures need beyond the flagfile.
-      small: flags with which all runs together take about an hour on 2 CPU cores.
-      smoke: flags for the embedded digits, with which all runs together take some minutes.
+      shared: additional flags that other figures of the run need.
+      small: flags for scale "small"; all runs together take about an hour on 2 CPU cores.
+      smoke: flags for scale "smoke", on digits; all runs together take a few minutes.
     """
 
     experiment: str
@@ -35,13 +35,13 @@ class Run:
     smoke: Mapping[str, str]
 
     def flags(self, scale: str) -> dict[str, str]:
-        """Return the flags that follow the flagfile at a scale, without the data set."""
+        """Return the flags in addition to the flagfile at a scale, without the data set."""
         return {**self.shared, **{"full": {}, "small": self.small, "smoke": self.smoke}[scale]}
 
 
 @dataclasses.dataclass(frozen=True)
 class PrintedLine:
-    """The numbers that the paper prints beside a line; losses in nats."""
+    """The numbers that the paper prints for a line; losses in nats."""
 
     slope: float
     intercept: float
@@ -55,15 +55,15 @@ class PaperFigure:
     """One figure of the paper.
 
     Attributes:
-      run: key of its run in `RUNS`.
-      plot: draws it, as the `plot_*` of `normjax.plots.paper`; the flagfile says in which norm.
-      is_at_target: whether it shows the networks nearest the target loss, not the last epoch's.
-      families: the families of networks that it shows.
-      only_level: the only corruption level that it shows; None if it shows all.
+      run: key of the run in `RUNS`.
+      plot: the plotting function from `normjax.plots.paper`; the flagfile sets the norm.
+      is_at_target: whether the figure shows networks at the target loss, not the last epoch.
+      families: the families of the networks.
+      only_level: the only corruption level of the figure; None for all.
       has_line: whether a line is fitted to normalized test against normalized training loss.
-      printed: the line's numbers, where the paper prints them.
-      train_losses: the least and the greatest training loss of its networks, as trained, that the
-        paper gives; the same twice where the paper gives the one that all are nearest to.
+      printed: the numbers of the line, if the paper prints them.
+      train_losses: the smallest and largest training loss that the paper gives, as trained; equal
+        if the paper gives one target for all networks.
     """
 
     run: str
@@ -224,15 +224,15 @@ FIGURES = {
     "15": PaperFigure("cifar100_init", _FOUR, True, (*_INIT, _RANDOM), train_losses=_NEAR),
 }
 
-# Section 3.1.1, and the recommendation to practitioners: figures of ours, with their runs.
+# Our own figures and their runs: section 3.1.1 and the recommendation to practitioners.
 OTHER_FIGURES = {"linear": "linear", "monitor": "convnet3"}
 
 
 def run_of(name: str) -> str:
-    """Return the key in `RUNS` of the run that a figure is drawn from."""
+    """Return the key in `RUNS` of a figure's run."""
     return FIGURES[name].run if name in FIGURES else OTHER_FIGURES[name]
 
 
 def stem_of(name: str) -> str:
-    """Return the name, without suffix, of a figure's file and its flagfile: fig04, linear."""
+    """Return the stem of a figure's file and flagfile, such as fig04 or linear."""
     return f"fig{int(name):02}" if name in FIGURES else name

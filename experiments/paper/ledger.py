@@ -1,7 +1,7 @@
-"""The ledger: every number that the paper prints beside what our networks gave.
+"""The ledger: every number that the paper prints, next to ours.
 
-A row holds a measured number, or says "not run" and why. Lines and their intervals are those of
-`explain_line` on the figure's networks; nothing is fitted here.
+A row has a measured number, or "not run" and the reason. Lines and intervals come from
+`explain_line` on the figure's networks.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ LINE = {
     "adjusted_r2": "adjusted R2",
     "rmse": "RMSE",
 }
-LOSSES = {"least_loss": "least training loss", "greatest_loss": "greatest training loss"}
+LOSSES = {"least_loss": "smallest training loss", "greatest_loss": "largest training loss"}
 NOT_RUN, NOT_PRINTED = "not run", "not printed"
 
 
@@ -33,15 +33,15 @@ class LedgerRow:
     """One number of one figure; the fields are the columns of ledger.csv.
 
     Attributes:
-      figure: its number.
-      quantity: a value of `LINE` or of `LOSSES`.
-      paper: the printed number; None if there is none.
-      ours: ours; None if there is none.
-      ours_low: lower end of its 95% interval; None if there is none.
-      ours_high: upper end.
-      networks: how many networks it is of.
-      settings_that_differ: settings and other things that are not as in the paper.
-      reason: why there is no number of ours, or no interval; "" if there are both.
+      figure: number of the figure.
+      quantity: a value of `LINE` or `LOSSES`.
+      paper: the printed number, or None.
+      ours: our number, or None.
+      ours_low: lower end of our 95% interval, or None.
+      ours_high: upper end, or None.
+      networks: number of networks.
+      settings_that_differ: differences from the paper.
+      reason: why our number or its interval is missing, or "".
     """
 
     figure: str
@@ -56,12 +56,12 @@ class LedgerRow:
 
 
 def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> list[LedgerRow]:
-    """Return the rows of a figure whose run is finished.
+    """Return the rows of a figure with a finished run.
 
     Args:
-      name: the figure's number.
-      networks: those that it shows.
-      settings: those that differ, see `networks.settings_that_differ`.
+      name: number of the figure.
+      networks: its networks.
+      settings: the result of `networks.settings_that_differ`.
     """
     found = networks.found
     losses = networks.table["train_loss"][is_finite(networks.table)]
@@ -85,7 +85,7 @@ def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> lis
 
 
 def missing_rows(name: str, reason: str) -> list[LedgerRow]:
-    """Return the rows of a figure without numbers of ours."""
+    """Return the rows of a figure without our numbers."""
     return [dataclasses.replace(row, reason=reason) for row in _empty_rows(name).values()]
 
 
@@ -109,11 +109,11 @@ def write_markdown(
     """Write the ledger as a page and replace `path` atomically.
 
     Args:
-      path: of the page.
-      rows: of all figures.
-      stops: when the losses would have stopped the networks of each level.
-      no_stops_because: why there are none, "" if there are.
-      runs: see `runs.finished_runs`.
+      path: path of the page.
+      rows: the rows of all figures.
+      stops: the stopping epochs of each level.
+      no_stops_because: why `stops` is empty, or "".
+      runs: the result of `runs.finished_runs`.
     """
     notes: dict[str, int] = {}
     for row in rows:
@@ -132,7 +132,7 @@ def write_markdown(
 
 
 def _empty_rows(name: str) -> dict[str, LedgerRow]:
-    """Return a figure's rows without ours, by quantity: all that is printed, or the line's R2."""
+    """Return {quantity: row without our number}: all printed numbers, or the line's R2."""
     figure = FIGURES[name]
     printed: dict[str, float | None] = {}
     if figure.train_losses is not None:

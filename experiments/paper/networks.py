@@ -1,4 +1,4 @@
-"""The networks of each of the paper's figures, chosen from a run, and how they were explained."""
+"""Choose the networks of each of the paper's figures from a run, and explain their line."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from experiments.paper.runs import flagfile_of, read_flags
 from normjax.controls.explain import Explanation, explain_line
 from normjax.results.table import on_own_labels, read_results, selection_name
 
-_MIN_NETWORKS = 3  # of a line
+_MIN_NETWORKS = 3  # for a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Networks:
     """The networks of a figure.
 
     Attributes:
-      table: their rows of one selection and norm; diverged networks have NaN in their losses.
-      found: their explanation.
-      remarks: what is not as in the paper's figure.
+      table: rows of one selection and norm; losses of diverged networks are NaN.
+      found: the explanation of the line.
+      remarks: differences from the paper's figure.
     """
 
     table: pd.DataFrame
@@ -33,7 +33,7 @@ def networks_of(name: str, run_dir: Path) -> Networks:
     """Return the networks of one of the paper's figures, from a finished run.
 
     Raises:
-      OSError: a file can not be read.
+      OSError: a file cannot be read.
       ValueError: a file is damaged, the run has several target losses, or there are no networks.
     """
     paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
@@ -48,19 +48,19 @@ def networks_of(name: str, run_dir: Path) -> Networks:
 
 
 def choose_networks(figure: PaperFigure, table: pd.DataFrame, norm: str, target: str) -> Networks:
-    """Return the networks that a figure shows, evaluated on the labels they were trained on.
+    """Return the networks of a figure, evaluated on the labels they were trained on.
 
-    Where fewer than three networks reached the target loss at zero training error, those of the
-    last epoch are taken, and a remark says so.
+    If fewer than three networks reached the target loss at zero training error, the networks of
+    the last epoch are used, with a remark.
 
     Args:
       figure: the figure.
-      table: the results of its run.
-      norm: the figure's norm, as in the results.
-      target: the run's target loss, as in the results, for figures at the target.
+      table: the results of the run.
+      norm: the norm of the figure, as in the results.
+      target: the target loss of the run, as in the results.
 
     Raises:
-      ValueError: there are no networks with finite losses.
+      ValueError: no network has finite losses.
     """
     table = on_own_labels(table)
     is_shown = (table["norm"] == norm) & table["family"].isin(figure.families)
@@ -73,13 +73,13 @@ def choose_networks(figure: PaperFigure, table: pd.DataFrame, norm: str, target:
     if len(chosen) < _MIN_NETWORKS and figure.is_at_target:
         remarks.append(
             f"{len(chosen)} networks at {selection_name(selection)} and zero training error: "
-            "those of the last epoch are taken"
+            "the last epoch is used instead"
         )
         chosen = table[table["selection"] == "final"]
     num_members = table["member"].nunique()
     if len(chosen) < num_members:
         remarks.append(
-            f"{num_members - len(chosen)} of {num_members} networks left out, never at "
+            f"{num_members - len(chosen)} of {num_members} networks excluded: no snapshot at "
             f"{selection_name(selection)} and zero training error"
         )
     if chosen.empty:
@@ -88,24 +88,24 @@ def choose_networks(figure: PaperFigure, table: pd.DataFrame, norm: str, target:
     if not found.num_networks:
         raise ValueError(f"none of the {len(chosen)} networks has finite losses")
     if found.num_diverged:
-        remarks.append(f"{found.num_diverged} of {num_members} networks left out as diverged")
+        remarks.append(f"{found.num_diverged} of {num_members} networks excluded: diverged")
     if num_unfitted := len(found.not_interpolating):
-        remarks.append(f"{num_unfitted} of {num_members} networks above zero training error")
+        remarks.append(f"{num_unfitted} of {num_members} networks have nonzero training error")
     return Networks(chosen, found, tuple(remarks))
 
 
 def settings_that_differ(
     figure: PaperFigure, paper: Mapping[str, str], ours: Mapping[str, str]
 ) -> list[str]:
-    """Return the settings of a run that are not those of a figure's flagfile, each in words.
+    """Describe the settings of a run that differ from a figure's flagfile.
 
-    Compared are the flags that the flagfile names, and the numbers of images. The norm, a lone
-    level and, for figures of the last epoch, the target loss are chosen per figure.
+    Only flags in the flagfile and the numbers of images are compared. The norm, a single level and,
+    for figures of the last epoch, the target loss are chosen per figure and ignored.
 
     Args:
       figure: the figure.
-      paper: the flagfile's values by name.
-      ours: those of the run's flags.txt.
+      paper: {flag: value} from the flagfile.
+      ours: {flag: value} from the run's flags.txt.
     """
     own = {"workdir", "norms"}
     if not figure.is_at_target:
@@ -121,7 +121,7 @@ def settings_that_differ(
 
 
 def _canonical(text: str) -> list[float | str]:
-    """Return a flag's value as it is compared: 0.50 is 0.5, True is true."""
+    """Return a flag's value in canonical form: 0.50 equals 0.5, True equals true."""
     return [_number(item.strip()) for item in text.split(",") if item.strip()]
 
 

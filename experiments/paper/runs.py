@@ -1,4 +1,4 @@
-"""The runs that the paper's figures are drawn from: their commands, and what they wrote."""
+"""The runs of the paper's figures: their commands and their records."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from normjax.data import dataset_label, load_dataset
 from normjax.files import one_line, read_object, read_text
 from normjax.training.checkpoints import RUN_FILE
 
-# What run.json holds for a run of networks.
+# Fields of run.json for a run of networks.
 _NETWORKS = {"dataset": str, "model": str, "train_images": int, "groups": list[list[int]]}
 _NETWORKS |= {"devices": list[str]}
 
@@ -23,8 +23,8 @@ def dataset_of(run: str, scale: str, datasets: Mapping[str, str]) -> str | None:
 
     Args:
       run: key in `RUNS`.
-      scale: at "smoke" all data are the embedded digits.
-      datasets: --dataset of "cifar10" and "cifar100".
+      scale: one of `figures.SCALES`; "smoke" uses the embedded digits.
+      datasets: {"cifar10" or "cifar100": value of --dataset}.
     """
     data = RUNS[run].data
     if not data:
@@ -35,14 +35,14 @@ def dataset_of(run: str, scale: str, datasets: Mapping[str, str]) -> str | None:
 def command_of(
     run: str, scale: str, dataset: str | None, data_dir: str | None, run_dir: Path
 ) -> list[str]:
-    """Return the arguments for Python that start a run, or resume it.
+    """Return the arguments for Python that start or resume a run.
 
     Args:
       run: key in `RUNS`.
       scale: one of `figures.SCALES`.
-      dataset: the run's --dataset, None for none.
-      data_dir: the run's --data_dir, None for none.
-      run_dir: the run's --workdir.
+      dataset: value of --dataset, or None.
+      data_dir: value of --data_dir, or None.
+      run_dir: value of --workdir.
     """
     spec = RUNS[run]
     values = spec.flags(scale)
@@ -61,9 +61,9 @@ def command_of(
 
 
 def why_no_data(dataset: str | None, data_dir: str | None, run_dir: Path) -> str:
-    """Return why a run's data can not be loaded, in one line; "" if they can.
+    """Return, in one line, why a run's data cannot be loaded, or "".
 
-    A run that was started needs no check here, and neither does one that draws its own data.
+    Runs that were already started and runs that draw their own data are not checked.
     """
     if dataset is None or (run_dir / RUN_FILE).exists():
         return ""
@@ -75,10 +75,10 @@ def why_no_data(dataset: str | None, data_dir: str | None, run_dir: Path) -> str
 
 
 def train(run: str, command: list[str]) -> str:
-    """Run a command in its own process, so that its memory is free for the next one.
+    """Run a command in its own process, which frees its memory for the next one.
 
     Returns:
-      Why it failed, in one line; "" if it did not.
+      Why it failed, in one line, or "".
     """
     print(f"{run}: python {shlex.join(command)}", flush=True)
     lines = [""]
@@ -94,21 +94,21 @@ def is_finished(run_dir: Path) -> bool:
     """Return whether the folder holds a finished run.
 
     Raises:
-      ValueError, OSError: its run.json is damaged or can not be read.
+      ValueError, OSError: run.json is damaged or cannot be read.
     """
     path = run_dir / RUN_FILE
     return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 def finished_runs(runs_dir: Path) -> dict[str, dict[str, Any]]:
-    """Return what the finished runs say of themselves, for the ledger.
+    """Return the records of the finished runs, for the ledger.
 
     Returns:
       By key in `RUNS`: "experiment", "wall_time_s", "git_commit"; for runs of networks also
-      "networks" (how many), "dataset" (its label), "model", "train_images", "devices".
+      "networks" (number), "dataset" (label), "model", "train_images", "devices".
 
     Raises:
-      ValueError, OSError: a run.json is damaged or can not be read.
+      ValueError, OSError: a run.json is damaged or cannot be read.
     """
     records = {}
     for run in RUNS:
@@ -130,19 +130,19 @@ def flagfile_of(name: str) -> Path:
 
 
 def read_flags(path: Path, *needed: str) -> dict[str, str]:
-    """Return the values by name of a flagfile with lines --name=value.
+    """Return {name: value} of a flagfile with lines --name=value.
 
     Raises:
-      OSError: the file can not be read.
-      ValueError: a line is something else, or a needed flag is missing.
+      OSError: the file cannot be read.
+      ValueError: a line has another form, or a needed flag is missing.
     """
     values = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip() and not line.startswith("#"):
             found = re.fullmatch(r"--(\w+)=(.*)", line.strip())
             if not found:
-                raise ValueError(f"{path}, line {number}: not a flag as --name=value")
+                raise ValueError(f"{path}, line {number}: must have the form --name=value")
             values[found[1]] = found[2]
     if missing := [name for name in needed if name not in values]:
-        raise ValueError(f"{path}: there is no --{missing[0]}")
+        raise ValueError(f"{path}: --{missing[0]} is missing")
     return values

@@ -1,1 +1,1 @@
-"""Is the line real? `normjax.explain_line` and what it is made of."""
+"""Is the line real? `normjax.explain_line` and its parts."""

@@ -1,8 +1,8 @@
-"""Is the line real? The one analysis of a run's selection and norm.
+"""Is the line real? The analysis of one selection and norm of a run.
 
-To first order ln K - CE = mean(f_y - mean_k f_k): the normalized losses are mean centered margins
-on the training and on the test set, both divided by the same product of norms. Networks with
-unrelated margins would still line up with (ln K, ln K) if their product norms differ enough.
+To first order, ln K - CE = mean(f_y - mean_k f_k): both normalized losses are mean centered
+margins, divided by the same product of norms. Networks with unrelated margins therefore still lie
+near a line through (ln K, ln K) if their product norms differ enough.
 """
 
 import dataclasses
@@ -55,20 +55,20 @@ MEASURE_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class NetworkControls:
-    """One network among the others; margins are raw, to first order.
+    """The values of one network; margins are raw, to first order.
 
     Attributes:
-      name: its number, family, level and seed.
+      name: number, family, level and seed.
       family: "pretrain", "init_scale", "default_init" or "random_labels".
-      level: corruption fraction, or the initial standard deviation.
-      has_random_labels: whether it was trained, and is evaluated, on random labels.
+      level: corruption fraction or initial standard deviation.
+      has_random_labels: whether it was trained and is evaluated on random labels.
       product_norm: rho.
-      train_excess: normalized training loss - ln K, nats.
-      test_excess: normalized test loss - ln K, nats.
+      train_excess: normalized training loss minus ln K, nats.
+      test_excess: normalized test loss minus ln K, nats.
       train_margin: -train_excess * rho.
       test_margin: -test_excess * rho.
-      margin_ratio: test_margin / train_margin; None without a training margin.
-      cooks_distance: its influence on the line of normalized losses; None if not defined.
+      margin_ratio: test_margin / train_margin; None if the training margin is zero.
+      cooks_distance: influence on the line of normalized losses; None if undefined.
     """
 
     name: str
@@ -86,41 +86,41 @@ class NetworkControls:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """What a line of normalized losses is made of. A field is None where `reasons` says why.
+    """The analysis of a line of normalized losses. `reasons` explains each field that is None.
 
-    Networks of random labels have test margins near zero whatever they learned. Only the fields
-    marked "all networks" include them.
+    Networks with random labels have test margins near zero regardless of what they learned. Only
+    the fields marked "all networks" include them.
 
     Attributes:
       verdict: "artifact of the shared divisor", "supported" or "undecided" (`verdict.judge`).
-      because: the numbers that decided it.
-      selection: selection of the networks, as in results.csv.
-      norm: norm that normalizes them, as in results.csv.
-      num_networks: number of all networks with finite losses, each on its own labels.
+      because: the numbers behind the verdict.
+      selection: the selection, as in results.csv.
+      norm: the norm, as in results.csv.
+      num_networks: number of networks with finite losses, each on its own labels.
       num_random_labels: how many of these have random labels.
-      num_diverged: how many others have a loss or norm that is not finite.
-      left_out: {network of the run that is not among them: reason}.
-      not_interpolating: networks among them with a training error above zero.
+      num_diverged: number of networks with a loss or norm that is not finite.
+      left_out: {network of the run that is not analyzed: reason}.
+      not_interpolating: analyzed networks with a training error above zero.
       num_classes: K; None without networks.
       ln_num_classes: ln K, nats.
-      fit: normalized test on normalized training loss, all networks, as in the paper's figures.
-      raw_fit: the same of the losses as trained.
+      fit: normalized test loss on normalized training loss, all networks, as in the paper.
+      raw_fit: the same for the losses as trained.
       bootstrap: intervals of `fit`, over levels.
-      fit_without_random_labels: as `fit`, true labels only; equal to it without random labels.
-      raw_fit_without_random_labels: as `raw_fit`, true labels only.
-      bootstrap_without_random_labels: as `bootstrap`, true labels only.
+      fit_without_random_labels: like `fit`, for true labels only.
+      raw_fit_without_random_labels: like `raw_fit`, for true labels only.
+      bootstrap_without_random_labels: like `bootstrap`, for true labels only.
       anchored_fit: the line through (ln K, ln K), in terms of the excess.
-      divisor_fit: normalized test loss on 1 / rho, without any training loss.
-      deming: the line with errors in both variables of equal variance.
-      norm_permutation: R2 with the product norms shuffled, each network's margins kept.
-      margin_shuffle: the line with training and test margins shuffled, norms kept.
-      ratio: of raw test to training margin.
-      prediction: raw test margins of levels left out, from the line and from the norms alone.
+      divisor_fit: normalized test loss on 1 / rho, without the training loss.
+      deming: the line with errors of equal variance in both variables.
+      norm_permutation: R2 with product norms shuffled and margins kept.
+      margin_shuffle: the line with training and test margins shuffled and norms kept.
+      ratio: the ratio of raw test to training margin.
+      prediction: raw test margins of left-out levels, from the line and from the norms alone.
       leave_out: {"network", "level", "family"}: prediction errors of the normalized test loss, all
-        networks; that of families says whether random labels lie on the line of the true ones.
+        networks; "family" shows whether random labels lie on the line of the true labels.
       error_ranking: {measure: rank correlation with the test error}.
       networks: all networks.
-      thresholds: what the verdict rests on.
+      thresholds: the thresholds of the verdict.
       reasons: {name of a field: why it is None}.
     """
 
@@ -163,18 +163,18 @@ def explain_line(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> Explanation:
-    """Explain the line of normalized losses: all controls that need results.csv only.
+    """Explain the line of normalized losses with all controls that need only results.csv.
 
     Args:
       results: a results table, a results.csv, or the folder of a run.
-      selection: as in results.csv; by default "final", or the first one.
-      norm: as in results.csv; by default "2", or the first one.
-      num_draws: shuffles in each of the permutation tests.
+      selection: as in results.csv; by default "final", or the first selection.
+      norm: as in results.csv; by default "2", or the first norm.
+      num_draws: shuffles per permutation test.
       seed: seed of the shuffles and bootstraps.
 
     Raises:
-      FileNotFoundError: there is no results.csv.
-      ValueError: the file is damaged, the table is empty, or has no such selection or norm.
+      FileNotFoundError: results.csv does not exist.
+      ValueError: the file is damaged, or the table is empty or lacks the selection or norm.
     """
     table = results if isinstance(results, pd.DataFrame) else read_results(results)
     table = on_own_labels(table)
@@ -268,10 +268,11 @@ def choose_rows(
 ) -> pd.DataFrame:
     """Return the rows of one selection and norm, each network on the labels it was trained on.
 
-    By default those that a report opens with: the last epoch and the Frobenius norm.
+    The defaults are the last epoch and the Frobenius norm, as at the top of a report.
 
     Raises:
-      ValueError: no rows, or none of that selection or norm; the message lists those there are.
+      ValueError: the table is empty, or lacks the selection or norm; the message lists the valid
+        ones.
     """
     table = on_own_labels(table)
     if table.empty:
@@ -282,7 +283,7 @@ def choose_rows(
 
 
 def _with_margins(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows with the columns that the controls need beside those of results.csv."""
+    """Add the columns that the controls need to the rows of results.csv."""
     excess = rows["normalized_train_excess"], rows["normalized_test_excess"]
     return rows.assign(
         name=member_names(rows),
@@ -300,7 +301,7 @@ def _excess_of(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
-    """Return the run's networks that are not among those explained, each with its reason."""
+    """Return {network of the run that is not analyzed: reason}."""
     members = table.drop_duplicates("member").sort_values("member")
     members = members[~members["member"].isin(every["member"])]
     absent = f"no snapshot at zero training error for selection {group['selection'].iloc[0]}"
@@ -313,7 +314,7 @@ def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> 
 
 
 def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
-    """Return the networks one by one."""
+    """Return the controls of each network."""
     known = [math.nan] * len(every) if distances is None else distances.tolist()
     names = [field.name for field in dataclasses.fields(NetworkControls)][:-2]
     rows = every.to_dict("records")

@@ -1,7 +1,7 @@
-"""Controls of the line that need every example's logits: what divisor and noise do to it.
+"""Controls that need the logits of every example: the effects of divisor and sampling noise.
 
-A network's logits are measured once, at many divisors (`measure_network`); all lines follow from
-these means (`explain_logits`).
+`measure_network` reduces the logits of a network to mean losses at many divisors.
+`explain_logits` computes all lines from these means.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ from normjax.statistics.resampling import LineBootstrap, bootstrap_line
 NUM_TEMPERATURES = 17
 SPLITS = ("train", "test")
 DIVISORS = ("product_norm", "balanced", "last_layer", "rms", "one_norm")
-NOT_BALANCED = "networks are balanced for entrywise norms only"
+NOT_BALANCED = "balancing is defined for entrywise norms only"
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkLogits:
-    """One network's logits, and its own divisors.
+    """The logits and the divisors of one network.
 
     Attributes:
-      train_logits: float32 [N, K], of the network as trained, on the training set.
+      train_logits: float32 [N, K], as trained, on the training set.
       train_labels: int32 [N], the labels it was trained on.
-      test_logits: as train_logits, on the test set.
+      test_logits: like `train_logits`, on the test set.
       test_labels: int32 [N].
       product_norm: rho.
-      last_norm: norm of its last layer.
-      balanced_product_norm: rho after `balance_params`; None if it is not defined.
+      last_norm: norm of the last layer.
+      balanced_product_norm: rho after `balance_params`; None if undefined.
     """
 
     train_logits: np.ndarray
@@ -50,16 +50,16 @@ class NetworkLogits:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkMeasures:
-    """What is kept of a network's logits, in nats.
+    """The statistics of a network's logits, in nats.
 
     Attributes:
-      train_margin: mean over the training examples of f_y - mean_k f_k, not normalized.
+      train_margin: mean of f_y - mean_k f_k over the training examples, not normalized.
       test_margin: the same over the test examples.
-      train: {name of a divisor: mean training loss - ln K of the logits over it, float64 [1 or
-        more]}.
-      test: the same of the test loss.
-      test_examples: float32 [N], loss - ln K of each test example at the network's own rho.
-      train_variance: sampling variance of the mean at rho, over the training examples.
+      train: {divisor: mean excess of the training loss with the logits divided by each of its
+        values, float64 [1 or more]}.
+      test: the same for the test loss.
+      test_examples: float32 [N], excess of each test example at the network's own rho.
+      train_variance: sampling variance of the mean training excess at rho.
     """
 
     train_margin: float
@@ -72,16 +72,15 @@ class NetworkMeasures:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """The error that a finite test set gives by itself, in nats.
+    """The sampling error of a finite test set, in nats.
 
     Attributes:
       rmse: RMSE of the line.
-      of_a_loss: standard error of one normalized test loss: root mean over the networks of the
-        variance over test examples / N.
-      of_a_residual: the line's RMSE that such errors give. All networks see the same test
-        images, so most of the error is common to all and moves the line, not its residuals. With C
-        the covariance of the losses and M the matrix that makes residuals, sqrt(tr(M C) / (n - 2)).
-      num_examples: N.
+      of_a_loss: standard error of one normalized test loss (root mean square over the networks).
+      of_a_residual: RMSE of a line that only sampling error would cause. All networks share the
+        test images, so most of the error is common and moves the line, not its residuals. It is
+        sqrt(tr(M C) / (n - 2)), with C the covariance of the losses and M the residual maker.
+      num_examples: number N of test examples.
     """
 
     rmse: float
@@ -92,11 +91,11 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class FirstOrder:
-    """How much of ln K - loss is mean centered margin / rho; the rest is of second order.
+    """The fraction of ln K - loss that is mean centered margin / rho; the rest is second order.
 
     Attributes:
-      train: least and greatest fraction over the networks, training set. None if a loss is ln K.
-      test: the same, test set.
+      train: smallest and largest fraction on the training set; None if a loss equals ln K.
+      test: the same on the test set.
       fit: the line of the first-order losses, ln K - margin / rho.
     """
 
@@ -107,24 +106,24 @@ class FirstOrder:
 
 @dataclasses.dataclass(frozen=True)
 class LogitExplanation:
-    """Controls from the logits of n networks. A field is None where `reasons` says why.
+    """Controls from the logits of n networks. `reasons` explains each field that is None.
 
     Attributes:
       first_order: the split of the excess into mean centered margin and second order.
-      norm_permutation: R2 with the norms shuffled; the losses are computed from every network's own
-        logits at every other network's norm, without an approximation.
-      ratio: of the exact raw margins.
+      norm_permutation: R2 with the norms shuffled; exact, from each network's logits at every
+        norm.
+      ratio: the ratio of the exact raw margins.
       fits: {divisor: line of test on training loss}: "product_norm" (the paper's), "balanced"
         (product norm of the balanced weights), "last_layer" (norm of the last layer only), "rms"
-        (the logits' own root mean square on the training set), "one_norm" (the geometric mean rho
-        for all networks: no divisor of its own for any).
+        (root mean square of the logits on the training set), "one_norm" (the geometric mean of rho
+        for all networks).
       points: {divisor: (training losses [n], test losses [n])} of these lines.
-      temperatures: [T] further divisors; over "one_norm", the first leaves the logits as trained.
+      temperatures: [T] further divisors; with "one_norm", the first leaves the logits as trained.
       temperature_r2: {"product_norm" or "one_norm": R2 of the line at each temperature, [T]}.
-      temperature_slope: the same of the slope.
+      temperature_slope: the same for the slope.
       bootstrap: intervals over levels and test examples.
-      deming: the line with errors in both losses, in the proportion of their sampling variances.
-      sampling: the error of the finite test set.
+      deming: the line with errors in both losses, in the ratio of their sampling variances.
+      sampling: the sampling error of the test set.
       reasons: {name of a field: why it is None}.
     """
 
@@ -143,12 +142,12 @@ class LogitExplanation:
 
 
 def geometric_mean(product_norms: Sequence[float]) -> float:
-    """Return the one norm that replaces the networks' own."""
+    """Return the geometric mean, the common norm of all networks."""
     return math.exp(np.mean(np.log(product_norms)))
 
 
 def temperatures_of(product_norms: Sequence[float]) -> np.ndarray:
-    """Return divisors of normalized logits [T], from the scale of networks as trained to 10."""
+    """Return divisors [T] of normalized logits, from the scale of trained networks to 10."""
     return np.geomspace(min(0.1, 1 / geometric_mean(product_norms)), 10, NUM_TEMPERATURES)
 
 
@@ -156,8 +155,8 @@ def measure_network(network: NetworkLogits, product_norms: Sequence[float]) -> N
     """Return a network's mean losses at all divisors that `explain_logits` needs.
 
     Args:
-      network: the network's logits.
-      product_norms: n product norms, of all networks.
+      network: the logits of the network.
+      product_norms: the product norms of all n networks.
 
     Raises:
       ValueError: see `excess_cross_entropy`.
@@ -200,10 +199,10 @@ def explain_logits(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> LogitExplanation:
-    """Explain a line by all controls from the logits of its networks of true labels.
+    """Explain a line with the logits of its networks with true labels.
 
     Args:
-      networks: n networks' measures, made with the same product norms.
+      networks: the measures of n networks, made with the same product norms.
       product_norms: n product norms.
       levels: n labels; networks of one label are not independent.
       ln_num_classes: ln K.
@@ -217,7 +216,7 @@ def explain_logits(
     attempt = partial(regression.attempt, reasons)
 
     def excess_at(name: str) -> np.ndarray:
-        """Return float64 [2, n, divisors] of training and test set."""
+        """Return the excess on the training and test set, float64 [2, n, divisors]."""
         return np.array([[getattr(n, split)[name] for n in networks] for split in SPLITS])
 
     def line(excess: np.ndarray) -> LineFit:
@@ -271,7 +270,7 @@ def explain_logits(
 def _first_order(
     first: np.ndarray, excess: np.ndarray, line: Callable[[np.ndarray], LineFit]
 ) -> FirstOrder:
-    """Return the split, from margins / rho [2, n] and the excess [2, n]."""
+    """Return the split of the excess [2, n], given margins / rho [2, n]."""
 
     def extremes(margins: np.ndarray, losses: np.ndarray) -> tuple[float, float] | None:
         if (losses == 0).any():
@@ -285,7 +284,7 @@ def _first_order(
 def _deming(
     networks: Sequence[NetworkMeasures], examples: np.ndarray, losses: np.ndarray
 ) -> DemingFit:
-    """Fit the line with errors in both, in the proportion of the sampling variances."""
+    """Fit the line with errors in both losses, in the ratio of their sampling variances."""
     train = np.mean([network.train_variance for network in networks])
     test = np.mean(_sampling_variances(examples))
     if not train > 0:
@@ -294,7 +293,7 @@ def _deming(
 
 
 def _sampling(excess: np.ndarray, examples: np.ndarray, fit: LineFit) -> Sampling:
-    """Return the finite test set's error, from each example's excess [n, N]."""
+    """Return the sampling error of the test set, from the excess [n, N] of each example."""
     num_networks, num_examples = examples.shape
     deviations = examples - examples.mean(axis=1, keepdims=True, dtype=np.float64)
     columns = np.stack([np.ones(num_networks), excess[0] / np.abs(excess[0]).max()], axis=1)
@@ -325,13 +324,13 @@ def _mean_margin(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _mean_excess(logits: np.ndarray, labels: np.ndarray, divisors: np.ndarray) -> np.ndarray:
-    """Return the mean loss - ln K of the logits over each divisor, float64."""
+    """Return the mean excess of the logits divided by each divisor, float64."""
     return np.array(
         [np.mean(_excess(logits, labels, divisor), dtype=np.float64) for divisor in divisors]
     )
 
 
 def _excess(logits: np.ndarray, labels: np.ndarray, divisor: float) -> np.ndarray:
-    """Return each example's loss - ln K of the logits over the divisor, float32."""
+    """Return the excess of each example with the logits divided by `divisor`, float32."""
     scaled = jnp.asarray(logits / np.float32(divisor))
     return np.asarray(excess_cross_entropy(scaled, jnp.asarray(labels)))

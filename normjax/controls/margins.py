@@ -1,4 +1,4 @@
-"""Raw margins, free of the divisor: their ratio, and what training margins say of test margins."""
+"""Raw margins, without the divisor: their ratio, and predictions of test from training margins."""
 
 import dataclasses
 import math
@@ -11,20 +11,21 @@ from scipy import stats
 from normjax.statistics.leave_out import predict_left_out
 from normjax.statistics.regression import check_points
 
-MIN_LEVELS_TO_LEAVE_OUT = 4  # three levels or more stay, so that the line keeps a direction
+MIN_LEVELS_TO_LEAVE_OUT = 4  # at least three levels remain for the fit
 
 
 @dataclasses.dataclass(frozen=True)
 class MarginPrediction:
-    """Raw test margins of levels left out: predicted by the line, and without training margins.
+    """Predictions of left-out raw test margins, with and without the training margins.
 
     Attributes:
-      skill: 1 - (squared errors of the line) / (those of the better one of the two below). 0: the
-        training loss adds nothing to the norm; 1: it tells all. None where neither errs.
+      skill: 1 - (squared error of the line) / (squared error of the better model below). 0: the
+        training loss adds nothing to the norm; 1: it predicts perfectly. None if the better model
+        has no error.
       line_rmse: root mean square error of `test margin = b * training margin - a * rho`.
-      divisor_rmse: of `test margin = c - a * rho`: the training margin replaced by one for all.
-      constant_rmse: of `test margin = c`: without the norm too.
-      left_out: what is left out in turn, "levels" or "networks".
+      divisor_rmse: the same for `test margin = c - a * rho`, without the training margin.
+      constant_rmse: the same for `test margin = c`, without the norm.
+      left_out: the unit that is left out in turn, "levels" or "networks".
       actual: n raw test margins.
       line: their predictions by the line.
       divisor: their predictions by the norm only.
@@ -46,14 +47,14 @@ class MarginRatio:
 
     Attributes:
       mean: mean over the networks.
-      low: the least one.
-      high: the greatest one.
-      spread: standard deviation of its logarithm, about the relative one.
-      spread_if_unrelated: the same if test margins had nothing to do with training margins: the
-        root of the sum of both logarithms' variances.
-      correlation_with_norm: Spearman's, of the ratio with the product norm.
-      partial_correlation: Pearson's, of test with training margins at equal product norm.
-      partial_p_value: of the latter, two-sided, Student's t with n - 3 degrees of freedom.
+      low: the minimum.
+      high: the maximum.
+      spread: standard deviation of the logarithm, approximately the relative one.
+      spread_if_unrelated: the spread if test and training margins were unrelated: the root of the
+        sum of the variances of both logarithms.
+      correlation_with_norm: Spearman correlation of the ratio with the product norm.
+      partial_correlation: Pearson correlation of test and training margins, given the product norm.
+      partial_p_value: its two-sided p value, Student's t with n - 3 degrees of freedom.
     """
 
     mean: float
@@ -72,16 +73,16 @@ def predict_margins(
     product_norms: ArrayLike,
     levels: Sequence[Hashable],
 ) -> MarginPrediction:
-    """Predict test margins left out, with and without the training margins.
+    """Predict left-out test margins with and without the training margins.
 
     `test margin = b * training margin - a * rho` is the line of normalized losses times -rho (see
-    `shuffles.shuffle_margins`). With one constant in place of all training margins it is a line of
-    the normalized test loss on 1 / rho: the shared divisor, with as many parameters, and nothing of
-    the training loss. Whole levels are left out in turn where there are at least
-    `MIN_LEVELS_TO_LEAVE_OUT`, else single networks.
+    `shuffles.shuffle_margins`). A constant instead of the training margins makes it a line of the
+    normalized test loss on 1 / rho: the shared divisor alone, with the same number of parameters.
+    Whole levels are left out in turn if there are at least `MIN_LEVELS_TO_LEAVE_OUT`, otherwise
+    single networks.
 
     Raises:
-      ValueError: fewer than 5 networks, unequal lengths, values that are not finite.
+      ValueError: fewer than 5 networks, unequal lengths, or values that are not finite.
     """
     train, test, rho = check_points(train_margins, test_margins, product_norms, minimum=5)
     num_levels = len(set(levels))
@@ -107,7 +108,7 @@ def predict_margins(
 def margin_ratio(
     train_margins: ArrayLike, test_margins: ArrayLike, product_norms: ArrayLike
 ) -> MarginRatio:
-    """Return the spread of test margin / training margin over the networks.
+    """Return statistics of test margin / training margin over the networks.
 
     Raises:
       ValueError: fewer than 4 networks, values that are not finite, or margins that are not
@@ -115,7 +116,7 @@ def margin_ratio(
     """
     train, test, rho = check_points(train_margins, test_margins, product_norms, minimum=4)
     if min(train.min(), test.min()) <= 0:
-        raise ValueError("a mean centered margin is not positive: the ratio has no meaning")
+        raise ValueError("a mean centered margin is not positive: the ratio is undefined")
     ratio = test / train
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))
@@ -138,7 +139,7 @@ def margin_ratio(
 
 
 def _partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> tuple[float, float]:
-    """Return the correlation of x and y at equal `given`, and its p value."""
+    """Return the partial correlation of x and y given `given`, and its p value."""
     rest = []
     for values in (x, y):
         deviations = values - values.mean()

@@ -1,4 +1,4 @@
-"""The controls from logits, for a finished run whose networks and data can be read."""
+"""Controls from the logits of a finished run."""
 
 import math
 import os
@@ -25,17 +25,17 @@ from normjax.types import Norm, Params
 def explain_run(
     run_dir: str | os.PathLike, line: Explanation, *, data_dir: str | None = None, seed: int = 0
 ) -> LogitExplanation:
-    """Explain a line by the logits of the run's networks of true labels.
+    """Explain a line with the logits of the run's networks with true labels.
 
     Args:
-      run_dir: folder of the finished run.
-      line: what `explain_line` found there.
-      data_dir: folder of the data, if they have moved.
+      run_dir: the folder of the finished run.
+      line: the result of `explain_line` for this run.
+      data_dir: the new folder of the data, if they moved.
       seed: seed of permutations and bootstrap.
 
     Raises:
-      FileNotFoundError: there is no run, or its data are not found.
-      ValueError: the run or its data do not fit together; see `finished_run.load_run`.
+      FileNotFoundError: the run or its data cannot be found.
+      ValueError: the run, its data or `line` do not match; see `finished_run.load_run`.
     """
     run = load_run(os.fspath(run_dir), data_dir)
     if line.ln_num_classes is None or run.dataset.num_classes != line.num_classes:
@@ -69,7 +69,7 @@ def explain_run(
 def _network_logits(
     run: FinishedRun, network: Network, norms_of: Callable[[Params], list[float]], norm: Norm
 ) -> NetworkLogits:
-    """Return a network's logits on both splits, and its norms before and after balancing."""
+    """Return a network's logits on both splits and its norms before and after balancing."""
     norms = norms_of(network.params)
     try:
         balanced_norm = math.prod(norms_of(balance_params(network.params, norm)))

@@ -1,4 +1,4 @@
-"""Shuffles of norms and of margins among networks: what the shared divisor gives by itself."""
+"""Shuffle norms or margins among networks to measure the effect of the shared divisor."""
 
 import dataclasses
 import itertools
@@ -14,15 +14,15 @@ from normjax.statistics.resampling import permute_within_levels
 
 @dataclasses.dataclass(frozen=True)
 class NormPermutation:
-    """Where the real R2 falls among those with the product norms shuffled.
+    """The observed R2 compared with the R2 for shuffled product norms.
 
     Attributes:
-      r2: R2 of normalized test excess on normalized training excess, as measured.
+      r2: the observed R2 of normalized test excess on normalized training excess.
       r2_quantiles: 5%, 50% and 95% quantiles of R2 over the permutations.
-      fraction_at_least: fraction of permutations whose R2 is at least the real one, the real order
-        included (a one-sided p value; Phipson and Smyth 2010).
+      fraction_at_least: fraction of permutations, including the observed order, whose R2 is at
+        least the observed one (a one-sided p value; Phipson and Smyth 2010).
       num_permutations: number of permutations.
-      is_exact: whether these are all n! of them, not a random sample.
+      is_exact: whether all n! permutations are enumerated.
     """
 
     r2: float
@@ -34,14 +34,16 @@ class NormPermutation:
 
 @dataclasses.dataclass(frozen=True)
 class MarginShuffle:
-    """The line compared with lines of the same norms and shuffled margins.
+    """The line compared with lines of shuffled margins over the same norms.
 
     Attributes:
-      unexplained: fraction of the raw test margins' variance that the line leaves; it can exceed 1.
-      unexplained_quantiles: 5%, 50% and 95% quantiles of the same over the shuffles.
-      r2_quantiles: 5%, 50% and 95% quantiles of the shuffled lines' R2: what the shared divisor
-        gives to networks that have nothing else in common.
-      p_value: fraction of the shuffles, the real order included, that leave no more unexplained.
+      unexplained: fraction of the variance of the raw test margins that the line does not explain;
+        it can exceed 1.
+      unexplained_quantiles: 5%, 50% and 95% quantiles of `unexplained` over the shuffles.
+      r2_quantiles: 5%, 50% and 95% quantiles of R2 over the shuffles: the effect of the shared
+        divisor alone.
+      p_value: fraction of the shuffles, including the observed order, with at most the observed
+        `unexplained`.
       num_draws: number of shuffles.
     """
 
@@ -60,17 +62,17 @@ def permute_norms(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> NormPermutation:
-    """Shuffle the product norms among the networks; each keeps its own training and test margins.
+    """Shuffle the product norms among the networks, keeping each network's margins.
 
-    Network i has the margins m_i = excess_i * rho_i (first order) and is given the norm of network
-    pi(i): the points become m_i / rho_pi(i) on both axes. If their R2 is as high as the real one,
-    then the shared divisor made the line, and not what the networks learned.
+    Network i has margins m_i = excess_i * rho_i (to first order) and gets the norm of network
+    pi(i): the points become m_i / rho_pi(i) on both axes. If R2 stays as high as observed, the
+    shared divisor causes the line, not what the networks learned.
 
     Args:
-      train_excess: n values of normalized training loss - ln K, n >= 3.
+      train_excess: n values of normalized training loss minus ln K, n >= 3.
       test_excess: the same on the test set.
       product_norms: n positive product norms rho.
-      num_draws: number of random permutations; all n! are enumerated if they are no more.
+      num_draws: number of random permutations; if n! is not larger, all are enumerated.
       seed: seed of the random permutations.
 
     Raises:
@@ -87,10 +89,10 @@ def permute_norms(
 def permute_losses(
     train_excess: np.ndarray, test_excess: np.ndarray, *, num_draws: int = 10_000, seed: int = 0
 ) -> NormPermutation:
-    """Shuffle the product norms among networks whose losses are known at every norm.
+    """Shuffle the product norms among networks with known losses at every norm.
 
     Args:
-      train_excess: float64 [n, n], n >= 3; normalized training loss - ln K of network i at norm j.
+      train_excess: float64 [n, n], n >= 3: normalized training excess of network i at norm j.
       test_excess: the same on the test set.
       num_draws: see `permute_norms`.
       seed: seed of the random permutations.
@@ -105,7 +107,7 @@ def permute_losses(
         _r2_of_rows(train_excess[np.arange(n), order], test_excess[np.arange(n), order])
         for order in (orders, np.arange(n)[None])
     )
-    # The enumeration holds the real order, which rounding must not exclude.
+    # The enumeration contains the observed order, which rounding must not exclude.
     num_at_least = int(np.sum(draws >= real[0] - 1e-12))
     fraction = num_at_least / draws.size if is_exact else (num_at_least + 1) / (draws.size + 1)
     return NormPermutation(
@@ -126,24 +128,24 @@ def shuffle_margins(
     num_draws: int = 10_000,
     seed: int = 0,
 ) -> MarginShuffle:
-    """Shuffle training and test margins, each on its own, among the networks; norms stay.
+    """Shuffle training and test margins independently among the networks, keeping the norms.
 
-    This is the artifact itself: unrelated margins over shared norms. The statistic is not R2, which
-    the few networks of small norm decide. The line `y = a + b x` times -rho reads
+    This simulates the artifact: unrelated margins over shared norms. The statistic is not R2, which
+    the few networks with small norms dominate. Multiplied by -rho, the line `y = a + b x` becomes
 
-        test margin = b * training margin - a * rho,
+        test margin = b * training margin - a * rho.
 
-    and fitted in this form every network counts alike. It is still a line of normalized losses. Its
-    residual variance tells unrelated margins from margins of a constant ratio, or of one that moves
-    with the norm. Shuffling the norms (`permute_norms`) cannot see a constant ratio: pairs of
-    margins in one proportion are on a line under any norms.
+    A fit in this form weights all networks equally. Its residual variance distinguishes unrelated
+    margins from margins with a constant ratio, or with a ratio that varies with the norm. Shuffling
+    the norms (`permute_norms`) cannot detect a constant ratio: margins with a constant ratio lie on
+    a line for any norms.
 
     Args:
-      train_excess: n values of normalized training loss - ln K, n >= 3.
+      train_excess: n values of normalized training loss minus ln K, n >= 3.
       test_excess: the same on the test set.
       product_norms: n positive product norms rho.
-      levels: n labels; networks of the same label are exchanged with each other or as a whole. By
-        default all networks are exchanged freely.
+      levels: n labels; networks are exchanged within a level, and levels as a whole. By default all
+        networks are exchanged freely.
       num_draws: number of shuffles.
       seed: seed of the shuffles.
 
@@ -179,7 +181,7 @@ def _check_excess(
 ) -> list[np.ndarray]:
     """Return the columns as vectors, each divided by its largest absolute value.
 
-    Only ratios of norms and of excesses matter, and raw products can be huge or tiny.
+    Only ratios of norms and of excesses matter, and product norms can be huge or tiny.
 
     Raises:
       ValueError: fewer than 3 networks, unequal lengths, values that are not finite, product norms
@@ -194,7 +196,7 @@ def _check_excess(
 
 
 def _r2_of_rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return R2 of x and y along the last axis; 0 where one of them has no spread."""
+    """Return R2 of x and y along the last axis; 0 if either has no spread."""
     dx = x - x.mean(-1, keepdims=True)
     dy = y - y.mean(-1, keepdims=True)
     spread = np.sum(dx**2, -1) * np.sum(dy**2, -1)
@@ -209,8 +211,7 @@ def _quantiles(draws: np.ndarray) -> tuple[float, float, float]:
 
 def _residual_sum(train: np.ndarray, test: np.ndarray, rho: np.ndarray) -> np.ndarray:
     """Return the least sum of squares of test - b * train - a * rho along the last axis."""
-    # rho is projected out of both first, so that the difference below stays exact if train
-    # follows rho.
+    # Project rho out of both first, to keep the difference below exact if train is close to rho.
     unit = rho / np.sqrt(rho @ rho)
     rest = [values - np.sum(values * unit, -1, keepdims=True) * unit for values in (train, test)]
     tt, ty, yy = (np.sum(a * b, -1) for a, b in ((rest[0],) * 2, rest, (rest[1],) * 2))

@@ -32,26 +32,23 @@ def explain_all(table: pd.DataFrame) -> list[Explanation]:
 
 
 def write_summary(path: str | os.PathLike, explanations: list[Explanation]) -> None:
-    """Write explanations as a JSON list and replace the file at `path` atomically.
-
-    What is not a finite number is null.
-    """
+    """Write explanations as a JSON list, atomically; numbers that are not finite become null."""
     write_plain_json(path, explanations)
 
 
 def write_plain_json(path: str | os.PathLike, value: Any) -> None:
-    """Write dataclasses, dicts and sequences as JSON; what is not a finite number is null."""
+    """Write dataclasses, dicts and sequences as JSON; numbers that are not finite become null."""
     text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_summary(path: str | os.PathLike) -> list[Explanation]:
-    """Read summary.json, given the file or the folder of the run that holds it.
+    """Read summary.json, given the file or the folder of its run.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it holds something else than `write_summary` writes; the message names the file.
+      FileNotFoundError: the file does not exist.
+      ValueError: the content is not from `write_summary`; the message names the file.
     """
     path = Path(path)
     if path.is_dir():
@@ -73,7 +70,7 @@ def _refuse(constant: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold."""
+    """Convert a value to JSON types."""
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -84,7 +81,7 @@ def _plain(value: Any) -> Any:
 
 
 def _parse(kind: Any, value: Any, place: str) -> Any:
-    """Return what `_plain` made of a value of this type; null in place of a float is NaN."""
+    """Invert `_plain` for a value of this type; a null float becomes NaN."""
     if isinstance(kind, types.UnionType):
         present = typing.get_args(kind)[0]  # every union here is with None
         return None if value is None else _parse(present, value, place)

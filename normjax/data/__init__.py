@@ -1,4 +1,4 @@
-"""Image classification data: one source per file, one way in, `load_dataset`."""
+"""Image classification data, loaded with `load_dataset`; one source per file."""
 
 from normjax.data.dataset import Dataset, Split, dataset_label, standardize_images
 from normjax.data.labels import corrupt_labels

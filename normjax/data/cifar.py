@@ -1,7 +1,7 @@
-"""Read the official files of CIFAR-10 and CIFAR-100: both formats, packed or unpacked.
+"""Read the official files of CIFAR-10 and CIFAR-100: both formats, archives or folders.
 
-Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and the
-description of the files on https://www.cs.toronto.edu/~kriz/cifar.html.
+Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009. The formats
+are described at https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import gzip
@@ -21,11 +21,11 @@ from normjax.data.dataset import Dataset, Split
 from normjax.data.pickles import load_plain_dict, to_matrix, to_text
 from normjax.files import one_line
 
-# The official archives hold 8 or 9 members and 186 MB; these limits stop a crafted one.
+# The official archives have 8 or 9 members and 186 MB; these limits stop malicious archives.
 MAX_MEMBERS = 64
 MAX_BYTES = 256 * 2**20
 IMAGE_BYTES = 3 * 32 * 32
-# gzip and tarfile raise these on damaged files; a long chain of tar's extra headers recurses.
+# gzip and tarfile raise these on damaged files; long chains of extra tar headers recurse.
 _ARCHIVE_ERRORS = (
     *(OSError, EOFError, ValueError, OverflowError, RecursionError),
     *(zlib.error, tarfile.TarError),
@@ -33,7 +33,7 @@ _ARCHIVE_ERRORS = (
 
 
 class Layout(NamedTuple):
-    """One of the official archives, and the folder that it unpacks to."""
+    """An official archive and its folder."""
 
     archive: str
     folder: str
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
 
     @property
     def is_binary(self) -> bool:
-        """Return whether the files hold plain bytes, not pickles."""
+        """Return whether the files are binary, not pickles."""
         return self.test_files[0].endswith(".bin")
 
 
@@ -88,10 +88,10 @@ CLASS_NAMES = {name: tuple(text.split()) for name, text in _CLASS_NAMES_TEXT.ite
 
 
 def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
-    """Find a CIFAR's official archive or, failing that, its unpacked folder in `folder`.
+    """Find an official CIFAR archive in `folder`, or else its unpacked folder.
 
-    Archives that TFDS has downloaded to `folder/downloads` count as well; TFDS puts the address
-    before an archive's name and a checksum after it.
+    Archives that TFDS has downloaded to `folder/downloads` are found too; TFDS adds the address
+    before the name and a checksum after it.
     """
     layouts = LAYOUTS[name]
     places = [(layout, folder / layout.archive) for layout in layouts]
@@ -104,15 +104,14 @@ def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
 
 
 def load_cifar(name: str, layout: Layout, path: Path) -> Dataset:
-    """Read an official CIFAR archive, or the folder that it unpacks to, in the official order.
+    """Read an official CIFAR archive or its unpacked folder, in the official order.
 
-    An archive is read in memory and never extracted. If its SHA-256 is not the official one, a
-    warning names both. Labels of CIFAR-100 are the fine ones. Files may hold any number of
-    examples.
+    Archives are read in memory and never extracted. A warning reports a SHA-256 that differs from
+    the official one. CIFAR-100 uses fine labels. Files may have any number of examples.
 
     Args:
       name: "cifar10" or "cifar100".
-      layout: the one of `LAYOUTS[name]` that lies at `path`.
+      layout: the layout at `path`, from `LAYOUTS[name]`.
       path: the archive or the folder.
 
     Raises:
@@ -181,15 +180,15 @@ def _read_archive(layout: Layout, path: Path) -> dict[str, bytes]:
 
 
 def _read_tar(wanted: Iterable[str], content: bytes) -> dict[str, bytes]:
-    """Read the wanted regular files of a tar archive, whatever folder they are in.
+    """Read the wanted regular files of a tar archive, in any folder.
 
-    Nothing is written, so names, links and devices have no effect.
+    Nothing is written, so paths, links and devices have no effect.
     """
     files = {}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         for member in itertools.islice(tar, MAX_MEMBERS):
             name = PurePosixPath(member.name).name
-            # A sparse member may claim any size, and a link may lead anywhere.
+            # Sparse members can claim any size, and links can point anywhere.
             if name in wanted and member.isreg() and not member.issparse():
                 if not 0 <= member.size <= len(content):
                     raise ValueError(f"{name} claims {member.size} bytes")
@@ -201,12 +200,12 @@ def _read_tar(wanted: Iterable[str], content: bytes) -> dict[str, bytes]:
 
 
 def _to_images(rows: np.ndarray) -> np.ndarray:
-    """Rearrange uint8 [N, 3072], planes of red, green and blue, as [N, 32, 32, 3]."""
+    """Convert uint8 [N, 3072], with planes of red, green and blue, to [N, 32, 32, 3]."""
     return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
 def _parse_binary(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of a binary file: records of label bytes and an image."""
+    """Return the images and labels of a binary file: records of label bytes and an image."""
     num_label_bytes = 1 if num_classes == 10 else 2  # CIFAR-100: coarse, fine
     record_bytes = num_label_bytes + IMAGE_BYTES
     if not content or len(content) % record_bytes:
@@ -219,7 +218,7 @@ def _parse_binary(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _parse_pickle(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels of a pickled batch."""
+    """Return the images and labels of a pickled batch."""
     batch = load_plain_dict(content)
     labels = batch.get("labels" if num_classes == 10 else "fine_labels")
     if not isinstance(labels, list) or not labels:
@@ -233,7 +232,7 @@ def _parse_pickle(content: bytes, num_classes: int) -> tuple[np.ndarray, np.ndar
 
 
 def _parse_class_names(name: str, layout: Layout, content: bytes | None) -> tuple[str, ...]:
-    """Return the class names that the archive lists, else the official ones."""
+    """Return the class names in the archive, or else the official ones."""
     if content is None:
         return CLASS_NAMES[name]
     if layout.is_binary:

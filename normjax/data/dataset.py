@@ -1,11 +1,11 @@
-"""The types of a data set, its fixed subsets, and the scaling of its images."""
+"""The types of a data set, fixed subsets, and the scaling of images."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-ArrayT = TypeVar("ArrayT", bound=Any)  # numpy's or JAX's
+ArrayT = TypeVar("ArrayT", bound=Any)  # NumPy or JAX
 
 
 class Split(NamedTuple):
@@ -27,7 +27,7 @@ class Dataset(NamedTuple):
       train: the training split.
       test: the test split.
       class_names: K names; `class_names[label]` is the name of a label.
-      name: the name that the data set was loaded by.
+      name: the name as given to `load_dataset`.
     """
 
     train: Split
@@ -47,10 +47,10 @@ class Dataset(NamedTuple):
 
 
 def take_subset(split: Split, size: int | None, which: str) -> Split:
-    """Return a fixed pseudo-random subset of exactly `size` examples, in the split's own order.
+    """Return a fixed pseudorandom subset of exactly `size` examples, in their original order.
 
-    The subset is the first `size` entries of one permutation, sorted. It depends on nothing but
-    the split's length and `size`, and a smaller subset lies inside every larger one.
+    The subset is the sorted first `size` entries of a permutation. It depends only on the length of
+    the split and `size`, and subsets of different sizes are nested.
 
     Args:
       split: the whole split.
@@ -65,16 +65,16 @@ def take_subset(split: Split, size: int | None, which: str) -> Split:
     num_examples = len(split.labels)
     if not 1 <= size <= num_examples:
         raise ValueError(
-            f"{which}_size={size} is not possible: the {which} split has {num_examples} examples, "
+            f"{which}_size={size} is not possible: the {which} split has {num_examples} examples; "
             f"allowed is 1 to {num_examples}"
         )
-    # RandomState: numpy guarantees that its stream never changes, unlike Generator's.
+    # NumPy guarantees that the stream of RandomState never changes, unlike that of Generator.
     chosen = np.sort(np.random.RandomState(0).permutation(num_examples)[:size])
     return Split(split.images[chosen], split.labels[chosen])
 
 
 def standardize_images(images: ArrayT) -> ArrayT:
-    """Scale pixels to [-1, 1] as the paper does: `(x / 255 - 0.5) / 0.5`.
+    """Scale pixels to [-1, 1] as in the paper: `(x / 255 - 0.5) / 0.5`.
 
     Example:
       >>> import numpy as np
@@ -83,14 +83,14 @@ def standardize_images(images: ArrayT) -> ArrayT:
       [-1.0, 1.0]
 
     Args:
-      images: uint8 [...], 0..255, a numpy or JAX array (works under jit and vmap).
+      images: uint8 [...], 0..255, a NumPy or JAX array (works under jit and vmap).
 
     Returns:
-      float32 [...], of the same kind of array.
+      float32 [...], of the same array type.
     """
     return (images.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
 
 
 def dataset_label(name: str) -> str:
-    """Return the data set's name in figures; for a folder, the folder's own name."""
+    """Return the name of a data set in figures; for folder:PATH, the last part of the path."""
     return Path(name.removeprefix("folder:")).name if name.startswith("folder:") else name

@@ -1,4 +1,4 @@
-"""The default data set, available offline: scikit-learn's handwritten digits."""
+"""The default data set: scikit-learn's handwritten digits, available offline."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ TEST_SIZE = 450
 def load_digits() -> Dataset:
     """Load the 1,797 real 8x8 grayscale digits of scikit-learn's `load_digits`.
 
-    Pixels are scaled from 0..16 to 0..255. The split is fixed: 1,347 training and 450 test
-    images, stratified by class, each in the source's order.
+    Pixels are scaled from 0..16 to 0..255. The split is fixed: 1,347 training and 450 test images,
+    stratified by class, in the original order.
 
     Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
     Learning Repository, 1998 (the part that scikit-learn ships).

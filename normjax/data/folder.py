@@ -1,4 +1,4 @@
-"""Read class folders of image files; decoded images are cached as one uncompressed npz."""
+"""Read class folders of image files, and cache the decoded images in an uncompressed npz."""
 
 import hashlib
 import itertools
@@ -16,22 +16,21 @@ from normjax.files import one_line
 SPLITS = ("train", "test")
 MAX_SIDE = 1024
 ALLOWED_SIZE = f"allowed is up to {MAX_SIDE} a side"
-# Plain raster formats only: Pillow hands some others (EPS) to an external interpreter.
+# Only plain raster formats: Pillow passes others, such as EPS, to an external interpreter.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 COLOR_MODES = ("1", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def load_folder(path: str | os.PathLike) -> Dataset:
-    """Read `path/{train,test}/<class>/*`, 8-bit images that all have one size.
+    """Read `path/{train,test}/<class>/*`, 8-bit images of equal size.
 
-    Classes are numbered in the order of their sorted names, files are sorted by name, hidden
-    entries are ignored. Images keep one channel if all are grayscale ("L") and become RGB
-    otherwise. The decoded images are cached in the user's cache folder (see `cache_dir`) under a
-    hash of the files' names, sizes and modification times. A damaged cache file gives a warning and
-    is rebuilt.
+    Classes and files are sorted by name; hidden entries are ignored. Images keep one channel if all
+    are grayscale ("L"); otherwise they become RGB. The decoded images are cached in `cache_dir`
+    under a hash of the files' names, sizes and modification times. A damaged cache file is rebuilt
+    with a warning.
 
     Args:
-      path: the folder that holds `train` and `test`.
+      path: the folder with `train` and `test`.
 
     Raises:
       ValueError: a folder is missing or empty, the splits have different classes, or a file is not
@@ -64,13 +63,13 @@ def cache_dir() -> Path:
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
-    """List the folder's entries that are not hidden, sorted by name."""
+    """List the visible entries of a folder, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def _list_split(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
-    """List the files of each class of a split, classes and files sorted by name."""
+    """List the files of each class of a split, sorted by name."""
     folder = root / split
     if not folder.is_dir():
         raise ValueError(f"{root} has no {split}/ folder: expected {{train,test}}/<class>/<image>")
@@ -99,7 +98,7 @@ def _fingerprint(root: Path, files: dict[str, dict[str, list[os.DirEntry]]]) -> 
 
 
 def _number_classes(classes: dict[str, list[os.DirEntry]]) -> np.ndarray:
-    """Return the labels of a split's files in their order, int32."""
+    """Return the labels of the files of a split, int32."""
     sizes = [len(entries) for entries in classes.values()]
     return np.repeat(np.arange(len(classes), dtype=np.int32), sizes)
 
@@ -107,7 +106,7 @@ def _number_classes(classes: dict[str, list[os.DirEntry]]) -> np.ndarray:
 def _decode_all(
     files: dict[str, dict[str, list[os.DirEntry]]], counts: dict[str, int]
 ) -> dict[str, np.ndarray]:
-    """Decode the images of each split; 1 channel if all are grayscale, else 3."""
+    """Decode the images of each split, with 1 channel if all are grayscale, else 3."""
     from tqdm import tqdm
 
     classes = [entries for split in files.values() for entries in split.values()]
@@ -129,7 +128,7 @@ def _decode_all(
 
 
 def _size(image: np.ndarray) -> str:
-    """Write height x width for an error message."""
+    """Format height x width for an error message."""
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
@@ -139,7 +138,7 @@ def _decode(path: str) -> np.ndarray:
 
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large images and refuses larger ones; all of them are too large here.
+            # Pillow warns about large images and rejects larger ones; all are too large here.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path, formats=FORMATS)  # reads the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -159,10 +158,9 @@ def _decode(path: str) -> np.ndarray:
 
 
 def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
-    """Read the cached images of each split; None if there are none, with a warning if damaged.
+    """Read the cached images of each split; None without a cache, and a warning if damaged.
 
-    Zip's checksums protect the data. They miss a header that claims fewer images than there are,
-    which the counts reveal.
+    Zip checksums protect the data. The counts detect a header with the wrong number of images.
     """
     try:
         with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
@@ -173,7 +171,7 @@ def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarra
                 raise ValueError(f"{split}_images are {array.dtype} {array.shape}")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except Exception as error:  # whatever is wrong, the images can be decoded again
+    except Exception as error:  # the images can be decoded again
         warnings.warn(
             f"the cache file {cache_file} is damaged and will be rebuilt: {one_line(error)}",
             stacklevel=5,
@@ -183,10 +181,10 @@ def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarra
 
 
 def _write_cache(cache_file: Path, images: dict[str, np.ndarray]) -> None:
-    """Save the images; failing to write a cache is only a warning, since the data is here."""
+    """Save the images; a failure only gives a warning."""
     try:
         cache_file.parent.mkdir(parents=True, exist_ok=True)
-        # Processes on several hosts may write the same file and have the same process ids.
+        # Processes on different hosts may write the same file with equal process ids.
         handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")
         try:
             with os.fdopen(handle, "wb") as stream:

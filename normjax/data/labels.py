@@ -1,4 +1,4 @@
-"""Label corruption, the paper's first way to make networks differ."""
+"""Label corruption, as in the paper's random pretraining."""
 
 import numpy as np
 
@@ -15,10 +15,10 @@ def corrupt_labels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corrupt the labels of exactly `round(level * N)` examples, chosen uniformly.
 
-    "swap" permutes the chosen examples' labels among themselves, so every class keeps its count
-    (the paper's text: labels are "swapped with each other in a random fashion"). "redraw" gives
-    each chosen example a uniform new label, possibly the true one (as in the paper's authors'
-    code); at level 1 the labels are completely random.
+    "swap" permutes the labels of the chosen examples, which keeps the class counts (in the paper,
+    labels are "swapped with each other in a random fashion"). "redraw" gives each chosen example a
+    uniform new label, possibly the true one (as in the code of the paper's authors); at level 1 the
+    labels are completely random.
 
     Example:
       >>> import numpy as np
@@ -32,19 +32,19 @@ def corrupt_labels(
 
     Args:
       labels: int [N], 0..num_classes-1; not modified.
-      level: the fraction of examples that are chosen, in [0, 1]. A chosen example may keep its
-        own label, so the fraction of *wrong* labels is smaller.
+      level: the fraction of chosen examples, in [0, 1]. A chosen example may keep its label, so the
+        fraction of *wrong* labels is smaller.
       method: "swap" or "redraw".
       num_classes: K.
-      rng: the source of randomness, which advances.
+      rng: the random generator.
 
     Returns:
-      The corrupted labels, a new array of the same shape and dtype, and the sorted indices of
-      the chosen examples, int64 [round(level * N)].
+      The corrupted labels, a new array of the same shape and dtype, and the sorted indices of the
+      chosen examples, int64 [round(level * N)].
 
     Raises:
-      ValueError: a level outside [0, 1] or NaN, an unknown method, labels that are not a
-        vector of integers 0..num_classes-1.
+      ValueError: a level outside [0, 1], an unknown method, or labels that are not a vector of
+        integers 0..num_classes-1.
     """
     labels = np.asarray(labels)
     if not 0 <= level <= 1:  # also False for NaN
@@ -57,7 +57,7 @@ def corrupt_labels(
         )
     if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, "
+            f"labels range from {labels.min()} to {labels.max()}, "
             f"but with num_classes={num_classes} they must lie in 0..{num_classes - 1}"
         )
 

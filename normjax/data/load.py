@@ -1,4 +1,4 @@
-"""Load a data set by its name: `load_dataset` is the one way in."""
+"""Load a data set by name."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def load_dataset(
     train_size: int | None = None,
     test_size: int | None = None,
 ) -> Dataset:
-    """Load an image classification data set, all of it or a fixed subset.
+    """Load an image classification data set, or a fixed subset of it.
 
     Example:
       >>> import normjax
@@ -37,25 +37,25 @@ def load_dataset(
 
         - "digits": scikit-learn's 1,797 handwritten digits, 8x8, offline;
         - "folder:PATH": image files in `PATH/{train,test}/<class>/`;
-        - "cifar10", "cifar100" (fine labels): the official archives or the folders they unpack
-          to, in `data_dir` or the TFDS folder; else data that TFDS has prepared there; else the
-          archive is downloaded into the TFDS folder;
-        - the name of any image-classification set that TFDS has prepared as array_record in
-          `data_dir` or the TFDS folder.
+        - "cifar10", "cifar100" (fine labels): the official archives or their unpacked folders in
+          `data_dir` or the TFDS folder; else data that TFDS has prepared there; else the archive is
+          downloaded to the TFDS folder;
+        - any image classification set that TFDS has prepared as array_record in `data_dir` or the
+          TFDS folder.
       data_dir: a folder to search before the TFDS folder ($TFDS_DATA_DIR, else
         ~/tensorflow_datasets). Not used by "digits" and "folder:PATH".
-      train_size: the size of a fixed pseudo-random subset of the training examples. The subset is
-        the same on every call, in the data's own order, not balanced by class; a smaller subset
-        lies inside every larger one. None keeps all.
+      train_size: the size of a fixed pseudorandom subset of the training examples. The subset is
+        the same on every call, in the original order and not balanced by class; subsets of
+        different sizes are nested. None keeps all.
       test_size: the same for the test examples.
 
     Returns:
       The data set; images are uint8 [N, H, W, C], labels int32 [N].
 
     Raises:
-      ValueError: an unknown name (the message says what is allowed), data that cannot be found
-        (the message lists every place tried), damaged files (the message names the file), or a
-        size outside 1..N.
+      ValueError: an unknown name (the message lists the allowed ones), data that cannot be found
+        (the message lists all places tried), damaged files (the message names the file), or a size
+        outside 1..N.
     """
     dataset = _load_whole(name, data_dir)
     return dataset._replace(
@@ -65,7 +65,7 @@ def load_dataset(
 
 
 def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
-    """Return the whole data set of that name."""
+    """Load the whole data set."""
     if name == "digits":
         return load_digits()
     if name.startswith("folder:"):

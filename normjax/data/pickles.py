@@ -1,7 +1,7 @@
-"""Read the pickles of the CIFAR archives without running any code that they name.
+"""Read the pickles of the CIFAR archives without running code that they name.
 
 Every allowed name is replaced by an inert stand-in that records its arguments and state. Arrays are
-built from those records, so that nothing, not even numpy, is called with a file's arguments.
+built from the records; no function, not even of NumPy, is called with arguments from a file.
 """
 
 import io
@@ -15,7 +15,7 @@ from normjax.files import one_line
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-# The names that pickled uint8 arrays and Python 2 strings need, as numpy 1 and 2 spell them.
+# The names in pickled uint8 arrays and Python 2 strings, for NumPy 1 and 2.
 ALLOWED = frozenset(
     [(module, "_reconstruct") for module in _MULTIARRAY]
     + [(module, "_frombuffer") for module in _NUMERIC]  # protocol 5
@@ -24,7 +24,7 @@ ALLOWED = frozenset(
 
 
 class _Record:
-    """The stand-in for a pickle's name; keeps the arguments and the state that it is given."""
+    """The stand-in for a name in a pickle; it records arguments and state."""
 
     def __init__(self, name: str, args: tuple = (), state: Any = None):
         self.name, self.args, self.state = name, args, state
@@ -37,11 +37,11 @@ class _Record:
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that resolves the allowed names to records and refuses all others."""
+    """An unpickler that resolves allowed names to records and rejects all others."""
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"the name {module}.{name} is not allowed in it")
+            raise pickle.UnpicklingError(f"the name {module}.{name} is not allowed")
         return _Record(name)
 
 
@@ -52,14 +52,14 @@ def load_plain_dict(content: bytes) -> dict[str, object]:
       content: the pickle.
 
     Returns:
-      The dict with its keys as text. Lists and numbers are as pickled; `to_matrix` converts a
-      matrix, `to_text` a string.
+      The dict with string keys. Lists and numbers are unchanged; convert matrices with `to_matrix`
+      and strings with `to_text`.
 
     Raises:
       ValueError: the pickle is damaged, uses a name outside `ALLOWED`, or is not a dict.
     """
     try:
-        # A few bytes can request a memo table of many GiB; a real pickle numbers its objects.
+        # A few bytes can request a memo table of many GiB; real pickles number their objects.
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
             if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
                 raise pickle.UnpicklingError("its memo index is out of range")
@@ -73,15 +73,15 @@ def load_plain_dict(content: bytes) -> dict[str, object]:
 
 
 def to_text(value: object) -> str:
-    """Return a pickled string of Python 2 or 3 as text."""
+    """Convert a pickled string of Python 2 or 3 to text."""
     return _to_bytes(value).decode("latin1")
 
 
 def to_matrix(value: object) -> np.ndarray:
-    """Return a pickled uint8 matrix, of either memory order, as an array [rows, columns].
+    """Convert a pickled uint8 matrix, of either memory order, to an array [rows, columns].
 
     Raises:
-      ValueError: it is anything else.
+      ValueError: the value is not such a matrix.
     """
     if not isinstance(value, _Record):
         raise ValueError(f"not a matrix of uint8 but {type(value).__name__}")
@@ -100,7 +100,7 @@ def to_matrix(value: object) -> np.ndarray:
 
 
 def _to_bytes(value: object) -> bytes:
-    """Return the bytes of a pickled string: latin1 text, bytes, or a recorded encoding of text."""
+    """Return the bytes of a pickled string: latin1 text, bytes, or a recorded `encode` call."""
     if isinstance(value, _Record) and value.name == "encode":
         value = value.args[0]
     if isinstance(value, str):

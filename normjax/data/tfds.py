@@ -1,4 +1,4 @@
-"""TensorFlow Datasets without TensorFlow: read prepared data, and download with a checksum."""
+"""TensorFlow Datasets without TensorFlow: read prepared data, and download with checksums."""
 
 import os
 import re
@@ -19,28 +19,28 @@ NETWORK_TIMEOUT = 3.0  # seconds
 
 
 def default_dir() -> Path:
-    """Return the folder of TFDS: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def load_prepared(name: str, folder: Path) -> Dataset | None:
-    """Read an image-classification set that TFDS has prepared as array_record in `folder`.
+    """Read an image classification set that TFDS has prepared as array_record in `folder`.
 
-    Examples with an `id` are sorted by it (CIFAR's official order); others keep the order of the
-    files.
+    Examples with an `id` are sorted by it (the official order of CIFAR); others keep the file
+    order.
 
     Args:
       name: a TFDS name, `dataset[/config][:version]`.
       folder: the TFDS data folder.
 
     Returns:
-      The data set, or None if `folder` holds no prepared data of that name.
+      The data set, or None if `folder` has no prepared data of that name.
 
     Raises:
-      ValueError: the data is in another file format, lacks a train or test split, is not labeled
-        8-bit images of one shape, declares too large images, or is damaged.
+      ValueError: the data have another file format, lack a train or test split, are not labeled
+        8-bit images of one shape, declare too large images, or are damaged.
     """
-    # Checked first, because TFDS takes a second to import and warns of absent folders.
+    # Checked first, because TFDS takes a second to import and warns about missing folders.
     dataset_name = re.match(r"\w+", name)
     if not dataset_name or not (folder / dataset_name.group()).is_dir():
         return None
@@ -48,7 +48,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
 
     try:
         builder: Any = tfds.builder(name, data_dir=folder, try_gcs=False)
-    except ValueError:  # TFDS does not find the name
+    except ValueError:  # TFDS does not know the name
         return None
     if not builder.is_prepared():
         return None
@@ -79,7 +79,7 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
             _read_split(builder.as_data_source(split=split), image_key, label_key, id_key)
             for split in ("train", "test")
         )
-    except Exception as error:  # TFDS reads protocol buffers, PNG, JPEG: each has its own errors
+    except Exception as error:  # protocol buffers, PNG and JPEG raise their own errors
         raise ValueError(f"{name} in {folder} cannot be read: {one_line(error)}") from error
     return Dataset(train, test, tuple(features[label_key].names), name)
 
@@ -101,18 +101,18 @@ def _read_split(source, image_key: str, label_key: str, id_key: str | None) -> S
 
 
 def fetch(url: str, dataset_name: str, folder: Path) -> Path:
-    """Download a file that TFDS knows to where TFDS expects it, and verify its checksum.
+    """Download a file to the place where TFDS expects it, and verify its checksum.
 
     Args:
-      url: the address, for which TFDS has a checksum.
-      dataset_name: the TFDS data set that the file belongs to.
-      folder: the TFDS data folder; the file goes into its `downloads`.
+      url: the address; TFDS must have a checksum for it.
+      dataset_name: the TFDS data set of the file.
+      folder: the TFDS data folder; the file goes to `downloads` in it.
 
     Returns:
-      The file's path.
+      The path of the file.
 
     Raises:
-      OSError: there is no network (within seconds), or the download failed.
+      OSError: there is no network (detected within seconds), or the download failed.
     """
     check_network(url)
     import tensorflow_datasets as tfds
@@ -124,14 +124,14 @@ def fetch(url: str, dataset_name: str, folder: Path) -> Path:
             force_checksums_validation=True,
         )
         return Path(os.fspath(manager.download(url)))
-    except Exception as error:  # network, disk and checksum errors, each of its own type
+    except Exception as error:  # network, disk and checksum errors have different types
         raise OSError(f"the download failed: {one_line(error)}") from error
 
 
 def check_network(url: str) -> None:
-    """Raise OSError within seconds if the address's host (or the proxy) cannot be reached.
+    """Raise OSError within seconds if the host (or the proxy) cannot be reached.
 
-    TFDS itself would retry for minutes.
+    TFDS would retry for minutes.
     """
     address = urllib.parse.urlsplit(url)
     if proxy := urllib.request.getproxies().get(address.scheme):
@@ -146,7 +146,7 @@ def check_network(url: str) -> None:
         except OSError as error:
             failure[0] = str(error)
 
-    # In a thread, because the name lookup before the connection has no timeout.
+    # In a thread, because the name lookup has no timeout.
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(NETWORK_TIMEOUT + 0.5)

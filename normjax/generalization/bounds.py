@@ -2,16 +2,16 @@
 
     |E(f) - E_S(f)| <= 2 R_N(F) + sqrt(ln(1/delta) / (2N))
 
-with probability 1 - delta, for all f of the class. The confidence term is exact. R_N has published
-upper bounds, and a Monte Carlo estimate from below (`rademacher`). The class consists of chains of
-convolutions and dense layers with ReLU between them; each layer's kernel (the first one's together
-with its bias) has Frobenius norm at most 1, as after `normalize_params`. All terms are in nats of
+with probability 1 - delta, for all f in the class. The confidence term is exact. R_N has published
+upper bounds and a Monte Carlo lower estimate (`rademacher`). The class consists of chains of
+convolutions and dense layers with ReLU between them; each layer's kernel (in the first layer,
+kernel and bias) has Frobenius norm at most 1, as after `normalize_params`. All terms are in nats of
 cross entropy, the loss of E and E_S.
 
-The theorems are about matrices. A convolution enters as the matrix that multiplies its flattened
-input; it contains the kernel once per output position. Its Frobenius norm is at most the square
-root of the number of positions. Its spectral norm is at most the square root of the window's size,
-since no input is read more often. docs/bounds.md derives what the papers cited do not contain.
+The theorems apply to matrices. A convolution is the matrix that multiplies the flattened input; it
+contains the kernel once per output position. Its Frobenius norm is at most the square root of the
+number of positions. Its spectral norm is at most the square root of the window size, because each
+input is read at most that many times. docs/bounds.md derives what the cited papers do not contain.
 """
 
 import dataclasses
@@ -26,21 +26,21 @@ from normjax.layers import find_layers
 from normjax.types import Params
 
 LOSS_LIPSCHITZ = math.sqrt(2)
-"""Lipschitz constant of the cross entropy in the logits' Euclidean norm (softmax - onehot)."""
+"""Lipschitz constant of the cross entropy in the Euclidean norm of the logits."""
 
 MAURER = math.sqrt(2)
-"""Maurer 2016, corollary 4: the factor for a sign per logit instead of one per loss."""
+"""Maurer 2016, corollary 4: the factor for one sign per logit instead of one per loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerShape:
-    """What the bounds need to know of a layer.
+    """The shape of a layer, as the bounds use it.
 
     Attributes:
-      window: kernel points, 1 for a dense layer.
-      positions: output positions, 1 for a dense layer.
-      width: output channels.
-      reads: positions of the previous layer that one output reads; a dense layer reads all.
+      window: number of kernel points; 1 for a dense layer.
+      positions: number of output positions; 1 for a dense layer.
+      width: number of output channels.
+      reads: number of positions of the previous layer that one output reads; all for a dense layer.
     """
 
     window: int
@@ -59,8 +59,8 @@ class NetworkClass:
     """The networks of one architecture whose layers have Frobenius norm at most 1.
 
     Attributes:
-      layers: in order of application.
-      num_inputs: numbers in one input.
+      layers: the layers in order of application.
+      num_inputs: size of one input.
       has_bias: whether the first layer has a bias.
     """
 
@@ -81,7 +81,7 @@ class InputNorms:
     Attributes:
       num_examples: N.
       total: `sqrt(sum_i ||x_i||^2)`.
-      patch: the same over what one first-layer output reads, at the position where it is largest.
+      patch: the same for the window that one first-layer output reads, maximized over positions.
     """
 
     num_examples: int
@@ -92,9 +92,9 @@ class InputNorms:
 def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0) -> float:
     """Return eq. 4's `c sqrt(ln(1/delta) / (2N))` (McDiarmid's inequality), in units of the loss.
 
-    With the empirical R_N instead of its expectation, which is what one can compute, the classical
-    theorem has `3 c sqrt(ln(2/delta) / (2N))` for one side (Mohri, Rostamizadeh and Talwalkar
-    2018, "Foundations of Machine Learning", theorem 3.3). The paper prints the smaller term.
+    For the empirical R_N, which can be computed, instead of its expectation, the classical theorem
+    has `3 c sqrt(ln(2/delta) / (2N))` for one side (Mohri, Rostamizadeh and Talwalkar 2018,
+    "Foundations of Machine Learning", theorem 3.3). The paper prints the smaller term.
 
     Args:
       num_examples: N.
@@ -114,15 +114,15 @@ def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0)
 
 
 def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> NetworkClass:
-    """Return the class that a network belongs to once it is normalized.
+    """Return the class of a normalized network.
 
     Args:
-      params: of the network; only their shapes are read.
+      params: the parameters; only their shapes are used.
       positions: output positions of each layer, in order of application; 1 for a dense layer.
-      num_inputs: numbers in one input.
+      num_inputs: size of one input.
 
     Raises:
-      ValueError: a later layer has a bias (no norm bounds it), or positions do not fit.
+      ValueError: a later layer has a bias (no norm bounds it), or `positions` do not match.
     """
     check_first_bias_only(params)
     found = find_layers(params)
@@ -141,14 +141,14 @@ def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> 
 
 
 def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
-    """Return the norms of the inputs and of the windows that a first convolution reads.
+    """Return the norms of the inputs and of the windows that the first convolution reads.
 
     Args:
       inputs: float [N, ...]; [N, H, W, C] with a window.
       window: height and width of the first layer's kernel; empty for a dense layer.
 
     Raises:
-      ValueError: no inputs, or a window that does not fit.
+      ValueError: no inputs, or a window that is too large.
     """
     x = np.asarray(inputs, np.float32)
     if not x.size:
@@ -167,9 +167,9 @@ def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
 def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of one logit: Neyshabur, Tomioka and Srebro 2015, theorem 1 with p = q = 2.
 
-    `R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N` for d layers whose matrices have
-    Frobenius norms of at most M_k: the complexity of linear functions times 2 per hidden layer. A
-    first bias is one more input that is always 1.
+    `R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N` for d layers whose matrices have Frobenius
+    norm at most M_k: the complexity of linear functions times 2 per hidden layer. A bias in the
+    first layer is an additional input that is always 1.
     """
     return 2 ** (len(networks.layers) - 1) * _frobenius_term(networks, norms)
 
@@ -189,9 +189,9 @@ def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
     `R_N <= (sqrt(2 (d ln 2 + ln P_1)) + 1) sqrt(prod_{k>1} reads_k) max_p sqrt(sum_i ||x_ip||^2)
     / N` with P_1 first-layer positions, which read the windows x_ip, and reads_k positions read by
-    one output of layer k. Each step peels off a layer. The sum over the positions that are read is
-    at most their number times the largest term, and the supremum then runs over that position too,
-    until only the windows of the input are left. After Galanti, Xu, Galanti and Poggio 2023
+    one output of layer k. Each step peels off a layer: the sum over the positions that are read is
+    at most their number times the largest term, and the supremum is then also taken over that
+    position, until only the windows of the input remain. After Galanti, Xu, Galanti and Poggio 2023
     ("Norm-based generalization bounds for compositionally sparse neural networks"); docs/bounds.md
     derives the constants.
     """
@@ -203,13 +203,13 @@ def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorms) -> float:
-    """Bound R_N of the cross entropies, given a bound of R_N of one logit.
+    """Bound R_N of the cross entropies, given a bound R on R_N of one logit.
 
     The cross entropy is sqrt(2)-Lipschitz in the logits. By Maurer 2016, corollary 4, its R_N is at
-    most `sqrt(2) sqrt(2)` times that of the vectors of K logits with a sign for each. The latter
-    is at most `sqrt(K) sqrt(R^2 + V^2)` with R of one logit: with rows w_k of the last layer and
-    Z_k the supremum over one row of unit length, `sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)`, and
-    the variance of Z_k is at most `V^2 = sum_i max |f(x_i)|^2 / N^2` (Efron and Stein).
+    most `sqrt(2) sqrt(2)` times the R_N of vectors of K logits with one sign per logit. The latter
+    is at most `sqrt(K) sqrt(R^2 + V^2)`: with rows w_k of the last layer and Z_k the supremum over
+    one row of unit length, `sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)`, and the variance of Z_k is at
+    most `V^2 = sum_i max |f(x_i)|^2 / N^2` (Efron and Stein).
     """
     deviation = largest_outputs(networks, norms) / norms.num_examples
     vectors = math.sqrt(networks.num_classes) * math.hypot(logit_bound, deviation)
@@ -220,11 +220,11 @@ def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of the cross entropies: Bartlett, Foster and Telgarsky 2017, thm. 3.3, lemma A.5.
 
     `R_N <= inf_a 4 a / sqrt(N) + (12 / N) integral_a^D sqrt(C) / e de`, where
-    `C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3` bounds the logarithm of
-    the covering number times e^2. The matrices have spectral norms s_k, sums b_k of the lengths of
-    their rows, and largest side W. The factor 2 is the squared Lipschitz constant of the loss. D is
-    the largest root of the sum of squared losses - ln K (the lemma assumes values in [0, 1]). The
-    infimum is at `a = 3 sqrt(C / N)` or D.
+    `C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3` bounds e^2 times the
+    logarithm of the covering number. The matrices have spectral norm s_k, sum b_k of row lengths,
+    and largest side W. The factor 2 is the squared Lipschitz constant of the loss. D is the largest
+    root of the sum of squared excess losses (the lemma assumes values in [0, 1]). The infimum is at
+    `a = 3 sqrt(C / N)` or D.
     """
     sides = [networks.num_inputs + networks.has_bias]
     ratios = []
@@ -240,9 +240,9 @@ def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
 
 def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
-    """Return bounds of R_N of the cross entropies in nats, {authors of the theorem: bound}.
+    """Return bounds on R_N of the cross entropies in nats, {authors of the theorem: bound}.
 
-    For linear f, a single layer, `neyshabur_bound` is the paper's `X W / sqrt(N)`.
+    For linear f (a single layer), `neyshabur_bound` is the paper's `X W / sqrt(N)`.
     """
     of_logits = {
         "Neyshabur et al. 2015": neyshabur_bound,
@@ -256,10 +256,10 @@ def loss_bounds(networks: NetworkClass, norms: InputNorms) -> dict[str, float]:
 
 
 def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:
-    """Return an upper bound of `sqrt(sum_i ||f(x_i)||^2)` over the class, by spectral norms.
+    """Return an upper bound on `sqrt(sum_i ||f(x_i)||^2)` over the class, by spectral norms.
 
-    A first bias b is an input a with the weight b / a. With `a^2 = max(1, positions / window)`
-    the bound of the layer's spectral norm is the same as without a bias.
+    A bias b in the first layer is an input a with weight b / a. With
+    `a^2 = max(1, positions / window)`, the bound on the spectral norm is the same as without bias.
     """
     first = networks.layers[0]
     constant = networks.has_bias * max(1.0, first.positions / first.window)
@@ -270,7 +270,7 @@ def largest_outputs(networks: NetworkClass, norms: InputNorms) -> float:
 def loss_range(networks: NetworkClass) -> float:
     """Return the length in nats of an interval that contains all losses of the class.
 
-    Losses lie between 0 and ln K + sqrt(2) max ||f(x)||, for inputs whose numbers lie in [-1, 1].
+    Losses lie between 0 and ln K + sqrt(2) max ||f(x)||, for inputs with values in [-1, 1].
     """
     total = math.sqrt(networks.num_inputs)
     any_input = InputNorms(num_examples=1, total=total, patch=total)
@@ -279,7 +279,7 @@ def loss_range(networks: NetworkClass) -> float:
 
 
 def _frobenius_term(networks: NetworkClass, norms: InputNorms) -> float:
-    """Return `prod_k M_k sqrt(sum_i ||x_i||^2) / N`; a first bias is an input of 1."""
+    """Return `prod_k M_k sqrt(sum_i ||x_i||^2) / N`, with a first-layer bias as an input of 1."""
     product = math.sqrt(math.prod(layer.positions for layer in networks.layers))
     total = math.hypot(norms.total, math.sqrt(norms.num_examples * networks.has_bias))
     return product * total / norms.num_examples

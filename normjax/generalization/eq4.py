@@ -1,4 +1,4 @@
-"""Eq. 4 on the networks of a finished run: every term in nats, and which of them are tight."""
+"""Eq. 4 on the networks of a finished run: all terms in nats, and which of them are tight."""
 
 import dataclasses
 import math
@@ -16,17 +16,17 @@ from normjax.results.table import select
 from normjax.training.finished_run import FinishedRun
 
 TIGHT = 3.0
-"""A term is called tight if it is at most so many times the largest gap."""
+"""A term is called tight if it is at most this many times the largest gap."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Gap:
-    """How far test and training loss of one normalized network are apart.
+    """The gap between test and training loss of one normalized network.
 
     Attributes:
-      member: number of the network in its run.
-      family: its family.
-      level: its level.
+      member: number of the network in the run.
+      family: the family.
+      level: the level.
       gap: |test - training loss| in nats.
     """
 
@@ -38,18 +38,17 @@ class Gap:
 
 @dataclasses.dataclass(frozen=True)
 class LowerEstimate:
-    """An estimate of 2 R_N from below.
+    """A lower estimate of 2 R_N.
 
     Attributes:
       two_r: 2 R_N in nats.
-      standard_error: of `two_r`; None for a single draw.
-      num_draws: draws of signs, or networks of random labels.
-      num_examples: images that it was found on. An estimate on fewer than all is scaled by
-        1 / sqrt(N).
-      by_step: what a climb had found before each step and in the end, mean over the draws; None
-        where nothing is climbed.
-      last_quarter: fraction of the estimate that the last quarter of the steps added, likewise.
-      times_gap: `two_r` over the largest gap.
+      standard_error: standard error of `two_r`; None for a single draw.
+      num_draws: number of sign draws, or of networks with random labels.
+      num_examples: number of images. An estimate on a subset is scaled by 1 / sqrt(N).
+      by_step: best value before each ascent step and at the end, averaged over draws; None without
+        ascent.
+      last_quarter: fraction of the estimate that the last quarter of the steps added, or None.
+      times_gap: `two_r` divided by the largest gap.
       verdict: "tight", "not tight" or "vacuous".
     """
 
@@ -71,25 +70,25 @@ class Eq4:
       run: folder of the run.
       data_name: name of the data in figures.
       model: name of the network.
-      selection: which networks.
+      selection: the selection of the networks.
       num_examples: N.
       ln_num_classes: ln K, the loss of chance.
       delta: probability that the bound fails.
       networks: the gaps.
-      diverged: numbers of the networks that are left out.
-      median_gap, smallest_gap, largest_gap: over the networks.
-      confidence_term: for losses in an interval of length 1, as the paper prints it.
-      confidence_times_gap: the same over the largest gap.
+      diverged: numbers of the excluded, diverged networks.
+      median_gap, smallest_gap, largest_gap: statistics over the networks.
+      confidence_term: the term for losses in an interval of length 1, as the paper prints it.
+      confidence_times_gap: `confidence_term` divided by the largest gap.
       confidence_verdict: "tight", "not tight" or "vacuous".
-      loss_range: length of the interval in which the losses of the class are known to lie.
+      loss_range: length of an interval that contains the losses of the class.
       confidence_term_of_range: the confidence term for losses in that interval.
-      labels: 2 R_N from below by networks of random labels; None if the run has none.
-      labels_over_signs: `labels` over `signs`; None without `labels`.
-      signs: 2 R_N from below by climbs with random signs.
-      upper: published upper bounds of 2 R_N by their authors' names.
-      least_upper: name of the least of them.
-      upper_over_signs: the least of them over `signs`.
-      num_within: networks whose gap is at most `signs` plus the confidence term.
+      labels: lower estimate of 2 R_N by networks with random labels; None if the run has none.
+      labels_over_signs: `labels` divided by `signs`; None without `labels`.
+      signs: lower estimate of 2 R_N by ascent with random signs.
+      upper: {authors: published upper bound of 2 R_N}.
+      least_upper: key of the smallest upper bound.
+      upper_over_signs: the smallest upper bound divided by `signs`.
+      num_within: number of networks whose gap is at most `signs` plus the confidence term.
     """
 
     run: str
@@ -121,8 +120,8 @@ class Eq4:
 def frobenius_gaps(run: FinishedRun, selection: str) -> pd.DataFrame:
     """Return the rows at a selection under the Frobenius norm, with a column `gap` in nats.
 
-    The gap is eq. 4's left side with the test set in place of the expectation; it is not finite for
-    a network that diverged.
+    The gap is the left side of eq. 4, with the test set instead of the expectation; it is not
+    finite for diverged networks.
 
     Raises:
       ValueError: there are no such rows, or all networks diverged.
@@ -135,7 +134,7 @@ def frobenius_gaps(run: FinishedRun, selection: str) -> pd.DataFrame:
 
 
 def class_of(run: FinishedRun) -> bounds.NetworkClass:
-    """Return the class of the run's networks once they are normalized.
+    """Return the class of the run's normalized networks.
 
     Raises:
       ValueError: later layers have biases.
@@ -170,13 +169,13 @@ def measure(
 
     Args:
       run: the run.
-      table: rows of `frobenius_gaps`.
-      networks: the class, see `class_of`.
+      table: the result of `frobenius_gaps`.
+      networks: the class from `class_of`.
       delta: probability that the bound fails.
-      num_signs: draws of random signs.
-      num_steps: steps of the climb for each draw.
-      num_examples: training images of the climbs; all if there are fewer.
-      seed: of the signs.
+      num_signs: number of sign draws.
+      num_steps: ascent steps per draw.
+      num_examples: number of training images for the ascent, at most.
+      seed: seed of the signs.
     """
     images = np.asarray(standardize_images(run.dataset.train.images))
     is_known = np.isfinite(table["gap"])
@@ -242,14 +241,14 @@ def measure(
 
 
 def verdict(term: float, largest_gap: float, ln_num_classes: float) -> str:
-    """Return "tight", "not tight", or "vacuous" for a term above ln K, the loss of chance."""
+    """Return "tight", "not tight", or "vacuous" (above ln K, the loss of chance)."""
     if term <= TIGHT * largest_gap:
         return "tight"
     return "vacuous" if term > ln_num_classes else "not tight"
 
 
 def _last_quarter(by_step: np.ndarray) -> float:
-    """Return the fraction of the estimate that the last quarter of a climb's steps added."""
+    """Return the fraction of the estimate that the last quarter of the steps added."""
     return float(1 - by_step[3 * (len(by_step) - 1) // 4] / by_step[-1])
 
 
@@ -261,7 +260,7 @@ def _climb(
     num_examples: int,
     seed: int,
 ) -> rademacher.RademacherEstimate:
-    """Estimate R_N of the losses from below on the first images."""
+    """Return a lower estimate of R_N of the losses, on the first images."""
     num = min(num_examples, len(images))
     model = make_model(run.config.model, run.dataset.num_classes)
     return rademacher.estimate_rademacher(

@@ -1,4 +1,4 @@
-"""The leaderboard: which networks of finished runs are ranked, and by which measures."""
+"""The leaderboard: choose and measure the networks of finished runs, and rank the measures."""
 
 import dataclasses
 import math
@@ -26,13 +26,12 @@ SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ChosenNetworks:
-    """The networks that are ranked.
+    """The networks to rank.
 
     Attributes:
-      table: n rows of results.csv under one norm, with a further column `run`, the position of the
-        network's run.
-      networks: the n networks with their weights, in the order of the table.
-      left_out: the other networks at this selection, each with the reason.
+      table: n rows of results.csv under one norm, with an added column `run`, the index of the run.
+      networks: the n networks with weights, in the order of the table.
+      left_out: descriptions of the excluded networks at this selection, with reasons.
     """
 
     table: pd.DataFrame
@@ -47,29 +46,29 @@ def check_same_kind(runs: Sequence[FinishedRun]) -> None:
             own, first = getattr(run.config, name), getattr(runs[0].config, name)
             if own != first:
                 raise ValueError(
-                    f"--from: networks of one kind are ranked, but {run.run_dir} has "
-                    f"--{name}={own} and {runs[0].run_dir} --{name}={first}"
+                    f"--from: runs must have the same data and model, but {run.run_dir} has "
+                    f"--{name}={own} and {runs[0].run_dir} has --{name}={first}"
                 )
 
 
 def first_selection(run: FinishedRun) -> str:
-    """Return the first target loss, at which networks compare best; without any, the last epoch."""
+    """Return the first target loss, where networks are most comparable; else the last epoch."""
     return next((name for name in run.table["selection"] if name != "final"), "final")
 
 
 def choose_networks(runs: Sequence[FinishedRun], selection: str) -> ChosenNetworks:
-    """Choose the networks that are ranked.
+    """Choose the networks to rank.
 
-    Networks of random labels are left out: their test error is on random labels, and ranks nothing.
-    Diverged networks are left out too. The rows are those of the Frobenius norm, or of the first
-    run's first norm where it has no Frobenius norm.
+    Networks with random labels are excluded, because their test error is meaningless. Diverged
+    networks are excluded too. The rows use the Frobenius norm if the first run has it, else the
+    first norm.
 
     Args:
-      runs: finished runs of one kind.
+      runs: finished runs with the same data and model.
       selection: "final" or "loss=0.0044".
 
     Raises:
-      ValueError: fewer than 3 networks are left, or a run has none at this selection.
+      ValueError: fewer than 3 networks remain, or a run has none at this selection.
     """
     norms = runs[0].table["norm"].tolist()
     norm = "2" if "2" in norms else norms[0]
@@ -90,17 +89,17 @@ def choose_networks(runs: Sequence[FinishedRun], selection: str) -> ChosenNetwor
     if len(networks) < MIN_NETWORKS:
         raise ValueError(
             f"{len(networks)} networks to rank at selection {selection!r}; at least "
-            f"{MIN_NETWORKS} are needed, and those of random labels do not count"
+            f"{MIN_NETWORKS} are needed, not counting those with random labels"
         )
     return ChosenNetworks(pd.concat(tables, ignore_index=True), networks, left_out)
 
 
 def factors_of(runs: Sequence[FinishedRun], table: pd.DataFrame) -> pd.DataFrame:
-    """Return what the networks differ in by design: a column of text for each factor that varies.
+    """Return the factors that vary among the networks by design, one column of strings each.
 
     Args:
       runs: the runs.
-      table: rows of `ChosenNetworks`.
+      table: the table of `ChosenNetworks`.
     """
     level = table["level"].map("{:g}".format)
     factors = pd.DataFrame(
@@ -117,16 +116,16 @@ def factors_of(runs: Sequence[FinishedRun], table: pd.DataFrame) -> pd.DataFrame
 def measure_networks(
     runs: Sequence[FinishedRun], chosen: ChosenNetworks, *, sharpness_images: int, seed: int
 ) -> pd.DataFrame:
-    """Compute every measure of every network.
+    """Compute all measures of all networks.
 
     Args:
       runs: the runs.
-      chosen: their n networks.
-      sharpness_images: number of training images for the flatness; all if there are fewer.
-      seed: of these images and of the noise.
+      chosen: the n networks.
+      sharpness_images: number of training images for the flatness measures, at most.
+      seed: seed of these images and of the noise.
 
     Returns:
-      n rows in the order of `chosen`, and a column for each measure.
+      A table with n rows in the order of `chosen` and a column per measure.
     """
     rows: list[dict[str, float]] = []
     bar = tqdm(total=2 * len(chosen.networks), desc="measures", unit="step", disable=None)
@@ -156,9 +155,9 @@ def measure_networks(
 def rank_networks(
     runs: Sequence[FinishedRun], chosen: ChosenNetworks, measures: pd.DataFrame, *, seed: int
 ) -> list[RankedMeasure]:
-    """Rank measures by how they order the networks, see `rank_measures`.
+    """Rank measures by how they order the networks (see `rank_measures`).
 
-    Networks of one run, family and level are not independent.
+    Networks of the same run, family and level are not independent.
     """
     table = chosen.table
     return rank_measures(
@@ -175,7 +174,7 @@ def rank_networks(
 def measures_table(
     runs: Sequence[FinishedRun], chosen: ChosenNetworks, measures: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return measures.csv: a row for each network with its factors, losses and measures."""
+    """Return measures.csv: a row per network with factors, losses and measures."""
     table = chosen.table
     described = table[["member", "train_loss", "train_error", "test_error", "normalized_test_loss"]]
     in_nats = {name: f"{name}_nats" for name in ("train_loss", "normalized_test_loss")}
@@ -183,7 +182,7 @@ def measures_table(
 
 
 def leaderboard_table(ranked: Sequence[RankedMeasure]) -> pd.DataFrame:
-    """Return leaderboard.csv: a row for each measure, the best first; NaN is unknown."""
+    """Return leaderboard.csv: a row per measure, best first; NaN is unknown."""
     absent = (math.nan, math.nan)
     rows = []
     for row in ranked:
@@ -224,7 +223,7 @@ def _measure_sharpness(
 ) -> list[dict[str, float]]:
     """Compute the measures that perturb the weights, one network per device at a time.
 
-    All networks meet the same images and the same noise.
+    All networks use the same images and the same noise.
     """
     num_train = len(run.dataset.train.labels)
     rng = np.random.default_rng(seed)

@@ -1,13 +1,13 @@
 """Linear classifiers on separable data: gradient descent and its limit, the maximum margin.
 
 Section 3.1.1 of the paper. A linear f(x) = <w, x> without bias is trained on n examples with the
-logistic loss. Its loss goes to zero, its norm to infinity, and its direction to that of the
+logistic loss. The loss converges to zero, the norm diverges, and the direction converges to the
 hard-margin support vector machine (Soudry, Hoffer, Nacson, Gunasekar and Srebro 2018, "The Implicit
 Bias of Gradient Descent on Separable Data", theorem 3). Scaled to a smallest margin of 1, ||w|| is
-the inverse of the nearest example's distance from the hyperplane.
+the inverse distance of the nearest example from the hyperplane.
 
-Everything is NumPy float64. The angle falls as 1 / log(time), which takes many tiny updates, and
-JAX's default is float32.
+All computations use NumPy float64: the angle decreases as 1 / log(time), which takes many tiny
+updates, and JAX defaults to float32.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ class HardMargin:
 
     Attributes:
       weights: w, float64 [d], scaled so that the smallest margin is exactly 1.
-      dual: alpha, float64 [n], non-negative, with w = sum_i alpha_i y_i x_i; positive at support
-        vectors only.
-      duality_gap: 1 - (largest dual value along alpha) / (||w||^2 / 2). ||w|| exceeds the true
-        minimum by at most about half of it, relatively, and the angle to the true solution is at
-        most arcsin(sqrt(duality_gap)); in practice it is far smaller.
+      dual: alpha, float64 [n], nonnegative, with w = sum_i alpha_i y_i x_i; positive only at
+        support vectors.
+      duality_gap: 1 - (largest dual value along alpha) / (||w||^2 / 2). The relative excess of
+        ||w|| over the true minimum is at most about half the gap, and the angle to the true
+        solution is at most arcsin(sqrt(duality_gap)); in practice it is far smaller.
     """
 
     weights: np.ndarray
@@ -45,19 +45,19 @@ class HardMargin:
 def hard_margin(x: np.ndarray, y: np.ndarray) -> HardMargin:
     """Find the maximum-margin hyperplane through the origin with scikit-learn's SVC, C = 1e10.
 
-    SVC always fits an intercept b. It gets every example twice, as (y_i x_i, +1) and as
+    SVC always fits an intercept b. It receives every example twice, as (y_i x_i, +1) and as
     (-y_i x_i, -1). The constraints are then y_i <w, x_i> >= 1 + |b|, so b = 0 at the optimum and w
-    solves the problem without an intercept. The duality gap certifies the solution, whatever the
-    solver did.
+    solves the problem without intercept. The duality gap certifies the solution independently of
+    the solver.
 
     Args:
       x: finite, [n, d].
       y: -1 or 1, [n].
 
     Raises:
-      NotSeparableError: no hyperplane separates the examples, or SVC left a duality gap above
+      NotSeparableError: no hyperplane separates the examples, or the duality gap exceeds
         MAX_DUALITY_GAP.
-      ValueError: other shapes or values than these.
+      ValueError: invalid shapes or values.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import SVC
@@ -84,9 +84,9 @@ def hard_margin(x: np.ndarray, y: np.ndarray) -> HardMargin:
 
 
 def log_spaced_steps(num_steps: int, per_decade: int = 10) -> np.ndarray:
-    """Return whole numbers [T] from 1 to `num_steps`, about `per_decade` in each factor of ten."""
+    """Return integers [T] from 1 to `num_steps`, about `per_decade` per factor of ten."""
     if num_steps < 1 or per_decade < 1:
-        raise ValueError(f"{num_steps} steps, {per_decade} a decade: both must be at least 1")
+        raise ValueError(f"{num_steps} steps, {per_decade} per decade: both must be at least 1")
     count = 1 + int(np.ceil(per_decade * np.log10(num_steps)))
     return np.unique(np.rint(np.geomspace(1, num_steps, count)).astype(int))
 
@@ -97,20 +97,20 @@ def descend(
     """Run full-batch gradient descent on the mean logistic loss from w = 0.
 
     The gradient of L(w) = mean_i log(1 + exp(-y_i <w, x_i>)) has the Lipschitz constant
-    beta = ||X||^2 / (4 n), with the spectral norm of X. The step size is constant, relative_step /
-    beta for each data set; below 2 / beta the loss falls monotonically.
+    beta = ||X||^2 / (4 n), with the spectral norm of X. The step size is relative_step / beta for
+    each data set; below 2 / beta the loss decreases monotonically.
 
     Args:
       x: finite, [..., n, d]; leading axes are separate data sets.
       y: -1 or 1, [..., n].
-      steps: T increasing step counts after which the weights are kept; it may be a progress bar.
+      steps: T increasing step counts at which to record the weights; may be a progress bar.
       relative_step: step size in units of 1 / beta, in (0, 2).
 
     Returns:
       The weights, float64 [T, ..., d].
 
     Raises:
-      ValueError: other shapes or values than these, a data set of zeros, or no steps.
+      ValueError: invalid shapes or values, a data set of zeros, or no steps.
     """
     signed = _signed_examples(x, y)
     if not 0 < relative_step < 2:
@@ -135,7 +135,7 @@ def descend(
 
 
 def angles_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return angles [...] in degrees between vectors [..., d], accurate also near 0 (Kahan)."""
+    """Return the angles [...] in degrees between vectors [..., d], accurate near 0 (Kahan)."""
     u = u / np.linalg.norm(u, axis=-1, keepdims=True)
     v = v / np.linalg.norm(v, axis=-1, keepdims=True)
     half = np.arctan2(np.linalg.norm(u - v, axis=-1), np.linalg.norm(u + v, axis=-1))
@@ -143,12 +143,12 @@ def angles_deg(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def training_margins(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return y_i <w, x_i> [..., n] of weights [..., d] on their own examples."""
+    """Return y_i <w, x_i> [..., n] for weights [..., d]."""
     return (_signed_examples(x, y) @ np.asarray(weights, np.float64)[..., None])[..., 0]
 
 
 def norm_at_unit_margin(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return ||w|| / min_i y_i <w, x_i> [...]; NaN where the weights do not separate."""
+    """Return ||w|| / min_i y_i <w, x_i> [...]; NaN if the weights do not separate the examples."""
     smallest = training_margins(weights, x, y).min(axis=-1)
     norms = np.linalg.norm(weights, axis=-1)
     return np.divide(norms, smallest, out=np.full_like(norms, np.nan), where=smallest > 0)
@@ -158,7 +158,7 @@ def _signed_examples(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return y_i x_i, float64 [..., n, d].
 
     Raises:
-      ValueError: shapes do not fit, x is not finite, or a label is not -1 or 1.
+      ValueError: shapes do not match, x is not finite, or a label is not -1 or 1.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim < 2 or y.shape != x.shape[:-1] or 0 in x.shape:

@@ -1,8 +1,8 @@
-"""Many training sets from one distribution: does the smaller norm at unit margin generalize better?
+"""Many training sets from one distribution: do smaller norms at unit margin generalize better?
 
-Each training set is solved twice, by the hard-margin solution and by gradient descent, and its test
-error is exact. Over the training sets, norms are ranked against test errors. Training sets are
-independent: each is its own level.
+Each training set is solved twice, by the hard-margin solution and by gradient descent. Test errors
+are exact. Norms are correlated with test errors over the training sets, which are independent: each
+is its own level.
 """
 
 import dataclasses
@@ -49,10 +49,10 @@ ANGLE_COLUMNS = {"draw": int, "step": int, "angle_deg": float}
 def draw_classes(
     rng: np.random.Generator, num_examples: int, dimension: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from two Gaussian classes, x ~ N(CLASS_MEAN * y e_1, I), y a fair coin.
+    """Draw from two Gaussian classes, x ~ N(CLASS_MEAN * y e_1, I), with y = ±1 equally likely.
 
-    They overlap: the best classifier, e_1, is wrong on 2.3% of the examples. A training set can be
-    separable nevertheless, and is so almost surely if d >= n.
+    The classes overlap: the optimal classifier e_1 has an error of 2.3%. A training set can still
+    be separable, and almost surely is if d >= n.
 
     Returns:
       x, float64 [n, d], and y, float64 [n] of -1 and 1.
@@ -66,7 +66,7 @@ def draw_classes(
 def draw_teacher(
     rng: np.random.Generator, num_examples: int, dimension: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw standard Gaussian examples with the labels of the teacher e_1, y = sign(x_1): no noise.
+    """Draw standard Gaussian examples with noiseless labels of the teacher e_1, y = sign(x_1).
 
     Returns:
       x, float64 [n, d], and y, float64 [n] of -1 and 1; always separable.
@@ -92,7 +92,7 @@ class Distribution:
     """A distribution of labeled examples.
 
     Attributes:
-      title: its name in figures.
+      title: name in figures.
       draw: (rng, num_examples, dimension) -> x [n, d], y [n].
       error: weights [..., d] -> exact test error [...].
     """
@@ -112,14 +112,14 @@ DISTRIBUTIONS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainingSets:
-    """The separable training sets with their hard-margin solutions.
+    """Separable training sets with their hard-margin solutions.
 
     Attributes:
       draws: numbers of the training sets, int [D].
       x: examples, float64 [D, n, d].
       y: labels, float64 [D, n].
       solutions: D hard-margin solutions.
-      not_separable: numbers of the training sets that are left out.
+      not_separable: numbers of the excluded training sets.
     """
 
     draws: np.ndarray
@@ -130,7 +130,7 @@ class TrainingSets:
 
     @property
     def weights(self) -> np.ndarray:
-        """Return the solutions' weights, float64 [D, d]."""
+        """Return the weights of the solutions, float64 [D, d]."""
         return np.stack([solution.weights for solution in self.solutions])
 
 
@@ -139,14 +139,14 @@ def draw_training_sets(
 ) -> TrainingSets:
     """Draw training sets and solve those that are separable.
 
-    Training set i depends on the seed and on i only.
+    Training set i depends only on the seed and on i.
 
     Args:
-      distribution: a name of `DISTRIBUTIONS`.
+      distribution: a key of `DISTRIBUTIONS`.
       num_draws: number of training sets.
-      train_size: examples in each.
-      dimension: of the examples.
-      seed: of all draws.
+      train_size: examples per training set.
+      dimension: dimension of the examples.
+      seed: seed of all draws.
 
     Raises:
       ValueError: fewer than MIN_SETS training sets are separable.
@@ -162,7 +162,7 @@ def draw_training_sets(
     if len(found) < MIN_SETS:
         raise ValueError(
             f"{len(found)} of {num_draws} training sets are separable, {MIN_SETS} are needed: "
-            "a larger --dimension or a smaller --train_size"
+            "increase --dimension or reduce --train_size"
         )
     draws, x, y, solutions = zip(*found, strict=True)
     return TrainingSets(np.array(draws), np.array(x), np.array(y), solutions, not_separable)
@@ -196,25 +196,25 @@ def descend_all(
 
 
 def measure(distribution: str, sets: TrainingSets, weights: np.ndarray) -> pd.DataFrame:
-    """Measure the hard-margin solutions and gradient descent's last weights.
+    """Measure the hard-margin solutions and the last weights of gradient descent.
 
     | column | meaning |
     | --- | --- |
     | draw, train_size, dimension | the training set |
     | norm_at_unit_margin, num_support_vectors, duality_gap | of the hard-margin solution |
     | train_error, test_error | of the hard-margin solution, fractions; test errors are exact |
-    | data_radius | the largest norm of an example of the training set |
-    | gd_norm_at_unit_margin | of the last weights; NaN where they do not separate the examples |
+    | data_radius | the largest norm of a training example |
+    | gd_norm_at_unit_margin | of the last weights; NaN if they do not separate the examples |
     | gd_train_error, gd_test_error | of the last weights |
     | angle_final_deg | between the last weights and the hard-margin solution |
 
     Args:
-      distribution: a name of `DISTRIBUTIONS`.
+      distribution: a key of `DISTRIBUTIONS`.
       sets: the training sets.
-      weights: gradient descent's last weights, float64 [D, d].
+      weights: the last weights of gradient descent, float64 [D, d].
 
     Returns:
-      A row for each training set, with the columns `DRAW_COLUMNS`.
+      A row per training set, with the columns `DRAW_COLUMNS`.
     """
     error = DISTRIBUTIONS[distribution].error
     solutions = sets.weights
@@ -241,14 +241,14 @@ def measure(distribution: str, sets: TrainingSets, weights: np.ndarray) -> pd.Da
 
 
 def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
-    """Rank norms against test errors over the training sets of `measure`.
+    """Correlate norms with test errors over the training sets of `measure`.
 
-    Correlations are with the test error of the same solution. `radius_times_norm` is the product in
-    the paper's bound for linear f (R_N <= X * W / sqrt(N)). `two_draws` are the first two separable
-    training sets, chosen by this rule and not by what they show.
+    Each norm is correlated with the test error of the same solution. `radius_times_norm` is the
+    product in the paper's bound for linear f (R_N <= X * W / sqrt(N)). `two_draws` are the first
+    two separable training sets; they are not selected by their results.
 
     Returns:
-      Values for summary.json; a correlation is None where `reasons` says why.
+      Values for summary.json; `reasons` explains correlations that are None.
     """
     separates = table[table["gd_train_error"] == 0]
     measures = {

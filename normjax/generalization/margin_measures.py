@@ -1,6 +1,6 @@
 """Measures of generalization: margins on the training set, and training losses.
 
-See `measures` for what all of them share.
+See `measures` for conventions.
 """
 
 import math
@@ -26,8 +26,8 @@ def inverse_margin(network: TrainedNetwork) -> float:
 
     A margin is `f_y - max_{k != y} f_k`.
 
-    Source: Jiang et al. 2020, eq. 22. Infinite where gamma is not positive: more than a tenth of
-    the training set is wrong. Batch normalization: the logits are the same, absorbed or not.
+    Source: Jiang et al. 2020, eq. 22. Infinite if gamma is not positive, i.e. if more than a tenth
+    of the training set is misclassified. Batch normalization: does not matter, logits are the same.
     """
     gamma = _margin(network)
     return 1 / gamma**2 if gamma > 0 else math.inf
@@ -37,7 +37,7 @@ def log_frobenius_over_margin(network: TrainedNetwork) -> float:
     """Return `ln(prod_k ||W_k||_F / gamma)`, gamma as in `inverse_margin`.
 
     Its inverse is the margin of the paper's normalized network. Source: Jiang et al. 2020, eq. 36.
-    Infinite where gamma is not positive. Batch normalization: as in `log_product_frobenius`.
+    Infinite if gamma is not positive. Batch normalization: as in `log_product_frobenius`.
     """
     return log_product_frobenius(network) - _log(_margin(network))
 
@@ -45,7 +45,7 @@ def log_frobenius_over_margin(network: TrainedNetwork) -> float:
 def log_spectral_over_margin(network: TrainedNetwork) -> float:
     """Return `ln(prod_k ||W_k||_2 / gamma)`, gamma as in `inverse_margin`.
 
-    Source: Bartlett et al. (NeurIPS 2017); Jiang et al. 2020, eq. 31. Infinite where gamma is not
+    Source: Bartlett et al. (NeurIPS 2017); Jiang et al. 2020, eq. 31. Infinite if gamma is not
     positive. Batch normalization: as in `log_product_spectral`.
     """
     return log_product_spectral(network) - _log(_margin(network))
@@ -54,8 +54,8 @@ def log_spectral_over_margin(network: TrainedNetwork) -> float:
 def log_path_norm_over_margin(network: TrainedNetwork) -> float:
     """Return `ln(path norm / gamma)`, the L2 path norm, gamma as in `inverse_margin`.
 
-    Source: Neyshabur et al. (NeurIPS 2017); Jiang et al. 2020, eq. 43. Infinite where
-    gamma is not positive. Batch normalization: as in `log_l1_path_norm`.
+    Source: Neyshabur et al. (NeurIPS 2017); Jiang et al. 2020, eq. 43. Infinite if gamma is not
+    positive. Batch normalization: as in `log_l1_path_norm`.
     """
     return log_l2_path_norm(network) - _log(_margin(network))
 
@@ -64,10 +64,10 @@ def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
     """Return `ln(R / gamma)` with the spectral complexity R, gamma as in `inverse_margin`.
 
     `R = prod_k ||W_k||_2 * (sum_k (||W_k - W_k(0)||_{2,1} / ||W_k||_2)^(2/3))^(3/2)`, where
-    `||.||_{2,1}` is the sum over units of the L2 norm of the weights into each; for a convolution
-    the units are the filters. Source: Bartlett et al. (NeurIPS 2017), eq. 1.2 and theorem 1.1, the
-    initial matrices being the reference. The norm of the data is left out, since all networks share
-    it. Infinite where gamma is not positive. Batch normalization: absorbed in both.
+    `||.||_{2,1}` is the sum over units of the L2 norm of their incoming weights; the units of a
+    convolution are its filters. Source: Bartlett et al. (NeurIPS 2017), eq. 1.2 and theorem 1.1,
+    with the initial matrices as reference. The norm of the data is omitted, because all networks
+    share it. Infinite if gamma is not positive. Batch normalization: absorbed in both.
     """
     distances = layer_norms(network.change, sum_of_l2, may_be_zero=True)
     ratios = np.sum((distances / network.spectral_norms) ** (2 / 3))
@@ -80,10 +80,10 @@ def negative_log_margin_mean(network: TrainedNetwork) -> float:
     V is the total variation of the logits (the trace of their covariance over the training set),
     which makes margins comparable between networks. Source: Jiang, Krishnan, Mobahi and Bengio,
     "Predicting the Generalization Gap in Deep Networks with Margin Distributions" (ICLR 2019):
-    margins in log space, divided by the total variation of their layer, for correctly classified
-    examples only. They use hidden layers and the input. Here it is the last layer, where the
-    distance to the decision boundary is the margin up to a constant. Infinite where no example is
-    right. Batch normalization: the logits are the same, absorbed or not.
+    margins in log space, divided by the total variation of their layer, only for correctly
+    classified examples. They use hidden layers and the input. This function uses the last layer,
+    where the distance to the decision boundary is the margin up to a constant. Infinite if no
+    example is correct. Batch normalization: does not matter, logits are the same.
     """
     margins = _normalized_margins(network)
     return float(-np.mean(np.log(margins))) if margins.size else math.inf
@@ -92,8 +92,8 @@ def negative_log_margin_mean(network: TrainedNetwork) -> float:
 def negative_log_margin_quartile(network: TrainedNetwork) -> float:
     """Return `-ln` of the lower quartile of `m / sqrt(V)`, as in `negative_log_margin_mean`.
 
-    Source: Jiang et al. (ICLR 2019), who describe the distribution by its quartiles. Infinite where
-    no example is right. Batch normalization: the logits are the same, absorbed or not.
+    Source: Jiang et al. (ICLR 2019), who describe the distribution by its quartiles. Infinite if no
+    example is correct. Batch normalization: does not matter, logits are the same.
     """
     margins = _normalized_margins(network)
     return float(-np.log(np.quantile(margins, 0.25))) if margins.size else math.inf
@@ -104,8 +104,8 @@ def negative_margin_area(network: TrainedNetwork) -> float:
 
     The margins are sorted, the training set has length 1, and the rho_k are Frobenius norms.
     Source: Banburski, De La Torre, Pant, Shastri and Poggio, "Distribution of Classification
-    Margins: Are All Data Equal?" (2021), who find that a larger area goes with a smaller test
-    error. Batch normalization: absorbed; the norms contain its scales.
+    Margins: Are All Data Equal?" (2021), who associate a larger area with a smaller test error.
+    Batch normalization: absorbed; the norms contain its scales.
     """
     return -float(np.mean(network.margins)) * math.exp(-log_product_frobenius(network))
 
@@ -113,17 +113,17 @@ def negative_margin_area(network: TrainedNetwork) -> float:
 def train_loss(network: TrainedNetwork) -> float:
     """Return the mean cross entropy on the training set, in nats, without normalization.
 
-    The paper's figure 5 (right) shows how little it predicts. Batch normalization: the logits are
-    the same, absorbed or not.
+    The paper's figure 5 (right) shows that it predicts little. Batch normalization: does not
+    matter, logits are the same.
     """
     return _mean(losses.cross_entropy(network.logits, network.labels))
 
 
 def normalized_train_loss(network: TrainedNetwork) -> float:
-    """Return mean cross entropy - ln K of the network normalized by Frobenius norms, in nats.
+    """Return the mean excess of the network normalized by Frobenius norms, in nats.
 
-    Source: the paper (Liao et al. 2018), figures 3 to 5. Without the constant ln K the loss keeps
-    its digits. Batch normalization: absorbed; the norms contain its scales.
+    Source: the paper (Liao et al. 2018), figures 3 to 5. Subtracting the constant ln K preserves
+    precision. Batch normalization: absorbed; the norms contain its scales.
     """
     scale = math.exp(-log_product_frobenius(network))
     return _mean(losses.excess_cross_entropy(jnp.asarray(network.logits) * scale, network.labels))
@@ -135,14 +135,14 @@ def _margin(network: TrainedNetwork) -> float:
 
 
 def _normalized_margins(network: TrainedNetwork) -> np.ndarray:
-    """Return the positive margins divided by the root of the logits' total variation."""
+    """Return the positive margins divided by the root of the total variation of the logits."""
     positive = network.margins[network.margins > 0]
     variation = np.sum(np.var(np.asarray(network.logits, np.float64), axis=0))
     return positive / math.sqrt(variation) if positive.size else positive
 
 
 def _log(value: float) -> float:
-    """Return the logarithm, minus infinity for what is not positive."""
+    """Return the logarithm, or -infinity for a value that is not positive."""
     return math.log(value) if value > 0 else -math.inf
 
 

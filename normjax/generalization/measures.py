@@ -1,21 +1,20 @@
 """Published measures of generalization, as functions of a trained network and its training set.
 
-All measures have the same orientation: a larger value means that its authors expect a larger test
-error. No measure sees a test example. Products over layers are given as logarithms, which rank
-networks in the same way and can not overflow.
+All measures have the same orientation: a larger value means that the authors expect a larger test
+error. No measure uses test examples. Products over layers are returned as logarithms, which give
+the same ranking and cannot overflow.
 
 Batch normalization is absorbed first (`batch_norm.absorb_batch_norm`, with the statistics used at
-test time). The measures are then those of the network that predicts: its kernels contain the
-learned scales and the statistics of the training set, and each layer has a bias. Measures of the
-raw weights would be arbitrary, because the scale of a kernel before a batch normalization has no
-effect.
+test time). The measures then describe the network that predicts: its kernels contain the learned
+scales and the statistics of the training set, and each layer has a bias. Measures of the raw
+weights would be arbitrary, because the scale of a kernel before batch normalization has no effect.
 
 Several follow Jiang, Neyshabur, Mobahi, Krishnan and Bengio, "Fantastic Generalization Measures and
-Where to Find Them" (ICLR 2020), here "Jiang et al. 2020", with their numbers of equations.
-Constants and the size of the training set are left out, since all networks of a run share them.
-Frobenius norms are those of kernels; as everywhere in this library, the first layer's bias counts
-as one more input. Spectral norms are those of `norms.spectral_norm`: for a convolution, the
-operator norm of the circular stride-1 convolution.
+Where to Find Them" (ICLR 2020), here "Jiang et al. 2020", with their equation numbers. Constants
+and the size of the training set are omitted, because all networks of a run share them. Frobenius
+norms are of kernels; as everywhere in this library, the bias of the first layer counts as an
+additional input. Spectral norms are `norms.spectral_norm`: for a convolution, the operator norm of
+the circular stride-1 convolution.
 
 Measures that perturb the weights are in `sharpness`: they take thousands of forward passes.
 """

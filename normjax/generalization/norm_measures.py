@@ -1,6 +1,6 @@
 """Measures of generalization: norms of the weights, and distances from the initialization.
 
-See `measures` for what all of them share.
+See `measures` for conventions.
 """
 
 import math
@@ -26,7 +26,7 @@ def log_product_frobenius(network: TrainedNetwork) -> float:
 
 
 def log_product_spectral(network: TrainedNetwork) -> float:
-    """Return `sum_k ln ||W_k||_2`, which bounds the network's Lipschitz constant.
+    """Return `sum_k ln ||W_k||_2`, the logarithm of a bound on the Lipschitz constant.
 
     Source: Bartlett, Foster and Telgarsky, "Spectrally-normalized margin bounds for neural
     networks" (NeurIPS 2017); Jiang et al. 2020, eq. 32. Batch normalization: absorbed.
@@ -35,22 +35,22 @@ def log_product_spectral(network: TrainedNetwork) -> float:
 
 
 def log_product_max_l1(network: TrainedNetwork) -> float:
-    """Return `sum_k ln ||W_k||_{1,inf}`, the largest L1 norm of the weights into one unit.
+    """Return `sum_k ln ||W_k||_{1,inf}`, with the largest L1 norm of a unit's incoming weights.
 
-    For a convolution a unit is a filter. Source: Bartlett and Mendelson, "Rademacher and Gaussian
-    Complexities" (JMLR 2002); Golowich, Rakhlin and Shamir, "Size-Independent Sample
+    The units of a convolution are its filters. Source: Bartlett and Mendelson, "Rademacher and
+    Gaussian Complexities" (JMLR 2002); Golowich, Rakhlin and Shamir, "Size-Independent Sample
     Complexity of Neural Networks" (COLT 2018), theorem 2. Batch normalization: absorbed.
     """
     return float(np.sum(np.log(layer_norms(network.params, _max_l1))))
 
 
 def log_l1_path_norm(network: TrainedNetwork) -> float:
-    """Return `ln sum over paths prod |w|`, the paths from any input, or bias, to any logit.
+    """Return `ln sum over paths prod |w|`, over paths from any input or bias to any logit.
 
     Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4, p = 1; Neyshabur, Bhojanapalli,
     McAllester and Srebro, "Exploring Generalization in Deep Learning" (NeurIPS 2017).
     It is the sum of the logits of the network with weights |w| on inputs of ones. Batch
-    normalization: absorbed; the biases that it leaves start paths of their own.
+    normalization: absorbed; the resulting biases start additional paths.
     """
     log_scale, outputs = _paths_to_outputs(network, 1)
     return log_scale + math.log(outputs.sum())
@@ -59,22 +59,21 @@ def log_l1_path_norm(network: TrainedNetwork) -> float:
 def log_max_path_norm(network: TrainedNetwork) -> float:
     """Return `ln max over classes sum over paths prod |w|`, the L-infinity form of the L1 norm.
 
-    This bounds the logits on inputs in `[-1, 1]`. Without biases in later layers it is at most
-    `log_product_max_l1`. Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over
-    the paths into a unit, L-infinity over units, which is the per-unit norm mu_{1,inf} after the
-    best rescaling of the units. Batch normalization: as in `log_l1_path_norm`.
+    It bounds the logits on inputs in `[-1, 1]`. Without biases in later layers it is at most
+    `log_product_max_l1`. Source: Neyshabur, Tomioka and Srebro (COLT 2015), section 4: L1 over the
+    paths into a unit and L-infinity over units, i.e. the per-unit norm mu_{1,inf} after optimal
+    rescaling of the units. Batch normalization: as in `log_l1_path_norm`.
     """
     log_scale, outputs = _paths_to_outputs(network, 1)
     return log_scale + math.log(outputs.max())
 
 
 def log_l2_path_norm(network: TrainedNetwork) -> float:
-    """Return `1/2 ln sum over paths prod w^2`, the paths from any input, or bias, to any logit.
+    """Return `1/2 ln sum over paths prod w^2`, over paths from any input or bias to any logit.
 
     Source: Neyshabur, Salakhutdinov and Srebro, "Path-SGD" (NeurIPS 2015); Jiang et al. 2020,
-    eq. 44. It takes one forward pass with weights w^2 on ones. Unlike norms of layers it does not
-    change when a unit's incoming weights are multiplied and its outgoing ones divided by a number.
-    Batch normalization: as in `log_l1_path_norm`.
+    eq. 44. It takes one forward pass with weights w^2 on ones. Unlike layer norms, it is invariant
+    to rescaling of units. Batch normalization: as in `log_l1_path_norm`.
     """
     log_scale, outputs = _paths_to_outputs(network, 2)
     return (log_scale + math.log(outputs.sum())) / 2
@@ -83,10 +82,10 @@ def log_l2_path_norm(network: TrainedNetwork) -> float:
 def sum_of_stable_ranks(network: TrainedNetwork) -> float:
     """Return `sum_k ||W_k||_F^2 / ||W_k||_2^2`, Frobenius over spectral.
 
-    Source: Jiang et al. 2020, eq. 33. The Frobenius norm is of the kernel and the spectral norm of
-    the operator. A convolution repeats its kernel at every position, so this is its stable rank up
-    to the number of positions, which all networks share. Batch normalization: absorbed; a scale
-    common to a layer's units cancels.
+    Source: Jiang et al. 2020, eq. 33. The Frobenius norm is of the kernel, the spectral norm of the
+    operator. A convolution repeats its kernel at every position, so the ratio is the stable rank up
+    to the number of positions, which all networks share. Batch normalization: absorbed; a common
+    scale of a layer's units cancels.
     """
     return float(np.sum((network.frobenius_norms / network.spectral_norms) ** 2))
 
@@ -95,8 +94,8 @@ def log_product_stable_ranks(network: TrainedNetwork) -> float:
     """Return `sum_k ln(||W_k||_F^2 / ||W_k||_2^2)`.
 
     Source: the ratio in Neyshabur, Bhojanapalli and Srebro, "A PAC-Bayesian Approach to
-    Spectrally-Normalized Margin Bounds" (ICLR 2018), theorem 1; here as a product, so that no layer
-    outweighs the others. Batch normalization: as in `sum_of_stable_ranks`.
+    Spectrally-Normalized Margin Bounds" (ICLR 2018), theorem 1; here as a product, which weights
+    all layers equally. Batch normalization: as in `sum_of_stable_ranks`.
     """
     return 2 * (log_product_frobenius(network) - log_product_spectral(network))
 
@@ -115,7 +114,7 @@ def frobenius_distance(network: TrainedNetwork) -> float:
 
     Source: Nagarajan and Kolter, "Generalization in Deep Networks: The Role of Distance from
     Initialization" (2019); Jiang et al. 2020, eq. 40. Batch normalization: absorbed in both, each
-    with its own statistics and scales, so a change of the statistics adds to the distance.
+    with its own statistics and scales; a change of the statistics adds to the distance.
     """
     return float(np.sqrt(np.sum(layer_norms(network.change, "fro", may_be_zero=True) ** 2)))
 
@@ -135,14 +134,14 @@ def sum_of_l2(leaves: Mapping[str, Array]) -> Array:
 
 
 def _max_l1(leaves: Mapping[str, Array]) -> Array:
-    """Return the largest sum over a unit's incoming weights of their magnitudes."""
+    """Return the largest L1 norm of a unit's incoming weights."""
     return jnp.max(sum(jnp.sum(jnp.abs(w).reshape(-1, w.shape[-1]), 0) for w in leaves.values()))
 
 
 def _paths_to_outputs(network: TrainedNetwork, p: int) -> tuple[float, np.ndarray]:
-    """Return `(s, v)`: `exp(s) v` are the sums over paths of prod `|w|^p`, for each class.
+    """Return `(s, v)` such that `exp(s) v` is the sum over paths of prod `|w|^p`, for each class.
 
-    The network with weights `|w|^p` obeys eq. 2, so it runs normalized and can not overflow.
+    The network with weights `|w|^p` obeys eq. 2. Normalizing it avoids overflow.
     """
     powers = jax.tree.map(lambda w: jnp.abs(w) ** p, network.params)
     normalized = normalize_params(powers, _max_l1)

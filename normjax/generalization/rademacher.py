@@ -1,8 +1,8 @@
 """The empirical Rademacher complexity of classes of unit norm, the R_N of the paper's eq. 4.
 
 `R_N(G) = E_s sup_{g in G} (1/N) sum_i s_i g(x_i)` with independent fair signs `s_i`, without an
-absolute value (Bartlett and Mendelson 2002, up to their factor 2). It is a property of the class
-and the inputs, the same for every network of the class.
+absolute value (Bartlett and Mendelson 2002, up to their factor 2). It depends on the class and the
+inputs, not on a single network.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from normjax.training.ensemble import map_members
 from normjax.types import ApplyFn, Array, Params
 
 Outputs = Callable[[Array, Array], Array]
-"""Defines the class: a function of logits [n, K] and labels [n] that returns values [n, M]."""
+"""A function that defines the class: from logits [n, K] and labels [n] to values [n, M]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class RademacherEstimate:
     """A Monte Carlo estimate of R_N.
 
     Attributes:
-      values: the supremum found for each draw, float64 [num_draws].
+      values: the supremum for each draw, float64 [num_draws].
       num_examples: N.
-      by_step: mean over the draws of the largest value that a climb had met before each step and
-        at the end, float64 [num_steps + 1]; None where nothing is climbed.
+      by_step: best value before each ascent step and at the end, averaged over draws, float64
+        [num_steps + 1]; None without ascent.
     """
 
     values: np.ndarray
@@ -59,14 +59,14 @@ def one_logit(logits: Array, labels: Array) -> Array:
 
 
 def all_logits(logits: Array, labels: Array) -> Array:
-    """Return all logits: the class of vector-valued networks, a sign for each (Maurer 2016)."""
+    """Return all logits: vector-valued networks with one sign per logit (Maurer 2016)."""
     return logits
 
 
 def excess_loss(logits: Array, labels: Array) -> Array:
-    """Return cross entropy - ln K, [n, 1]: the class of losses, to which eq. 4 applies.
+    """Return the excess, [n, 1]: the class of losses, to which eq. 4 applies.
 
-    The constant does not change R_N, but makes its estimate less noisy.
+    Subtracting ln K does not change R_N, but reduces the noise of the estimate.
     """
     return excess_cross_entropy(logits, labels)[:, None]
 
@@ -84,28 +84,29 @@ def estimate_rademacher(
     num_restarts: int = 1,
     batch_size: int = 16,
 ) -> RademacherEstimate:
-    """Estimate R_N of the networks whose layers have Frobenius norm 1, from below.
+    """Return a lower estimate of R_N of the networks whose layers have Frobenius norm 1.
 
-    For each draw of signs the layers climb `F(W~) = (1/N) sum_i s_i g(x_i)`: each step moves all
-    of them to `W_k + dF/dW_k / ||dF/dW_k||` and back to norm 1. For a linear class this reaches
-    the supremum in a few steps. The largest F met counts. The problem is not convex and a climb can
-    end below the supremum, so this is a LOWER estimate, which restarts and steps raise.
+    For each draw of signs, projected gradient ascent maximizes `F(W~) = (1/N) sum_i s_i g(x_i)`:
+    each step moves all layers to `W_k + dF/dW_k / ||dF/dW_k||` and back to norm 1. For a linear
+    class this reaches the supremum in a few steps. The largest F is returned. The problem is not
+    convex and the ascent can stop below the supremum, so this is a LOWER estimate; more restarts
+    and steps increase it.
 
     Args:
-      apply_fn: (params, inputs) -> logits [n, K], a network that obeys eq. 2 and has a bias in its
-        first layer at most: no norm contains the biases of later layers.
-      init_fn: key -> the parameters that a climb starts from.
-      inputs: as the network takes them, float [N, ...].
+      apply_fn: (params, inputs) -> logits [n, K]; a network that obeys eq. 2 and has no biases
+        after the first layer, because no norm contains them.
+      init_fn: key -> initial parameters of an ascent.
+      inputs: inputs of the network, float [N, ...].
       labels: int [N]; only the class of losses depends on them.
-      outputs: `one_logit`, `all_logits`, `excess_loss` or the like.
-      key: a JAX random key; draw i depends on it and on i only.
-      num_signs: draws of signs.
-      num_steps: steps of a climb.
-      num_restarts: climbs per draw, from different starts.
-      batch_size: examples in a forward and backward pass; gradients are those of all examples.
+      outputs: `one_logit`, `all_logits`, `excess_loss` or similar.
+      key: a JAX random key; draw i depends only on it and on i.
+      num_signs: number of sign draws.
+      num_steps: ascent steps.
+      num_restarts: ascents per draw, from different starts.
+      batch_size: examples per forward and backward pass; gradients use all examples.
 
     Raises:
-      ValueError: numbers below 1, labels that do not fit, or a later layer with a bias.
+      ValueError: numbers below 1, labels that do not match, or a later layer with a bias.
     """
     numbers = {
         "num_signs": num_signs,
@@ -134,16 +135,15 @@ def estimate_rademacher(
 
 
 def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> RademacherEstimate:
-    """Estimate R_N of the losses from below by networks trained on random labels.
+    """Return a lower estimate of R_N of the losses, from networks trained on random labels.
 
-    Labels are drawn independently of the inputs, so on average over the labels no network is better
-    than chance. Symmetrization (other labels, same inputs) gives
-    `E sup_f (ln K - L(f)) <= 2 R_N`. How far a normalized network brings its training loss L
-    below ln K is therefore at most `2 R_N` in expectation. Swapped labels keep the class counts
-    and are independent apart from that.
+    The labels are independent of the inputs, so on average over the labels no network is better
+    than chance. Symmetrization (other labels, same inputs) gives `E sup_f (ln K - L(f)) <= 2 R_N`.
+    The expected difference between ln K and the training loss L of a normalized network is
+    therefore at most `2 R_N`. Swapped labels keep the class counts and are otherwise independent.
 
     Args:
-      train_excess: `L - ln K` in nats of normalized networks, each trained on its own random
+      train_excess: `L - ln K` in nats for normalized networks, each trained on its own random
         labels.
       num_examples: N.
 
@@ -161,8 +161,8 @@ def check_first_bias_only(params: Params) -> None:
     for layer in find_layers(params)[1:]:
         if layer.bias is not None:
             raise ValueError(
-                f"layer {layer.path!r} has a bias, which is no part of its norm: the networks of "
-                "unit norm then have no finite Rademacher complexity"
+                f"layer {layer.path!r} has a bias, which its norm does not include: the Rademacher "
+                "complexity of networks of unit norm is then infinite"
             )
 
 
@@ -182,8 +182,8 @@ def linear_rademacher(
       inputs: float [N, ...], flattened.
       norm: p >= 1, including infinity.
       radius: W.
-      num_signs: draws of signs.
-      seed: of the draws.
+      num_signs: number of sign draws.
+      seed: seed of the draws.
 
     Raises:
       ValueError: p < 1, a negative radius, or no draws.
@@ -197,10 +197,10 @@ def linear_rademacher(
 
 
 def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> float:
-    """Return an upper bound of R_N of the linear functions with `||w||_p <= W`.
+    """Return an upper bound on R_N of the linear functions with `||w||_p <= W`.
 
     For p = 2 it is the paper's `X W / sqrt(N)` with `X^2` the mean of `||x||^2`, by Jensen's
-    inequality. The other norms:
+    inequality. For other norms:
 
     * p > 2: `(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)`, by the same inequality;
     * 1 < p < 2: `W sqrt(q - 1) X / sqrt(N)` with the q-norm in X (Kakade, Sridharan and Tewari
@@ -208,7 +208,7 @@ def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> fl
     * p = 1: `(W / N) sqrt(2 ln(2d)) max_j sqrt(sum_i x_ij^2)` (Massart's finite class lemma).
 
     Args:
-      inputs: float [N, ...], flattened to d numbers each.
+      inputs: float [N, ...], flattened to dimension d.
       norm: p >= 1, including infinity.
       radius: W.
 
@@ -267,7 +267,7 @@ def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
 
         def step(params, _):
             value, grads = value_and_grad(params)
-            # A gradient of 0, such as that of an unused layer, stays 0.
+            # A zero gradient, as for an unused layer, stays zero.
             moved = jax.tree.map(jnp.add, params, normalize_params(grads))
             return normalize_params(moved), value
 

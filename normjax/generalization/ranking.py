@@ -1,8 +1,8 @@
-"""How well measures of generalization rank networks by their test error.
+"""How well measures of generalization rank networks by test error.
 
-Three questions, each stricter than the one before. Does a measure rank all networks as their errors
-do (Kendall's tau)? Does it do so where only one factor changes (Jiang et al., ICLR 2020)? How often
-is it wrong in the worst comparison (Dziugaite et al., NeurIPS 2020)?
+Three criteria, in order of strictness: rank correlation over all networks (Kendall's tau), rank
+correlation if only one factor changes (Jiang et al., ICLR 2020), and the error rate in the worst
+comparison (Dziugaite et al., NeurIPS 2020).
 """
 
 import dataclasses
@@ -27,17 +27,17 @@ MIN_NETWORKS = 3
 
 @dataclasses.dataclass(frozen=True)
 class SignErrors:
-    """How often a measure orders two networks wrongly, environment by environment.
+    """How often a measure orders two networks wrongly, by environment.
 
     An environment is a pair of values of one factor with the other factors fixed. Its sign error
-    lies between 0 (every pair in the order of the errors) and 1 (no pair).
+    lies between 0 (all pairs ordered correctly) and 1 (all pairs ordered wrongly).
 
     Attributes:
-      worst: the largest sign error of an environment; NaN without environments.
-      mean: the mean over the environments; NaN without environments.
+      worst: largest sign error of an environment; NaN without environments.
+      mean: mean over the environments; NaN without environments.
       num_environments: number of environments with a pair of networks whose errors differ by more
         than the noise of the test set.
-      worst_environment: the environment of the largest sign error in words; "" if none.
+      worst_environment: description of the environment with the largest sign error, or "".
     """
 
     worst: float
@@ -48,19 +48,19 @@ class SignErrors:
 
 @dataclasses.dataclass(frozen=True)
 class RankedMeasure:
-    """How well one measure ranks the networks; a number is NaN where there is nothing to rank.
+    """How well one measure ranks the networks; undefined numbers are NaN.
 
     Attributes:
       name: name of the measure.
-      correlation: rank correlation with the test error; None where `reason` says why.
-      tau_normalized_test_loss: Kendall's tau-b with the normalized test loss. Measures that contain
-        the product of norms share it with this loss, so a high value is no achievement there.
-      psi: granulated tau by factor.
+      correlation: rank correlation with the test error, or None.
+      tau_normalized_test_loss: Kendall's tau-b with the normalized test loss. It is high by
+        construction for measures that contain the product of norms, the divisor of this loss.
+      psi: {factor: granulated tau}.
       mean_psi: mean over the factors that have a granulated tau.
-      psi_interval: 95% percentile bootstrap interval of `mean_psi`, over the same draws of levels
-        as the correlation's; None where the correlation has no interval.
-      sign_errors: sign errors against the test error.
-      reason: why there is no correlation; "" where there is one.
+      psi_interval: 95% percentile bootstrap interval of `mean_psi`, with the same draws of levels
+        as for the correlation; None if the correlation has no interval.
+      sign_errors: sign errors with respect to the test error.
+      reason: why `correlation` is None, or "".
     """
 
     name: str
@@ -74,7 +74,7 @@ class RankedMeasure:
 
     @property
     def tau(self) -> float:
-        """Kendall's tau-b with the test error; NaN without a correlation."""
+        """Return Kendall's tau-b with the test error; NaN without a correlation."""
         return math.nan if self.correlation is None else self.correlation.kendall
 
 
@@ -88,17 +88,17 @@ def rank_measures(
     num_test: int,
     seed: int = 0,
 ) -> list[RankedMeasure]:
-    """Rank measures by Kendall's tau with the test error, the best first.
+    """Rank measures by Kendall's tau with the test error, best first.
 
     Args:
-      measures: {name: n numbers}; larger means that a larger error is expected. A measure with a
-        NaN ranks nothing and comes last.
+      measures: {name: n numbers}; a larger number predicts a larger error. A measure with a NaN
+        comes last, without a correlation.
       test_error: n fractions of `num_test` test examples.
       normalized_test_loss: n losses.
-      factors: {name: n values}, what the networks differ in by design; "seed" makes no environment.
-      levels: n labels; networks of one label are not independent.
+      factors: {name: n values}, the design factors; "seed" does not define environments.
+      levels: n labels; networks with the same label are not independent.
       num_test: number of test examples.
-      seed: of the bootstrap and the permutations.
+      seed: seed of the bootstrap and the permutations.
 
     Raises:
       ValueError: fewer than 3 networks, vectors of unequal lengths, or two networks that agree in
@@ -120,13 +120,13 @@ def granulated_tau(
     """Return Kendall's tau-b by factor, averaged over the groups in which only that factor varies.
 
     This is psi of Jiang et al. 2020 ("Fantastic Generalization Measures and Where to Find Them")
-    with tau-b instead of tau. A measure that follows only one factor can have a high tau over all
-    networks, but not in every factor. Groups without spread in both numbers are left out.
+    with tau-b instead of tau. A measure that depends on one factor only can have a high tau over
+    all networks, but not for every factor. Groups without spread in both numbers are ignored.
 
     Args:
       measure: n numbers.
       error: n numbers.
-      factors: {name: n values}, what the networks differ in by design.
+      factors: {name: n values}, the design factors.
 
     Returns:
       {name: psi}; NaN for a factor without a group.
@@ -150,7 +150,7 @@ def bootstrap_mean_psi(
 ) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of Psi, the mean of psi over factors.
 
-    In a draw, a group counts as often as its networks are drawn, on average.
+    In each draw, a group is weighted by how often its networks are drawn on average.
 
     Raises:
       ValueError: see `resample_counts` and `granulated_tau`; also if no draw has a Psi.
@@ -167,22 +167,22 @@ def bootstrap_mean_psi(
 
 
 def mean_psi(psi: Mapping[str, float]) -> float:
-    """Return Psi of Jiang et al. 2020: the mean over factors that have a psi; NaN without any."""
+    """Return Psi of Jiang et al. 2020: the mean over factors that have a psi; NaN if none has."""
     known = [value for value in psi.values() if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
 
 def hoeffding_weight(difference: np.ndarray, num_test: int) -> np.ndarray:
-    """Return by how much a difference of test errors exceeds the test set's noise, in [0, 1/2].
+    """Return the weight in [0, 1/2] of a difference of test errors, given the test set's noise.
 
-    By Hoeffding's inequality each error is within d / 2 of its expectation with probability at
-    least p = 1 - 2 exp(-2 num_test (d / 2)^2). Both are with probability p^2, and then the sign of
-    the difference d is right. The weight is p^2 - 1/2, or 0 if that is negative: Dziugaite et al.
-    2020, "In Search of Robust Measures of Generalization".
+    By Hoeffding's inequality, each error is within d / 2 of its expectation with probability at
+    least p = 1 - 2 exp(-2 num_test (d / 2)^2). With probability p^2 both are, and the sign of the
+    difference d is correct. The weight is p^2 - 1/2, or 0 if negative: Dziugaite et al. 2020, "In
+    Search of Robust Measures of Generalization".
 
     Args:
-      difference: of errors as fractions, any shape; its sign does not matter.
-      num_test: test examples behind each error.
+      difference: differences of error fractions, any shape and sign.
+      num_test: number of test examples per error.
     """
     p = 1 - 2 * np.exp(-num_test * np.asarray(difference, np.float64) ** 2 / 2)
     return np.maximum(np.maximum(p, 0) ** 2 - 0.5, 0)
@@ -199,19 +199,19 @@ def sign_errors(
     """Return the sign errors of Dziugaite et al. 2020; the worst is their robust sign error.
 
     An environment pairs each network at one value of a factor with each network at another value,
-    whatever their seeds. A pair counts 0 if measure and error differ in the same direction, 1 if in
-    opposite directions, and 1/2 if the measure ties. The environment's error is the mean over its
-    pairs, weighted by `hoeffding_weight`; environments without weight are left out. Two departures
-    from the paper: networks are ordered by test error, not by the gap (training errors are near
-    zero), and no minimum number of pairs is required, since there are only a few seeds. The worst
-    case is coarse for that reason.
+    for any seeds. A pair counts 0 if measure and error differ in the same direction, 1 if in
+    opposite directions, and 1/2 if the measure is tied. The sign error is the mean over pairs,
+    weighted by `hoeffding_weight`; environments without weight are ignored. There are two
+    differences from the paper: networks are ordered by test error, not by the gap (training errors
+    are near zero), and there is no minimum number of pairs, because there are only a few seeds. The
+    worst case is therefore coarse.
 
     Args:
       measure: n numbers.
       error: n fractions of `num_test` test examples.
-      factors: {name: n values}, what the networks differ in.
+      factors: {name: n values}, the design factors.
       num_test: number of test examples.
-      repeat: the factor that is mere repetition and makes no environments.
+      repeat: the factor of repetitions, which does not define environments.
     """
     x, y = _ranks(measure, error)
     weights = hoeffding_weight(np.subtract.outer(error, error), num_test)
@@ -239,7 +239,7 @@ def sign_errors(
 def _rank_measure(
     name, values, test_error, normalized_test_loss, factors, levels, num_test, seed
 ) -> RankedMeasure:
-    """Rank by one measure; without a correlation all numbers are absent and the reason is given."""
+    """Rank by one measure; without a correlation, numbers are NaN and `reason` explains why."""
     values, test_error = _vectors(values, test_error)
     try:
         if missing := int(np.isnan(values).sum()):
@@ -267,7 +267,7 @@ def _rank_measure(
 
 
 def _environment(name, low, high, others, fixed) -> str:
-    """Describe an environment in words."""
+    """Describe an environment."""
     rest = [f"{key} {value}" for key, value in zip(others, fixed, strict=True)]
     return ", ".join([f"{name} {low} or {high}", *rest])
 
@@ -284,7 +284,7 @@ def _vectors(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarr
 
 
 def _ranks(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both vectors as ranks, which infinite values have too."""
+    """Return the ranks of both vectors; infinities are allowed, NaN is not."""
     x, y = _vectors(measure, error)
     if np.isnan(x).any() or np.isnan(y).any():
         raise ValueError("measure or error is NaN for a network; it has no rank")
@@ -292,14 +292,14 @@ def _ranks(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray
 
 
 def _check_factors(factors: Mapping[str, Sequence[str]]) -> None:
-    """Raise if two networks agree in all factors: a group must vary in its factor."""
+    """Raise if two networks agree in all factors."""
     if factors and (repeated := [g for g in _groups(factors, list(factors)).values() if g[1:]]):
         first, second, *_ = repeated[0]
         raise ValueError(f"networks {first} and {second} agree in all factors")
 
 
 def _psis(x, y, factors: Mapping[str, Sequence], counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Return psi [B] of each factor, for samples with these counts [B, n]."""
+    """Return psi [B] of each factor, for samples with counts [B, n]."""
     psi = {}
     for name in factors:
         groups = list(_groups(factors, [key for key in factors if key != name]).values())
@@ -318,7 +318,7 @@ def _groups(factors: Mapping[str, Sequence], names: Sequence[str]) -> dict[tuple
 
 
 def _mean_of_known(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the weighted mean over the first axis of what is not NaN; NaN where all are."""
+    """Return the weighted mean over the first axis, ignoring NaN; NaN if all are NaN."""
     weights = np.where(np.isnan(values), 0, weights)
     total, weight = np.nansum(weights * values, axis=0), weights.sum(axis=0)
     return np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)

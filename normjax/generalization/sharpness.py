@@ -1,8 +1,7 @@
 """Flatness of a trained network: how much noise its weights tolerate (PAC-Bayes measures).
 
 Batch normalization is absorbed first, as in `measures`: the noise perturbs the weights of the
-network that predicts. A batch normalization would cancel or amplify noise on the raw weights before
-it.
+network that predicts. Otherwise batch normalization would cancel or amplify the noise.
 """
 
 import math
@@ -17,26 +16,26 @@ from normjax.losses import classification_error
 from normjax.types import ApplyFn, Array, Params
 
 ERROR_RISE = 0.1  # as in Jiang et al. 2020
-NUM_DRAWS = 20  # many draws on few images give a better sigma than few draws on many images
+NUM_DRAWS = 20  # many draws on few images estimate sigma better than few draws on many images
 NUM_STEPS = 8
-SMALLEST, LARGEST = 1e-4, 10.0  # sigma is searched between these
+SMALLEST, LARGEST = 1e-4, 10.0  # search range of sigma
 
 
 def pac_bayes_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """Return `-2 ln sigma`, where noise N(0, sigma^2) on every weight raises the error by 0.1.
+    """Return `-2 ln sigma`, where noise N(0, sigma^2) on all weights raises the error by 0.1.
 
     A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
     2020, eq. 53, `1 / sigma^2`; Neyshabur et al., "Exploring Generalization in Deep Learning"
-    (NeurIPS 2017). It changes when a unit's weights are rescaled, though the function does not.
-    Batch normalization: absorbed; the noise is on kernels and biases.
+    (NeurIPS 2017). It is not invariant to rescaling of units. Batch normalization: absorbed; the
+    noise is on kernels and biases.
 
     Args:
       apply_fn, params, x, labels, key, search: see `find_sigma`.
 
     Returns:
-      A float32 scalar; NaN where no sigma was found.
+      A float32 scalar; NaN if no sigma was found.
     """
     return -2 * jnp.log(find_sigma(apply_fn, params, x, labels, key, is_relative=False, **search))
 
@@ -44,19 +43,18 @@ def pac_bayes_flatness(
 def pac_bayes_magnitude_flatness(
     apply_fn: ApplyFn, params: Params, x: Array, labels: Array, key: Array, **search: int
 ) -> Array:
-    """Return `-2 ln sigma'`; noise N(0, sigma'^2 w^2) on every weight w raises the error by 0.1.
+    """Return `-2 ln sigma'`; noise N(0, sigma'^2 w^2) on all weights w raises the error by 0.1.
 
     A larger value (a sharper network) means a larger expected test error. Source: Jiang et al.
-    2020, eq. 61, `1 / sigma'^2`. Their small constant beside w^2 is left out: it keeps a bound
-    finite, which is not needed here, and without it the measure is invariant under all rescalings
-    of units that keep the function. Batch normalization: absorbed; the noise is on kernels and
-    biases.
+    2020, eq. 61, `1 / sigma'^2`, without the small constant added to w^2, which keeps their bound
+    finite. Without it, the measure is invariant to all rescalings of units that keep the function.
+    Batch normalization: absorbed; the noise is on kernels and biases.
 
     Args:
       apply_fn, params, x, labels, key, search: see `find_sigma`.
 
     Returns:
-      A float32 scalar; NaN where no sigma' was found.
+      A float32 scalar; NaN if no sigma' was found.
     """
     return -2 * jnp.log(find_sigma(apply_fn, params, x, labels, key, is_relative=True, **search))
 
@@ -82,26 +80,26 @@ def find_sigma(
 ) -> Array:
     """Find the size of Gaussian noise on the weights that raises the error by `error_rise`.
 
-    The expected error is the mean over `num_draws` draws of noise. They are drawn once and scaled
-    by sigma, so the mean changes almost smoothly with sigma, and networks with the same key meet
-    the same noise. The interval of ln sigma is halved `num_steps` times, to 0.05 by default; the
-    error is interpolated linearly within the rest. The cost is `num_draws * num_steps + 1`
+    The expected error is the mean over `num_draws` draws of noise. The draws are fixed and scaled
+    by sigma, so the mean is almost smooth in sigma, and networks with the same key get the same
+    noise. Bisection halves the interval of ln sigma `num_steps` times, to 0.05 by default, and the
+    error is interpolated linearly in the final interval. The cost is `num_draws * num_steps + 1`
     forward passes of all examples.
 
     Args:
       apply_fn: pure function `(params, x) -> logits [batch, K]`.
-      params: nested mapping of arrays, batch normalization absorbed.
-      x: inputs `[N, ...]`, as `apply_fn` takes them.
+      params: nested mapping of arrays, with batch normalization absorbed.
+      x: inputs `[N, ...]` of `apply_fn`.
       labels: `[N]` integers.
-      key: of the noise.
-      is_relative: whether the noise on a weight is sigma times its magnitude, or sigma.
-      error_rise: by how much noise raises the error, a fraction.
-      num_draws: draws of noise.
-      num_steps: steps of bisection.
-      batch_size: examples in a forward pass.
+      key: random key of the noise.
+      is_relative: whether the noise on a weight is proportional to its magnitude.
+      error_rise: increase of the error, a fraction.
+      num_draws: number of noise draws.
+      num_steps: bisection steps.
+      batch_size: examples per forward pass.
 
     Returns:
-      sigma, a float32 scalar; NaN where there is none between 1e-4 and 10.
+      sigma, a float32 scalar; NaN if it is not between 1e-4 and 10.
     """
     error_of = partial(_error, apply_fn, x=x, labels=labels, batch_size=batch_size)
     allowed = error_of(params) + error_rise
@@ -120,14 +118,14 @@ def find_sigma(
         side = (error > allowed).astype(jnp.int32)
         return ends.at[side].set(middle), errors.at[side].set(error)
 
-    # The initial ends are not measured; sigma is NaN unless both have moved inward.
+    # The error at the initial ends is not evaluated; sigma is NaN unless both have moved.
     start = (jnp.log(jnp.array([SMALLEST, LARGEST], jnp.float32)), jnp.full(2, jnp.nan))
     ends, errors = jax.lax.fori_loop(0, num_steps, halve, start)
     return jnp.exp(ends[0] + jnp.diff(ends)[0] * (allowed - errors[0]) / jnp.diff(errors)[0])
 
 
 def perturb(params: Params, key: Array, sigma: Array, *, is_relative: bool) -> Params:
-    """Add Gaussian noise to every leaf, of standard deviation sigma, or sigma times each |w|."""
+    """Add Gaussian noise of standard deviation sigma, or sigma |w|, to every leaf."""
     leaves, treedef = jax.tree.flatten(params)
     noisy = []
     for leaf, own in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
@@ -138,7 +136,7 @@ def perturb(params: Params, key: Array, sigma: Array, *, is_relative: bool) -> P
 
 
 def _error(apply_fn, params, *, x, labels, batch_size):
-    """Return the classification error over all examples, a batch at a time."""
+    """Return the classification error over all examples, in batches."""
     num_examples = len(labels)
     num_batches = math.ceil(num_examples / batch_size)
     indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)

@@ -1,4 +1,4 @@
-"""A trained network as measures of generalization see it, and the norms of its layers."""
+"""The input of measures of generalization: a trained network and the norms of its layers."""
 
 import dataclasses
 import functools
@@ -13,14 +13,14 @@ from normjax.types import ApplyFn, Array, Norm, Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """All that a measure may depend on; batch normalization is absorbed.
+    """The data that a measure may use; batch normalization is absorbed.
 
     Attributes:
       params: the trained parameters, nested `kernel` and `bias` leaves (see `find_layers`).
       initial_params: the parameters before the first step, with the initial statistics absorbed.
-      logits: on the training set, floating point `[N, K]`.
-      labels: that it was trained to fit, integers `[N]`.
-      apply_fn: the network; its activation keeps positive numbers unchanged, as ReLU does.
+      logits: logits on the training set, floating point `[N, K]`.
+      labels: the labels that the network was trained to fit, integers `[N]`.
+      apply_fn: the network; its activation leaves positive numbers unchanged, like ReLU.
       input_shape: shape of one input, such as `(32, 32, 3)`.
     """
 
@@ -58,18 +58,18 @@ _compiled_norms = jax.jit(param_norms, static_argnames="norm")
 def layer_norms(params: Params, norm: Norm, *, may_be_zero: bool = False) -> np.ndarray:
     """Return the norm of each layer, float64 `[layers]`.
 
-    Layers are in the same order for every norm, which is not the order of application.
+    The order of the layers is the same for all norms, but is not the order of application.
 
     Args:
       params: nested mapping of arrays.
       norm: see `normjax.norms`.
-      may_be_zero: accept layers of zeros, such as those of a change.
+      may_be_zero: whether layers may be zero, as in a difference of parameters.
 
     Raises:
-      ValueError: a layer has norm 0 and `may_be_zero` is not given, or its norm is NaN.
+      ValueError: a layer has norm 0 without `may_be_zero`, or its norm is NaN.
     """
     norms = jax.device_get(_compiled_norms(params, norm))
     for path, value in norms.items():
         if not may_be_zero and not value > 0:
-            raise ValueError(f"layer {path!r} has norm {value}: the network has no measures")
+            raise ValueError(f"layer {path!r} has norm {value}: measures are undefined")
     return np.array(list(norms.values()), np.float64)

@@ -1,1 +1,1 @@
-"""The paper's networks as Flax modules, and the convolution they call."""
+"""The paper's networks as Flax modules, and their convolution."""

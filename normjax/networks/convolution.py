@@ -1,19 +1,19 @@
-"""A 2-D convolution that is fast for many small networks on a CPU; XLA's own elsewhere.
+"""A 2D convolution that is fast for many small networks on a CPU; elsewhere it calls XLA.
 
-On a CPU, XLA's convolution of a small network in a loop is about ten times slower than a good one.
-Here a convolution is a few large matrix products between cheap additions:
+On a CPU, XLA's convolution of small networks in a loop is about ten times slower than necessary.
+This module computes a convolution with a few large matrix products and cheap additions:
 
 * Toom-Cook tiles ("Winograd convolution": Lavin and Gray, "Fast Algorithms for Convolutional
   Neural Networks", CVPR 2016), for stride 1. A tile Y of m x m outputs needs n x n inputs d,
   n = m + r - 1 for an r x r kernel g, and is Y = A [(G g G') * (B d B')] A': n^2 products instead
-  of m^2 r^2, 64 instead of 400 with 5 x 5 kernels and 4 x 4 tiles. Summed over channels, the
+  of m^2 r^2, e.g. 64 instead of 400 for 5 x 5 kernels and 4 x 4 tiles. Summed over channels, the
   elementwise product is n^2 matrix products. G and B evaluate polynomials at n - 1 points and at
-  infinity, A interpolates (Toom-Cook); the points are the first of 0, +-1, +-2, +-1/2, and n <= 8
-  keeps the error of float32 near 5e-6 of the norm of the result.
-* One matrix product with the patches ("im2col") for everything else.
+  infinity, A interpolates (Toom-Cook). The points are the first of 0, +-1, +-2, +-1/2; n <= 8
+  keeps the float32 error near 5e-6 of the norm of the result.
+* One matrix product with the patches ("im2col") for all other cases.
 
-Inside, channels are the first axis and images the last: every shift moves whole rows of images, and
-the products need no transposition. XLA cancels the transpositions of consecutive layers.
+Internally, channels are the first axis and images the last: every shift moves whole rows of images,
+and the products need no transposition. XLA cancels the transpositions of consecutive layers.
 """
 
 import operator
@@ -30,24 +30,23 @@ _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
 
 def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
-    """Convolve in 2-D (cross-correlate, as every deep learning library does).
+    """Convolve in 2D (cross-correlate, as in deep learning libraries).
 
-    Differentiable once, in reverse mode only. The algorithm depends on shapes and on the platform
-    that the code is compiled for: on GPU and TPU it is `jax.lax.conv_general_dilated`.
+    Differentiable once, only in reverse mode. The algorithm depends on shapes and on the platform
+    of compilation: on GPU and TPU it is `jax.lax.conv_general_dilated`.
 
     Args:
-      x: images [N, H, W, Cin], floating.
+      x: images [N, H, W, Cin], floating point.
       kernel: filters [KH, KW, Cin, Cout], of the same dtype.
-      strides: steps along H and W, positive.
-      padding: "VALID" (none) or "SAME" (zeros, so that H' = ceil(H / stride)).
+      strides: strides along H and W, positive.
+      padding: "VALID" (none) or "SAME" (zeros; H' = ceil(H / stride)).
 
     Returns:
-      [N, H', W', Cout] of the same dtype. In float32 the error, relative to the norm of the result,
-      is about 5e-6 at most, and so is that of the gradients.
+      [N, H', W', Cout] of the same dtype. In float32, the errors of the result and of the gradients
+      are at most about 5e-6, relative to the norm.
 
     Raises:
-      ValueError: shapes, dtypes, strides or padding do not fit, or an image is smaller than the
-        kernel.
+      ValueError: invalid shapes, dtypes, strides or padding, or an image smaller than the kernel.
     """
     _check(x, kernel, strides, padding)
     pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -56,7 +55,7 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
 
 
 def _check(x, kernel, strides, padding):
-    """Raise ValueError for what cannot be convolved."""
+    """Raise ValueError for invalid arguments."""
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(
             "conv2d takes x [N, H, W, Cin] and a kernel [KH, KW, Cin, Cout], "
@@ -75,13 +74,13 @@ def _check(x, kernel, strides, padding):
     if padding == "VALID" and (x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]):
         raise ValueError(
             f"conv2d: an image of {x.shape[1:3]} is smaller than the kernel, {kernel.shape[:2]}; "
-            "allowed with padding 'SAME' only"
+            "this needs padding 'SAME'"
         )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv(x, kernel, strides, pads):
-    """Convolve by the algorithm of the platform that the code is compiled for."""
+    """Convolve with the algorithm of the platform of compilation."""
     return lax.platform_dependent(
         x,
         kernel,
@@ -91,8 +90,8 @@ def _conv(x, kernel, strides, pads):
 
 
 def _conv_fwd(x, kernel, strides, pads):
-    # Only the arguments are kept. The backward pass repeats the part of the forward pass that it
-    # needs; XLA removes the repetition where both are in one compiled function.
+    # Save only the arguments. The backward pass recomputes what it needs of the forward pass; XLA
+    # removes the recomputation if both are in one compiled function.
     return _conv(x, kernel, strides, pads), (x, kernel)
 
 
@@ -109,17 +108,17 @@ def _conv_bwd(strides, pads, residuals, dy):
 
 
 _conv.defvjp(_conv_fwd, _conv_bwd)
-_compiled_conv = jax.jit(_conv, static_argnums=(2, 3))  # outside jit: compile once for a shape
+_compiled_conv = jax.jit(_conv, static_argnums=(2, 3))  # outside jit: compile once per shape
 
 
 def _conv_xla(x, kernel, strides, pads):
-    """Convolve by XLA."""
+    """Convolve with XLA."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
 
 
 def _conv_cpu(x, kernel, strides, pads):
-    """Convolve by matrix products, with the faster of two algorithms."""
+    """Convolve with matrix products, by the faster of two algorithms."""
     x = jnp.pad(x.transpose(3, 1, 2, 0), [(0, 0), *pads, (0, 0)])
     h, w = ((x.shape[k + 1] - kernel.shape[k]) // strides[k] + 1 for k in range(2))
     if strides == (1, 1) and _is_toom_cook_faster(x, kernel, h, w):
@@ -130,7 +129,7 @@ def _conv_cpu(x, kernel, strides, pads):
 
 
 def _is_toom_cook_faster(x, kernel, h, w):
-    """Return whether Toom-Cook saves half of the products and these are large enough (timed)."""
+    """Return whether Toom-Cook saves half of the products, and these are large enough."""
     kh, kw = kernel.shape[:2]
     if min(kh, kw) < 2 or max(kh, kw) > len(_POINTS) or x.dtype not in (jnp.float32, jnp.float64):
         return False
@@ -141,7 +140,7 @@ def _is_toom_cook_faster(x, kernel, h, w):
 
 
 def _patches(x, kernel, strides, h, w):
-    """Convolve x [Cin, H, W, N] to [Cout, h, w, N] by one product with all patches."""
+    """Convolve x [Cin, H, W, N] to [Cout, h, w, N] with one product over all patches."""
     (sh, sw), (kh, kw, cin, cout) = strides, kernel.shape
     # First along W, then along H: the second, larger copy moves whole rows.
     cols = _stage(
@@ -153,7 +152,7 @@ def _patches(x, kernel, strides, h, w):
 
 
 class _Tiling(NamedTuple):
-    """One axis cut into `num` tiles of `m` outputs, each computed at `n` points."""
+    """One axis, split into `num` tiles of `m` outputs that are computed at `n` points."""
 
     num: int
     m: int
@@ -195,7 +194,7 @@ def _toom_cook_fwd(x, kernel):
     x = x.reshape(cin, x.shape[1], width * images)
     x = _stage(lambda x: _to_points(rows, x, 1), x)
     x = x.reshape(rows.n, cin * rows.num, width, images)
-    # Points along W for one point along H at a time: the working set fits into the cache.
+    # Points along W for one point along H at a time: the working set fits in the cache.
     u, v, y = _kernel_at_points(rows, cols, kernel), [], []
     for k in range(rows.n):
         v.append(_stage(lambda x, k=k: _to_points(cols, x[k], 1), x).reshape(cols.n, cin, -1))
@@ -234,14 +233,14 @@ _toom_cook.defvjp(_toom_cook_fwd, _toom_cook_bwd)
 
 
 def _kernel_at_points(rows, cols, kernel):
-    """Map a kernel [KH, KW, Cin, Cout] to G g G' [n of H, n of W, Cin, Cout]."""
+    """Map a kernel [KH, KW, Cin, Cout] to G g G' [n along H, n along W, Cin, Cout]."""
     kh, kw, cin, cout = kernel.shape
     u = _matmul(np.kron(rows.g, cols.g), kernel.reshape(kh * kw, -1), 1, 0)
     return u.reshape(rows.n, cols.n, cin, cout)
 
 
 def _to_points(tiling, x, axis):
-    """Return the tiles of x along the axis, times B: [n, ..., num tiles, ...]."""
+    """Return B times the tiles of x along the axis: [n, ..., num tiles, ...]."""
     stop = tiling.m * (tiling.num - 1) + 1
     tiles = [lax.slice_in_dim(x, j, j + stop, tiling.m, axis) for j in range(tiling.n)]
     b = tiling.b.astype(x.dtype)
@@ -286,9 +285,9 @@ def _batch_matmul(a, b, axis_a, axis_b):
 def _stage(f, *args):
     """Call f(*args) as a separate function in the compiled code.
 
-    XLA recomputes a cheap producer inside each of its consumers, which would repeat the same sums
-    many times; it never fuses across the boundary of a function that it must not inline. Reshapes
-    belong outside: inside they become divisions for each element.
+    XLA recomputes a cheap producer in each of its consumers, which would repeat the same sums many
+    times. It never fuses across the boundary of a function that is not inlineable. Keep reshapes
+    outside: inside they become one division per element.
     """
     with set_xla_metadata(inlineable="false"):
         return jax.jit(f)(*args)

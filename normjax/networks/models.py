@@ -1,8 +1,8 @@
 """The paper's networks as Flax Linen modules, and their initializers.
 
-All of them are positively homogeneous in each layer's weights (eq. 2): convolutions and dense
-layers, ReLU, nothing else. Batch normalization is the one exception; `absorb_batch_norm` folds it
-into the layers before anything is normalized.
+All networks are positively homogeneous in each layer's weights (eq. 2): they consist only of
+convolutions, dense layers and ReLU. Batch normalization is the exception; `absorb_batch_norm` folds
+it into the layers before normalization.
 """
 
 import math
@@ -25,7 +25,7 @@ def make_model(
     batch_norm: bool = False,
     init_std: float | Array | None = None,
 ) -> nn.Module:
-    """Make one of the paper's networks, a Linen module on float images [N, H, W, C].
+    """Make one of the paper's networks, a Linen module for float images [N, H, W, C].
 
     Example:
       >>> import jax
@@ -40,17 +40,17 @@ def make_model(
 
     Args:
       name: "convnet3" (the 3-layer net), "convnet5" (the 5-layer net) or "linear".
-      num_classes: K, the number of logits.
-      batch_norm: batch normalization after every layer but the last; "convnet5" only.
-      init_std: None draws every kernel and bias from PyTorch's default, U(-1/sqrt(fan_in),
-        1/sqrt(fan_in)); a number, which may be traced, draws them from N(0, init_std^2).
+      num_classes: the number of logits K.
+      batch_norm: batch normalization after every layer except the last; only for "convnet5".
+      init_std: None draws kernels and biases from PyTorch's default, U(-1/sqrt(fan_in),
+        1/sqrt(fan_in)); a number, possibly traced, draws them from N(0, init_std^2).
 
     Returns:
       A module with `init(key, images)` and `apply(variables, images, train=False)`; the logits are
       float [N, num_classes].
 
     Raises:
-      ValueError: an unknown name, or batch_norm for a network that has none.
+      ValueError: an unknown name, or `batch_norm` for a network that does not support it.
     """
     if name not in MODEL_NAMES:
         raise ValueError(f"unknown model {name!r}; allowed: {', '.join(MODEL_NAMES)}")
@@ -64,8 +64,8 @@ def make_model(
 class ConvNet3(nn.Module):
     """The 3-layer net of figures 3-6 and 9-11: two VALID convolutions of 24 filters, a dense layer.
 
-    Stride 1, no pooling; only the first layer has a bias: 154,464 parameters on 32x32x3 with 10
-    classes. Kernels are 5x5 (the paper's) on images of at least 12 pixels, 3x3 on smaller ones.
+    It has stride 1, no pooling, and a bias only in the first layer: 154,464 parameters for 32x32x3
+    and 10 classes. Kernels are 5x5 (as in the paper), or 3x3 for images below 12 pixels.
     """
 
     num_classes: int
@@ -84,13 +84,13 @@ class ConvNet3(nn.Module):
 
 
 class ConvNet5(nn.Module):
-    """A 5-layer net of convolutions only, without pooling (figures 1, 2, 7, 8, 12-15).
+    """The 5-layer net of convolutions without pooling (figures 1, 2, 7, 8, 12-15).
 
-    The paper fixes neither widths nor strides. Here: 3x3 SAME convolutions of 32, 64, 64 and 128
-    filters with strides 1, 2, 2, 2, then a VALID convolution of the remaining size to num_classes
-    logits. With `batch_norm`, batch normalization follows each of the first four, which then have
-    no bias. Without, they have one: the module takes the parameters that `absorb_batch_norm`
-    returns.
+    The paper does not specify widths and strides. This network has 3x3 SAME convolutions of 32, 64,
+    64 and 128 filters with strides 1, 2, 2, 2, then a VALID convolution of the remaining size to
+    the logits. With `batch_norm`, batch normalization follows each of the first four layers, which
+    have no bias. Without it they have a bias: the module takes the parameters from
+    `absorb_batch_norm`.
     """
 
     num_classes: int
@@ -103,8 +103,8 @@ class ConvNet5(nn.Module):
 
         Args:
           images: standardized images.
-          train: batch normalization uses and updates the batch's statistics.
-          mask: bool [N], False for examples that do not count in these statistics.
+          train: whether batch normalization uses the batch statistics and updates the running ones.
+          mask: bool [N], False for examples to exclude from the statistics.
         """
         x = images
         for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
@@ -118,7 +118,7 @@ class ConvNet5(nn.Module):
 
 
 class Linear(nn.Module):
-    """The linear network of section 3.1.1: one dense layer without bias on the flattened image."""
+    """The linear network of section 3.1.1: a dense layer without bias on flattened images."""
 
     num_classes: int
     init_std: Any = None
@@ -158,7 +158,7 @@ def _conv_general_dilated(lhs, rhs, window_strides, padding, **_):
 
 
 def _initializer(init_std, fan_in):
-    """Return the initializer N(0, init_std^2), or PyTorch's default if init_std is None."""
+    """Return the initializer N(0, init_std^2), or PyTorch's default if `init_std` is None."""
 
     def init(key, shape, dtype=jnp.float32):
         if init_std is not None:

@@ -1,1 +1,1 @@
-"""Figures, one file per kind; every function takes computed results and computes nothing."""
+"""Figures, one file per kind; functions draw computed results."""

@@ -1,4 +1,4 @@
-"""The figure of eq. 4's terms."""
+"""The figure of the terms of eq. 4."""
 
 from collections.abc import Sequence
 
@@ -20,13 +20,13 @@ from normjax.plots.style import (
 
 
 def plot_bounds(found: Eq4) -> Figure:
-    """Draw the networks' generalization gaps above the terms of eq. 4, on one logarithmic axis."""
+    """Draw the generalization gaps and the terms of eq. 4 on one logarithmic axis."""
     title = join_title(
         [
             found.data_name,
             f"{found.num_examples:,} training images",
             f"{len(found.networks)} networks at {found.selection}",
-            "every layer of Frobenius norm 1",
+            "every layer with Frobenius norm 1",
         ]
     )
     with matplotlib.style.context(STYLE):
@@ -55,7 +55,7 @@ def plot_bounds(found: Eq4) -> Figure:
 
 
 def _draw_gaps(axes: Axes, networks: Sequence[Gap]) -> None:
-    """Draw a dot for each network, those of random labels in their own color."""
+    """Draw a dot per network; networks with random labels have their own color."""
     for is_random, color, name in (
         (False, TRAIN_COLOR, "True labels"),
         (True, TEST_COLOR, "Random labels"),
@@ -67,7 +67,7 @@ def _draw_gaps(axes: Axes, networks: Sequence[Gap]) -> None:
 
 
 def _draw_terms(axes: Axes, found: Eq4) -> list[str]:
-    """Draw the terms in rows from the second on; return their names."""
+    """Draw the terms from the second row on; return their names."""
     rows = [("Confidence term, losses in [0, 1]", found.confidence_term, None, "s", LINE_COLOR)]
     lower = [
         ("2 $R_N$ from below: random labels", found.labels),

@@ -1,4 +1,4 @@
-"""The figure of losses during training, and of the epochs at which they would stop it."""
+"""The figure of losses during training, with the epochs at which they would stop."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,11 +28,11 @@ from normjax.results.metrics import (
 
 
 def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -> Figure:
-    """Draw training and test loss, and below them the normalized training loss less ln K, by epoch.
+    """Draw training and test losses (top) and normalized training excess (bottom) by epoch.
 
-    The columns are the lowest, the middle and the highest level, each with the network of the first
-    seed. Dots mark the epochs of `stopping_epochs`. A vertical line marks the start of the second
-    phase, and with it of the true labels. Without test losses only the training curves are drawn.
+    The columns show the first network of the lowest, the middle and the highest level. Dots mark
+    the epochs of `stopping_epochs`. A vertical line marks the start of the second phase. Without
+    test losses, only the training curves are drawn.
 
     Args:
       metrics: the lines of metrics.jsonl.
@@ -44,7 +44,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
     members = lines_by_member(metrics)
     shown = _choose_members(members)
     stops = {stop.member: stop for stop in stopping_epochs(metrics)}
-    title = join_title([dataset_label, "losses during training", "one network of each level"])
+    title = join_title([dataset_label, "losses during training", "one network per level"])
     with matplotlib.style.context(STYLE):
         figure, axes = new_figure(title, (0.6 + 3.5 * len(shown), 6.4), 2, len(shown))
         for above, below, member in zip(axes, axes[len(shown) :], shown, strict=False):
@@ -54,7 +54,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
             _draw_losses(above, lines, stop)
             _draw_normalized_loss(below, lines, stop)
             for panel in (above, below):
-                panel.margins(y=0.12)  # room for the words
+                panel.margins(y=0.12)  # room for the annotations
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True))
                 _mark_phases(panel, lines)
             below.set_xlabel("Epoch (of both phases)")
@@ -66,7 +66,7 @@ def plot_curves(metrics: Sequence[Mapping[str, Any]], dataset_label: str = "") -
 
 
 def _draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | None) -> None:
-    """Draw the training loss at every epoch, and the test loss where it was measured."""
+    """Draw the training loss of every epoch, and the test loss where measured."""
     steps, test_losses = column(lines, "step"), column(lines, "test_loss")
     axes.plot(
         steps,
@@ -88,7 +88,7 @@ def _draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | No
 def _draw_normalized_loss(
     axes: Axes, lines: Sequence[Mapping[str, Any]], stop: Stop | None
 ) -> None:
-    """Draw the training loss of the normalized network less ln K at every epoch."""
+    """Draw the normalized training excess of every epoch."""
     excess = column(lines, "running_normalized_excess")
     axes.plot(column(lines, "step"), excess, color=TRAIN_COLOR, lw=1.5)
     set_linear_ticks(axes.yaxis, 5)
@@ -102,12 +102,12 @@ def _mark_epoch(
 ) -> None:
     """Draw a dot on a curve at an epoch."""
     (line,) = (line for line in lines if line["step"] == epoch)
-    label = "Least with the true labels"
+    label = "Minimum with true labels"
     axes.plot(line["step"], line[name], "o", color=color, ms=6, mec="white", label=label, zorder=3)
 
 
 def _mark_phases(axes: Axes, lines: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a line where the second phase starts, and say what changes there."""
+    """Draw a line at the start of the second phase, and annotate what changes."""
     num_first = sum(line["phase"] == "pretrain" for line in lines)
     if num_first:
         axes.axvline(num_first + 0.5, color=LINE_COLOR, lw=0.8, ls="--", zorder=1.5)

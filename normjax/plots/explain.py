@@ -1,4 +1,4 @@
-"""The figures of `experiments.explain`, drawn from the explanations alone."""
+"""The figures of `experiments.explain`."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ from normjax.plots.style import (
 from normjax.results.table import selection_name
 
 _SIZE = (13.2, 8.2)  # inches
-_LEAST_UNEXPLAINED = 1e-7  # of 1 - R², where the axis ends
+_LEAST_UNEXPLAINED = 1e-7  # smallest 1 - R² on a logarithmic axis
 DIVISOR_NAMES = {
     "product_norm": "Product of norms",
     "balanced": "Product of norms after balancing",
@@ -45,7 +45,7 @@ DIVISOR_NAMES = {
 
 
 def plot_line(found: Explanation, dataset_label: str = "") -> Figure:
-    """Draw the line beside its controls from results.csv, in six panels.
+    """Draw the line and its controls from results.csv, in six panels.
 
     Args:
       found: the explanation of the networks of one selection and norm.
@@ -69,11 +69,11 @@ def plot_line(found: Explanation, dataset_label: str = "") -> Figure:
 
 
 def plot_logits(found: Explanation, logits: LogitExplanation, dataset_label: str = "") -> Figure:
-    """Draw the line under other divisors and temperatures, and beside sampling error.
+    """Draw the line for other divisors and temperatures, and its sampling error.
 
     Args:
       found: the explanation of the networks.
-      logits: the controls from the logits of those with true labels.
+      logits: the controls from the logits of the networks with true labels.
       dataset_label: name of the data set, for the title.
     """
     with matplotlib.style.context(STYLE):
@@ -89,7 +89,7 @@ def plot_logits(found: Explanation, logits: LogitExplanation, dataset_label: str
 
 
 def _draw_fits(axes: Axes, found: Explanation) -> None:
-    """Draw normalized test against training loss, less ln K, with free and anchored lines."""
+    """Draw normalized test excess against training excess, with free and anchored lines."""
     x, y = (_column(found.networks, f"{split}_excess") for split in ("train", "test"))
     _draw_networks(axes, x, y, found, found.networks)
     ends, ln_k = np.array([x.min(), max(x.max(), 0)]), found.ln_num_classes
@@ -101,7 +101,7 @@ def _draw_fits(axes: Axes, found: Explanation) -> None:
     if found.anchored_fit:
         slope = found.anchored_fit.slope
         axes.plot(ends, slope * ends, ":", color=TRAIN_COLOR, lw=1.6, label="Through (ln K, ln K)")
-    axes.plot(0, 0, "+", color=LINE_COLOR, ms=9, mew=1.5, label="(ln K, ln K): no margins")
+    axes.plot(0, 0, "+", color=LINE_COLOR, ms=9, mew=1.5, label="(ln K, ln K): zero margins")
     axes.legend(loc="upper left", fontsize=8)
     text = "The line"
     if found.fit:
@@ -113,9 +113,9 @@ def _draw_fits(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_r2(axes: Axes, found: Explanation) -> None:
-    """Draw 1 - R2 of the line and of what the shared divisor gives."""
+    """Draw 1 - R2 of the line and of the controls of the shared divisor."""
     without = f", without {RANDOM_LABELS}" if found.num_random_labels else ""
-    axes.set_title(f"How much the divisor gives{without}")
+    axes.set_title(f"Effect of the divisor{without}")
     rows = []
     if raw := found.raw_fit_without_random_labels:
         rows.append(("Losses as trained", (raw.r2,), QUIET_COLOR))
@@ -142,7 +142,7 @@ def _draw_r2(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_ratio(axes: Axes, found: Explanation) -> None:
-    """Draw raw test over training margin against the product norm."""
+    """Draw the ratio of raw test to training margin against the product norm."""
     networks = [n for n in _of_true_labels(found) if n.train_margin > 0]
     rho = _column(networks, "product_norm")
     ratio = _column(networks, "test_margin") / _column(networks, "train_margin")
@@ -150,11 +150,11 @@ def _draw_ratio(axes: Axes, found: Explanation) -> None:
     if found.ratio:
         label = (
             f"Mean; spread {percent(found.ratio.spread)},\n"
-            f"of unrelated margins {percent(found.ratio.spread_if_unrelated)}"
+            f"unrelated margins: {percent(found.ratio.spread_if_unrelated)}"
         )
         axes.axhline(found.ratio.mean, color=LINE_COLOR, lw=1, ls="--", label=label)
         axes.legend(loc="best", fontsize=8)
-    axes.set_title("Ratio of margins, free of the norms")
+    axes.set_title("Ratio of margins, without the norms")
     axes.set_xscale("log")
     if rho.size and rho.max() < 100 * rho.min():
         subs = (1, 1.5, 2, 3, 5, 7) if rho.max() < 6 * rho.min() else (1, 2, 5)
@@ -166,9 +166,9 @@ def _draw_ratio(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_prediction(axes: Axes, found: Explanation) -> None:
-    """Draw test margins of networks left out, predicted with and without their training losses."""
+    """Draw predictions of left-out test margins, with and without the training losses."""
     prediction = found.prediction
-    axes.set_title("Test margins of networks left out")
+    axes.set_title("Left-out test margins")
     _label(axes, "Test margin", "Predicted test margin")
     if prediction is None:
         write_reason(axes, found.reasons["prediction"])
@@ -185,7 +185,7 @@ def _draw_prediction(axes: Axes, found: Explanation) -> None:
     axes.legend(loc="best", fontsize=8)
     if prediction.skill is not None:
         skill = fixed(prediction.skill)
-        axes.set_title(f"Margins of {prediction.left_out} left out: skill {skill}")
+        axes.set_title(f"Margins of left-out {prediction.left_out}: skill {skill}")
 
 
 def _draw_ranking(axes: Axes, found: Explanation) -> None:
@@ -208,7 +208,7 @@ def _draw_ranking(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_influence(axes: Axes, found: Explanation) -> None:
-    """Draw Cook's distance of each network in the line."""
+    """Draw Cook's distance of each network."""
     networks = [n for n in found.networks if n.cooks_distance is not None]
     axes.set_title("Influence of each network on the line")
     _label(axes, "Normalized training cross-entropy - ln K (nats)", "Cook's distance")
@@ -224,13 +224,13 @@ def _draw_influence(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
-    """Draw 1 - R2 of lines whose logits are divided by a further, common temperature."""
+    """Draw 1 - R2 of lines with the logits also divided by a common temperature."""
     temperatures = np.array(logits.temperatures)
     for name, color, label in (
         ("product_norm", TRAIN_COLOR, "Each network's own norm"),
         ("one_norm", TEST_COLOR, "One norm for all"),
     ):
-        r2 = np.array(logits.temperature_r2[name], np.float64)  # NaN where there is no line
+        r2 = np.array(logits.temperature_r2[name], np.float64)  # NaN without a line
         is_known = np.isfinite(r2)
         values = [_unexplained(value) for value in r2[is_known]]
         axes.plot(temperatures[is_known], values, "o-", color=color, ms=4, label=label)
@@ -243,8 +243,8 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
 
 
 def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
-    """Draw the line with another divisor of the logits; the balanced one over the paper's."""
-    # Losses this near ln K have no digits left to be read off.
+    """Draw the line with another divisor of the logits; "balanced" includes the paper's."""
+    # Losses too close to ln K are shown as excess.
     ln_k = found.ln_num_classes if name in ("balanced", "one_norm") else None
     unit = "(nats)" if ln_k is None else "- ln K (nats)"
     axes.set_title(DIVISOR_NAMES[name])
@@ -270,15 +270,15 @@ def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name
 
 
 def _draw_sampling(axes: Axes, logits: LogitExplanation) -> None:
-    """Draw the line's RMSE beside what the finite test set gives."""
-    axes.set_title("The line's error and the test set's")
+    """Draw the RMSE of the line and the sampling error of the test set."""
+    axes.set_title("Error of the line and sampling error")
     if logits.sampling is None:
         write_reason(axes, logits.reasons["sampling"])
         return
     sampling = logits.sampling
     bars = (
         ("One test loss,\nstandard error", sampling.of_a_loss, QUIET_COLOR),
-        ("RMSE that this leaves,\nimages in common", sampling.of_a_residual, TEST_COLOR),
+        ("RMSE from sampling,\nshared images", sampling.of_a_residual, TEST_COLOR),
         ("RMSE of the line", sampling.rmse, TRAIN_COLOR),
     )
     axes.barh(range(3), [value for _, value, _ in bars], 0.55, color=[color for *_, color in bars])
@@ -297,14 +297,14 @@ def _draw_networks(
     found: Explanation,
     networks: Sequence[NetworkControls],
 ) -> None:
-    """Draw some of the networks in the colors that all have in the figure's legend."""
+    """Draw networks in the colors of the figure's legend."""
     draw_stars(axes, x, y, [_level(network) for network in networks], _colors(found))
 
 
 def _draw_interval(
     axes: Axes, ends: Sequence[float] | None, value: float, place: int, color: str
 ) -> None:
-    """Draw a dot in a row of the panel, on a bar where there is an interval."""
+    """Draw a dot in a row of the panel, with a bar for the interval, if any."""
     if ends is not None:
         axes.plot(ends, [place, place], color=color, lw=2.5, alpha=0.6)
     axes.plot(value, place, "o", color=color, ms=7)
@@ -324,7 +324,7 @@ def _level(network: NetworkControls) -> Level:
 
 
 def _of_true_labels(found: Explanation) -> list[NetworkControls]:
-    """Return the networks whose margins can be compared."""
+    """Return the networks with true labels."""
     return [network for network in found.networks if not network.has_random_labels]
 
 
@@ -333,7 +333,7 @@ def _column(networks: Sequence[NetworkControls], name: str) -> np.ndarray:
 
 
 def _unexplained(r2: float) -> float:
-    """Return 1 - R2, with an end for a logarithmic axis."""
+    """Return 1 - R2, clipped for a logarithmic axis."""
     return max(1 - r2, _LEAST_UNEXPLAINED)
 
 
@@ -343,7 +343,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _title(found: Explanation, networks: Sequence[NetworkControls], dataset_label: str) -> str:
-    """Return which networks, and the verdict on them."""
+    """Return the title: the networks and the verdict."""
     count = f"{len(networks)} networks"
     where = [selection_name(found.selection), norm_name(found.norm)]
     return join_title([dataset_label, count, *where, f"verdict: {found.verdict}"])

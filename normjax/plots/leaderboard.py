@@ -1,4 +1,4 @@
-"""The figure of the leaderboard: how well each measure ranks the networks, the best on top."""
+"""The figure of the leaderboard: how well each measure ranks the networks, best first."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ _FACTOR_MARKERS = ("s", "^", "v", "D")
 
 
 def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
-    """Draw three panels with a row for each measure: tau, psi by factor, and sign errors.
+    """Draw three panels with a row per measure: tau, psi by factor, and sign errors.
 
-    Points are values, bars are 95% bootstrap intervals. An absent value has no point, an absent
-    interval no bar. The paper's measure has its own color.
+    Points are values, bars are 95% bootstrap intervals; missing ones are not drawn. The paper's
+    measure has its own color.
 
     Args:
-      ranked: the measures, the best first.
-      title: which networks they rank.
+      ranked: the measures, best first.
+      title: the title, which describes the networks.
     """
     places = np.arange(len(ranked))
     with matplotlib.style.context(STYLE):
@@ -46,13 +46,13 @@ def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
 
 
 def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
-    """Draw Kendall's tau with its intervals."""
+    """Draw Kendall's tau with intervals."""
     for place, row in zip(places, ranked, strict=True):
         if row.correlation is None:
             continue
         bounds = row.correlation.kendall_interval
         _draw_interval(axes, bounds, place, row)
-        label = "This paper's" if row.name == _OURS else _with_interval("A measure", bounds)
+        label = "The paper's measure" if row.name == _OURS else _with_interval("Measure", bounds)
         axes.plot(row.tau, place, "o", color=_color(row), ms=5.5, label=_once(axes, label))
     axes.set_title("All networks")
     axes.set_xlabel("Kendall's τ with the test error")
@@ -60,7 +60,7 @@ def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) 
 
 
 def _draw_psis(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
-    """Draw the mean psi with its intervals, and a hollow marker for each factor."""
+    """Draw the mean psi with intervals, and a hollow marker per factor."""
     for place, row in zip(places, ranked, strict=True):
         _draw_interval(axes, row.psi_interval, place, row)
         for (factor, value), marker in zip(row.psi.items(), _FACTOR_MARKERS, strict=False):
@@ -94,35 +94,35 @@ def _draw_sign_errors(axes: Axes, ranked: Sequence[RankedMeasure], places: np.nd
         text = "No pair of networks whose\ntest errors differ beyond\nthe noise of the test set"
         box = axes.text(0.5, len(ranked) / 2, text, color=LINE_COLOR, ha="center", va="center")
         box.set_backgroundcolor("white")
-    axes.set_xlabel("Sign error (0.5: a coin's)")
+    axes.set_xlabel("Sign error (chance: 0.5)")
     _span(axes, 0, 1, 0.5)
 
 
 def _draw_interval(
     axes: Axes, bounds: tuple[float, float] | None, place: float, row: RankedMeasure
 ) -> None:
-    """Draw a bar from end to end, where there is an interval."""
+    """Draw a bar for the interval, if any."""
     if bounds is not None:
         axes.plot(bounds, (place, place), color=_color(row), lw=1.4, alpha=0.6)
 
 
 def _with_interval(label: str, bounds: tuple[float, float] | None) -> str:
-    """Return the legend's entry."""
+    """Return the legend entry."""
     return label if bounds is None else f"{label}, 95% interval"
 
 
 def _span(axes: Axes, low: float, high: float, chance: float) -> None:
-    """Set limits with room for the markers, and draw a line at the value of chance."""
+    """Set limits with room for the markers, and draw a line at the chance level."""
     margin = 0.05 * (high - low)
     axes.set_xlim(low - margin, high + margin)
     axes.axvline(chance, color=LINE_COLOR, lw=0.8, ls="--", zorder=1)
 
 
 def _color(row: RankedMeasure) -> str:
-    """Return the row's color; the paper's measure stands out."""
+    """Return the color of a row; the paper's measure has its own."""
     return TEST_COLOR if row.name == _OURS else TRAIN_COLOR
 
 
 def _once(axes: Axes, label: str) -> str | None:
-    """Return the label, or None if the legend has it already."""
+    """Return the label, or None if the legend already has it."""
     return None if label in axes.get_legend_handles_labels()[1] else label

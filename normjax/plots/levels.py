@@ -1,6 +1,6 @@
-"""Networks as stars, colored by level; one legend says which color is which level.
+"""Networks as stars, colored by level, with one legend per figure.
 
-A level is a number, or None for networks of random labels, which are no level among the others.
+A level is a number, or None for networks with random labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,20 +16,20 @@ from matplotlib.lines import Line2D
 from normjax.plots.style import LABEL_COLOR, STAR, TEST_COLOR
 
 RANDOM_LABELS = "RL"
-_NEAR = np.array([0.11, 0.07])  # of a panel's width and height: texts nearer would overlap
+_NEAR = np.array([0.11, 0.07])  # texts closer than this fraction of a panel would overlap
 
 Level = float | None
 
 
 def level_text(level: Level) -> str:
-    """Return the level as figures name it; "RL" for random labels, as in the paper."""
+    """Return the label of a level in figures; "RL" for random labels, as in the paper."""
     return RANDOM_LABELS if level is None else f"{level:g}"
 
 
 def level_colors(levels: Iterable[Level]) -> dict[Level, tuple]:
-    """Return a color for each level, in their order, from viridis less its top.
+    """Return {level: color} in ascending order, from viridis without its brightest colors.
 
-    Random labels are last, in a color from outside the scale.
+    Random labels come last, in a color outside the scale.
     """
     known = set(levels)
     numbers = sorted(level for level in known if level is not None)
@@ -45,14 +45,14 @@ def draw_stars(
     levels: Sequence[Level],
     colors: Mapping[Level, tuple],
 ) -> None:
-    """Draw a star for each network.
+    """Draw a star per network.
 
     Args:
       axes: the panel.
       x: float [n].
       y: float [n].
       levels: n levels.
-      colors: `level_colors` of all levels of the figure, so that its panels agree.
+      colors: `level_colors` of all levels of the figure.
     """
     for level, color in colors.items():
         own = _of_level(levels, level)
@@ -62,10 +62,10 @@ def draw_stars(
 
 
 def write_levels(axes: Axes, x: np.ndarray, y: np.ndarray, levels: Sequence[Level]) -> None:
-    """Write each level once, at the mean of its networks, above the highest of them.
+    """Write each level once, at the mean of its networks, above the highest one.
 
-    Call it when the panel's scales and margins are final. A level whose text would cover another's
-    is left to the legend.
+    Call this after the scales and margins of the panel are final. A label that would overlap
+    another one is omitted.
     """
     axes.autoscale_view()
     written: list[np.ndarray] = []
@@ -84,13 +84,13 @@ def write_levels(axes: Axes, x: np.ndarray, y: np.ndarray, levels: Sequence[Leve
             ha="center",
             fontsize=8.5,
             color=LABEL_COLOR,
-            zorder=2,  # below the stars: a text hides no network
+            zorder=2,  # below the stars
             path_effects=[patheffects.withStroke(linewidth=2, foreground="white")],
         )
 
 
 def add_level_legend(figure: Figure, colors: Mapping[Level, tuple], title: str, most: int) -> None:
-    """Add one legend of the levels under all panels, in even rows of at most `most` entries."""
+    """Add a legend of the levels below all panels, in even rows of at most `most` entries."""
     num_rows = -(-len(colors) // most)
     figure.legend(
         [Line2D([], [], **STAR, color=color) for color in colors.values()],
@@ -104,5 +104,5 @@ def add_level_legend(figure: Figure, colors: Mapping[Level, tuple], title: str, 
 
 
 def _of_level(levels: Sequence[Level], level: Level) -> np.ndarray:
-    """Return, per network, whether it is of this level."""
+    """Return, per network, whether it has this level."""
     return np.array([other == level for other in levels])

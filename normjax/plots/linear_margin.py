@@ -1,4 +1,4 @@
-"""The figure of the linear network, drawn from its saved tables."""
+"""The figure of the linear network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +23,9 @@ def plot_linear_margin(
     """Draw the angle to the maximum margin against log time, and test error against norm.
 
     Args:
-      draws: results.csv, a row for each training set.
+      draws: results.csv, a row per training set.
       angles: angles.csv.
-      summary: the contents of summary.json.
+      summary: summary.json.
     """
     title = (
         f"{summary['data_name']} · {summary['train_size']} examples in "
@@ -44,7 +44,7 @@ def plot_linear_margin(
 
 
 def _draw_angles(axes: Axes, angles: pd.DataFrame, two_draws: list[dict[str, Any]]) -> None:
-    """Draw the curves of two training sets, the range of all, and the theorem's rate."""
+    """Draw the curves of two training sets, the range of all, and the rate of the theorem."""
     by_step = angles.groupby("step")["angle_deg"]
     low, middle, high = (by_step.quantile(q).to_numpy() for q in (0.05, 0.5, 0.95))
     steps = np.unique(angles["step"])
@@ -63,15 +63,15 @@ def _draw_angles(axes: Axes, angles: pd.DataFrame, two_draws: list[dict[str, Any
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title("Gradient descent goes to the maximum margin")
+    axes.set_title("Gradient descent converges to the maximum margin")
     axes.set_xlabel("Time t (steps of gradient descent)")
     axes.set_ylabel("Angle to the maximum margin (degrees)")
 
 
 def _draw_errors(axes: Axes, draws: pd.DataFrame, summary: Mapping[str, Any]) -> None:
-    """Draw a dot for each training set, and the left panel's two in their colors."""
+    """Draw a dot per training set, with the two of the left panel in their colors."""
     norms, errors = draws["norm_at_unit_margin"], 100 * draws["test_error"]
-    axes.plot(norms, errors, "o", color=_QUIET, ms=4.5, alpha=0.7, mew=0, label="A training set")
+    axes.plot(norms, errors, "o", color=_QUIET, ms=4.5, alpha=0.7, mew=0, label="Training set")
     for color, draw in zip(_COLORS, summary["two_draws"], strict=True):
         axes.plot(
             draw["norm_at_unit_margin"],
@@ -94,7 +94,7 @@ def _draw_errors(axes: Axes, draws: pd.DataFrame, summary: Mapping[str, Any]) ->
 
 
 def _correlation(summary: Mapping[str, Any]) -> str:
-    """Return Spearman's correlation with its interval, or why there is none."""
+    """Return Spearman's correlation with its interval, or why it is undefined."""
     found = summary["correlations"]["norm_at_unit_margin"]
     if found is None:
         return f"No rank correlation: {summary['reasons']['norm_at_unit_margin']}"
@@ -105,7 +105,7 @@ def _correlation(summary: Mapping[str, Any]) -> str:
 
 
 def _name(draw: Mapping[str, Any]) -> str:
-    """Return a training set's legend entry: norm and test error of its solution."""
+    """Return the legend entry of a training set: norm and test error of its solution."""
     return (
         f"Training set {draw['draw']}: norm {number(draw['norm_at_unit_margin'])}, "
         f"test error {percent(draw['test_error'])}"

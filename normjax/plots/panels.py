@@ -1,4 +1,4 @@
-"""One panel of the paper's figures: networks as stars, and the line of their explanation."""
+"""One panel of the paper's figures: networks as stars, and their line."""
 
 import dataclasses
 
@@ -13,8 +13,8 @@ from normjax.plots.levels import RANDOM_LABELS, Level, draw_stars, write_levels
 from normjax.plots.style import LINE_COLOR, set_linear_ticks
 from normjax.statistics.regression import LineFit
 
-_LOG_SPAN = 100  # product norms with a larger ratio have a logarithmic axis
-_LEAST_EXCESS, _LEAST_SPREAD = 1e-3, 1e-5  # nats; below, a loss near ln K has too few digits left
+_LOG_SPAN = 100  # product norms with a larger ratio use a logarithmic axis
+_LEAST_EXCESS, _LEAST_SPREAD = 1e-3, 1e-5  # nats; below these, the axis shows the excess
 
 _AXIS_LABELS = {
     "train_loss": "Training cross-entropy (nats)",
@@ -39,13 +39,13 @@ _EXCESS_OF = {
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What one panel shows.
+    """The content of one panel.
 
     Attributes:
-      title: written above the panel.
+      title: the title.
       x: column of the results on the horizontal axis.
       y: column on the vertical axis.
-      line: field of the `Explanation` that holds the panel's line, "fit" or "raw_fit"; "" for none.
+      line: field of the `Explanation` with the line, "fit" or "raw_fit"; "" for none.
     """
 
     title: str
@@ -54,8 +54,8 @@ class Panel:
     line: str = ""
 
     @property
-    def is_less_ln_k(self) -> bool:
-        """Whether normalized losses are drawn less ln K."""
+    def shows_excess(self) -> bool:
+        """Return whether normalized losses are drawn minus ln K."""
         return self.x in _EXCESS_OF.values()
 
 
@@ -67,15 +67,15 @@ def draw_panel(
     colors: dict[Level, tuple],
     has_numbers: bool,
 ) -> None:
-    """Draw the networks colored by level, their line with its numbers, and readable axes.
+    """Draw the networks colored by level, their line with its numbers, and the axes.
 
     Args:
-      axes: where to draw.
-      panel: what to draw.
-      networks: a row for each network.
+      axes: the Matplotlib axes.
+      panel: the content.
+      networks: a row per network.
       found: the explanation of these networks.
-      colors: a color for each level.
-      has_numbers: whether a panel of the figure has a line; then all titles are equally high.
+      colors: {level: color}.
+      has_numbers: whether any panel of the figure has a line; then all titles leave room for it.
     """
     x, y = values_of(networks, panel.x), values_of(networks, panel.y)
     levels = levels_of(networks)
@@ -101,41 +101,41 @@ def draw_panel(
 def draw_line(
     axes: Axes, fit: LineFit, ends: np.ndarray, ln_num_classes: float | None = None, **style
 ) -> None:
-    """Draw a line of losses between two places on the horizontal axis.
+    """Draw a line of losses between two points of the horizontal axis.
 
     Args:
       axes: the panel.
       fit: the line, in terms of the losses.
-      ends: float [2], as drawn.
-      ln_num_classes: ln K if the axes show losses less ln K; None if they show the losses.
+      ends: float [2], the horizontal coordinates as drawn.
+      ln_num_classes: ln K if the axes show losses minus ln K, else None.
       **style: properties of the line.
     """
     style = {"color": LINE_COLOR, "lw": 1.3, "zorder": 1.5} | style
-    less = ln_num_classes or 0.0
-    axes.plot(ends, fit.predict(ends + less) - less, **style)
+    offset = ln_num_classes or 0.0
+    axes.plot(ends, fit.predict(ends + offset) - offset, **style)
 
 
 def needs_excess(networks: pd.DataFrame) -> bool:
-    """Return whether normalized losses are too near ln K, or each other, to be read off."""
+    """Return whether normalized losses are too close to ln K, or to each other, to be readable."""
     excess = networks[list(_EXCESS_OF.values())].to_numpy()
     is_small = (np.abs(excess) < _LEAST_EXCESS).all()
     return bool(is_small or (np.ptp(excess, axis=0) < _LEAST_SPREAD).any())
 
 
 def in_excess(panel: Panel) -> Panel:
-    """Return the panel with normalized losses less ln K, which keep all their digits."""
+    """Return the panel with excess losses instead of normalized losses."""
     x, y = (_EXCESS_OF.get(name, name) for name in (panel.x, panel.y))
     return dataclasses.replace(panel, x=x, y=y)
 
 
 def values_of(networks: pd.DataFrame, name: str) -> np.ndarray:
-    """Return a column in the unit it is drawn in: errors in percent."""
+    """Return a column in the unit of the plot: errors in percent."""
     factor = 100 if name.endswith("_error") else 1
     return factor * networks[name].to_numpy()
 
 
 def levels_of(networks: pd.DataFrame) -> list[Level]:
-    """Return each network's level; None for random labels."""
+    """Return the level of each network; None for random labels."""
     is_random = networks["labels"] == "random"
     return [
         None if random else level
@@ -144,7 +144,7 @@ def levels_of(networks: pd.DataFrame) -> list[Level]:
 
 
 def level_name(networks: pd.DataFrame) -> str:
-    """Return what the level is, for the legend and the axis."""
+    """Return the name of the level for the legend and the axis."""
     is_random = networks["labels"] == "random"
     families = [*networks["family"][~is_random], "random_labels"]
     explanation = f" ({RANDOM_LABELS}: random labels)" if is_random.any() else ""
@@ -152,13 +152,13 @@ def level_name(networks: pd.DataFrame) -> str:
 
 
 def _draw_fit(axes: Axes, panel: Panel, ends: np.ndarray, found: Explanation) -> None:
-    """Draw the panel's line and write its numbers; the intercept is always that of the losses."""
+    """Draw the line and write its numbers; the intercept always refers to the losses."""
     fit = getattr(found, panel.line)
     if fit is None:
         numbers = f"no line: {found.reasons[panel.line]}"
     else:
-        draw_line(axes, fit, ends, found.ln_num_classes if panel.is_less_ln_k else None)
-        intercept = "intercept of the losses" if panel.is_less_ln_k else "intercept"
+        draw_line(axes, fit, ends, found.ln_num_classes if panel.shows_excess else None)
+        intercept = "intercept of the losses" if panel.shows_excess else "intercept"
         numbers = (
             f"R² {fixed(fit.r2, 5)}    adjusted R² {fixed(fit.adjusted_r2, 5)}    "
             f"RMSE {number(fit.rmse, 4)}\n"
@@ -170,13 +170,13 @@ def _draw_fit(axes: Axes, panel: Panel, ends: np.ndarray, found: Explanation) ->
 
 
 def _needs_log(networks: pd.DataFrame, name: str) -> bool:
-    """Return whether this column is the product of norms, over more than two decades."""
+    """Return whether the column is the product of norms and spans more than two decades."""
     values = networks[name]
     return name == "product_norm" and values.max() > _LOG_SPAN * values.min() > 0
 
 
 def _axis_label(name: str, norm: str) -> str:
-    """Return a column's name and unit; the product of norms says which norm."""
+    """Return the name and unit of a column; for the product of norms, also the norm."""
     if name != "product_norm":
         return _AXIS_LABELS[name]
     norms = norm_name(norm).replace(" norm", " norms").replace("$", r"\$")

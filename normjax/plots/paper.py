@@ -1,10 +1,9 @@
-"""The paper's figures, drawn from results and their explanations; nothing is trained or fitted.
+"""The paper's figures, drawn from results and explanations.
 
 Each `plot_*` takes the rows of one selection and norm and their `Explanation`, and returns a
-matplotlib `Figure`. A star marks each network; its color is its level, which is written once, at
-the mean of the level's networks. Diverged networks are left out and counted in the title. Networks
-of random labels ("RL") are shown as evaluated on these; their rows on the natural labels are
-ignored.
+Matplotlib `Figure`. Each network is a star; its color is its level, which is written once, at the
+mean of the level's networks. Diverged networks are omitted and counted in the title. Networks with
+random labels ("RL") are shown as evaluated on random labels.
 """
 
 import math
@@ -49,10 +48,10 @@ _ERROR_PRODUCT_NORM = Panel("Error and product of norms", "product_norm", "test_
 def plot_losses_against_level(
     table: pd.DataFrame, found: Explanation, dataset_label: str = ""
 ) -> Figure:
-    """Draw loss and error on the training and the test set against the level: figures 1 and 2.
+    """Draw training and test loss and error against the level: figures 1 and 2.
 
-    Levels are equally spaced, so that 0 and 1e-4 can be told apart; lines join the means over
-    seeds. Networks of random labels stand behind the last level and are joined to nothing.
+    Levels are equally spaced to separate 0 and 1e-4. Lines connect the means over seeds. Networks
+    with random labels are at the end, without a line.
 
     Args:
       table: the results of one selection and norm.
@@ -60,8 +59,8 @@ def plot_losses_against_level(
       dataset_label: name of the data set, for the title.
 
     Raises:
-      ValueError: no network converged, or the table's networks are not those of the explanation;
-        as for every `plot_*`.
+      ValueError: all networks diverged, or the table does not match the explanation; the same for
+        every `plot_*`.
     """
     networks = _networks(table, found)
     levels = levels_of(networks)
@@ -69,7 +68,7 @@ def plot_losses_against_level(
     places = np.array([order.index(level) for level in levels])
     joined = range(len(order) - (None in order))
     with matplotlib.style.context(STYLE):
-        handles: list[Any] = []  # a line and its dots share an entry of the legend
+        handles: list[Any] = []  # a line and its dots share a legend entry
         size = _figure_size(2, len(order))
         figure, panels = new_figure(_title(found, dataset_label), size, 1, 2)
         for axes, kind, unit in (
@@ -99,7 +98,7 @@ def plot_losses_against_level(
 def plot_normalized_fit(table: pd.DataFrame, found: Explanation, dataset_label: str = "") -> Figure:
     """Draw normalized test loss and error against normalized training loss: figures 3, 4, 10, 11.
 
-    See `plot_losses_against_level` for the arguments of every `plot_*`.
+    See `plot_losses_against_level` for the arguments.
     """
     return _plot_panels(table, found, dataset_label, [_NORMALIZED, _NORMALIZED_ERROR])
 
@@ -120,7 +119,7 @@ def plot_four_panels(table: pd.DataFrame, found: Explanation, dataset_label: str
 def plot_error_against_product_norm(
     table: pd.DataFrame, found: Explanation, dataset_label: str = ""
 ) -> Figure:
-    """Draw test error against the product of the layers' norms: figure 9."""
+    """Draw test error against the product of norms: figure 9."""
     return _plot_panels(table, found, dataset_label, [_ERROR_PRODUCT_NORM])
 
 
@@ -138,18 +137,16 @@ def draw_figures(
     folder: str | os.PathLike,
     dataset_label: str = "",
 ) -> list[Path]:
-    """Draw every figure of each explanation, e.g. `normalized_fit__final__2.png`.
-
-    An explanation without networks has no figures.
+    """Draw all figures of each explanation with networks, such as `normalized_fit__final__2.png`.
 
     Args:
       table: the results of a run.
-      explanations: of its selections and norms.
-      folder: where the figures are written.
+      explanations: the explanations of its selections and norms.
+      folder: the output folder.
       dataset_label: name of the data set, for the titles.
 
     Returns:
-      The files written, a .png and a .pdf for each figure.
+      The files, a .png and a .pdf per figure.
     """
     paths: list[Path] = []
     seen: set[str] = set()
@@ -161,7 +158,7 @@ def draw_figures(
             figure_stem(plot.__name__.removeprefix("plot_"), found.selection, found.norm): plot
             for plot in _PER_NORM
         }
-        if found.selection not in seen:  # the losses as trained have no norm
+        if found.selection not in seen:  # this figure does not depend on the norm
             stem = figure_stem("losses_against_level", found.selection)
             figures[stem] = plot_losses_against_level
             seen.add(found.selection)
@@ -179,7 +176,7 @@ def figure_stem(kind: str, selection: str, norm: str = "") -> str:
 def _plot_panels(
     table: pd.DataFrame, found: Explanation, dataset_label: str, panels: Sequence[Panel]
 ) -> Figure:
-    """Draw a figure of panels whose points are the networks, with one legend of the levels."""
+    """Draw a figure of several panels with one legend of the levels."""
     networks = _networks(table, found)
     if needs_excess(networks):
         panels = [in_excess(panel) for panel in panels]
@@ -197,7 +194,7 @@ def _plot_panels(
 
 
 def _title(found: Explanation, dataset_label: str, norm_text: str = "") -> str:
-    """Return which networks a figure shows, and how many there were."""
+    """Return the title: the number of networks and the selection."""
     count = f"{found.num_networks} networks"
     if found.num_diverged:
         total = found.num_networks + found.num_diverged
@@ -206,17 +203,17 @@ def _title(found: Explanation, dataset_label: str, norm_text: str = "") -> str:
 
 
 def _figure_size(num_panels: int, num_levels: int) -> tuple[float, float]:
-    """Return the size in inches of a figure of one panel, or of panels in two columns."""
+    """Return the size in inches of a figure with one panel or with two columns of panels."""
     width, height = _LONE_PANEL_SIZE if num_panels == 1 else _PANEL_SIZE
-    scale = 1.35 if num_levels > _MANY_LEVELS else 1.0  # room for their texts
+    scale = 1.35 if num_levels > _MANY_LEVELS else 1.0  # room for the labels
     return scale * width * min(num_panels, 2), scale * height * math.ceil(num_panels / 2) + 0.7
 
 
 def _networks(table: pd.DataFrame, found: Explanation) -> pd.DataFrame:
-    """Return the rows to draw, one for each network of the explanation.
+    """Return the rows to draw, one per network of the explanation.
 
     Raises:
-      ValueError: there is none, or the table has other networks, or several selections or norms.
+      ValueError: there are no rows, or the table does not match the explanation.
     """
     if not found.num_networks:
         raise ValueError("no network with finite losses to draw")
@@ -226,6 +223,6 @@ def _networks(table: pd.DataFrame, found: Explanation) -> pd.DataFrame:
     if not is_same or len(networks) != found.num_networks:
         raise ValueError(
             f"the table's {len(networks)} networks of {len(groups(networks))} selections and norms "
-            f"are not the {found.num_networks} that were explained"
+            f"do not match the {found.num_networks} that were explained"
         )
     return networks

@@ -1,4 +1,4 @@
-"""What all figures share: style, colors, layout, and how they are written to files."""
+"""Style, colors, layout and output of all figures."""
 
 import os
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator
 
 from normjax.files import replacing
 
-# For `matplotlib.style.context`. The defaults come first: the user's settings change no figure.
+# For `matplotlib.style.context`. The defaults come first, to override the user's settings.
 STYLE = ["default", str(Path(__file__).with_name("normjax.mplstyle"))]
-TRAIN_COLOR, TEST_COLOR = "#0072b2", "#d55e00"  # Okabe and Ito's, safe for color-blind readers
+TRAIN_COLOR, TEST_COLOR = "#0072b2", "#d55e00"  # Okabe-Ito, safe for color blindness
 LABEL_COLOR, LINE_COLOR, QUIET_COLOR = "#b2182b", "#444444", "#9a9a9a"
 STAR = {"marker": "*", "linestyle": "", "markersize": 10, "mec": "white", "mew": 0.5}
 
@@ -22,10 +22,10 @@ STAR = {"marker": "*", "linestyle": "", "markersize": 10, "mec": "white", "mew":
 def new_figure(
     title: str, size: tuple[float, float], num_rows: int, num_columns: int
 ) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure and its panels, row by row. Call it, and draw, within `STYLE`.
+    """Return an empty figure and its panels, row by row. Call this and draw within `STYLE`.
 
     Args:
-      title: written at the upper left; a dollar sign in it starts no formula.
+      title: the title at the upper left; dollar signs are not parsed as math.
       size: width and height in inches.
       num_rows: rows of panels.
       num_columns: columns of panels.
@@ -36,29 +36,26 @@ def new_figure(
 
 
 def join_title(parts: Sequence[str]) -> str:
-    """Join the parts of a title that are not empty, with dots between them."""
+    """Join the nonempty parts of a title with dots."""
     return " · ".join(part for part in parts if part)
 
 
 def set_linear_ticks(axis: Axis, num_ticks: int) -> None:
-    """Set at most `num_ticks` intervals.
-
-    A common power of ten stands outside the panel's corner, where no label or title is.
-    """
+    """Set at most `num_ticks` intervals, and place a common power of ten outside the corner."""
     axis.set_major_locator(MaxNLocator(num_ticks))
     outside, alignment = (1.0, "left") if isinstance(axis, XAxis) else (-0.02, "right")
     axis.get_offset_text().set(x=outside, horizontalalignment=alignment)
 
 
 def write_reason(axes: Axes, reason: str) -> None:
-    """Write why a panel has nothing to show."""
+    """Write why a panel is empty."""
     axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", wrap=True)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
 def save_figure(figure: Figure, path_without_suffix: str | os.PathLike) -> list[Path]:
-    """Write the figure as .png and .pdf, each atomically; equal figures give equal bytes."""
+    """Write a figure as .png and .pdf, each atomically; equal figures give equal bytes."""
     paths = []
     for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         path = Path(f"{os.fspath(path_without_suffix)}.{suffix}")

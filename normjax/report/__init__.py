@@ -1,1 +1,1 @@
-"""Pages: Jinja2 templates and what fills them."""
+"""Reports: Jinja2 templates and the code that renders them."""

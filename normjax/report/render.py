@@ -1,4 +1,4 @@
-"""Templates become pages: the one place that knows Jinja2."""
+"""Render templates; the only module that uses Jinja2."""
 
 import base64
 import os
@@ -17,25 +17,24 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **context: Any) -> str:
-    """Fill a template of `templates/`.
+    """Render a template of `templates/`.
 
-    Everything that is put into a page is escaped: HTML's characters in both kinds of pages, and in
-    Markdown the bars and line ends that would break a table. Filters: `number`, `fixed`, `percent`,
-    `interval` (`normjax.formatting`), `selection_name`, `norm_name`, and `data_uri` (a PNG file,
-    embedded).
+    All values are escaped: HTML characters in both formats, and in Markdown also the bars and line
+    breaks that would break a table. Filters: `number`, `fixed`, `percent`, `interval`
+    (`normjax.formatting`), `selection_name`, `norm_name`, and `data_uri` (embeds a PNG file).
 
     Args:
-      template: file name; its suffix (.html or .md) decides how values are escaped.
-      **context: what the template calls its values. A missing one is an error.
+      template: file name; the suffix (.html or .md) selects the escaping.
+      **context: the values by name. A missing value is an error.
     """
     return _environment(Path(template).suffix).get_template(template).render(**context)
 
 
 def write_page(path: str | os.PathLike, template: str, **context: Any) -> None:
-    """Fill a template and replace the file at `path` atomically."""
+    """Render a template and replace the file at `path` atomically."""
     text = render(template, **context)
     with replacing(path) as temporary:
-        # A path of undecodable bytes has no place in UTF-8.
+        # UTF-8 cannot encode a path with undecodable bytes.
         temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
 
 
@@ -58,7 +57,7 @@ def _environment(suffix: str) -> jinja2.Environment:
 
 
 def _in_one_cell(value: Any) -> Any:
-    """Return text that stays in its cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(value.split()).replace("|", "\\|") if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""The page that shows a run: `report.html`, one file that opens offline."""
+"""Write the report of a run: `report.html`, one file that opens offline."""
 
 import json
 import os
@@ -25,24 +25,24 @@ from normjax.training.record import REPORT_FILE
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Write `report.html` from the files of a finished run and replace it atomically.
 
-    It shows results.csv and summary.json, and run.json, flags.txt, metrics.jsonl and figures/*.png
-    if they are there. Images are embedded, and nothing is loaded from elsewhere.
+    The report shows results.csv and summary.json, and, if present, run.json, flags.txt,
+    metrics.jsonl and figures/*.png. Images are embedded; nothing is loaded from elsewhere.
 
     Args:
-      run_dir: the run's folder.
+      run_dir: the folder of the run.
 
     Returns:
       The path of the report.
 
     Raises:
-      FileNotFoundError: there is no results.csv or summary.json.
-      ValueError: one of the files is damaged, or summary.json is not of these results; the message
-        names it.
+      FileNotFoundError: results.csv or summary.json does not exist.
+      ValueError: a file is damaged, or summary.json does not match results.csv; the message names
+        the file.
     """
     run_dir = Path(run_dir)
     table = read_results(run_dir / RESULTS_FILE)
     if table.empty:
-        raise ValueError(f"{run_dir / RESULTS_FILE}: there are no networks in it")
+        raise ValueError(f"{run_dir / RESULTS_FILE}: it has no networks")
     explanations = read_summary(run_dir / SUMMARY_FILE)
     _check_same(table, explanations, run_dir / SUMMARY_FILE)
     # The page opens with the last epoch and the Frobenius norm.
@@ -70,7 +70,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 
 
 def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: Path) -> None:
-    """Raise unless the explanations are of the table's networks, selections and norms."""
+    """Raise unless the explanations match the table's networks, selections and norms."""
     table = on_own_labels(table)
     num_members = table["member"].nunique()
     are_same = [(found.selection, found.norm) for found in explanations] == groups(table) and all(
@@ -81,7 +81,7 @@ def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: 
 
 
 def _pretty(path: Path) -> str:
-    """Return a JSON object as a page shows it."""
+    """Return an indented JSON object."""
     try:
         return json.dumps(read_object(path), indent=2, ensure_ascii=False)
     except RecursionError:

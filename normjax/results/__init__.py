@@ -1,1 +1,1 @@
-"""What a run leaves behind as tables: results.csv (`table`) and metrics.jsonl (`metrics`)."""
+"""The tables of a run: results.csv (`table`) and metrics.jsonl (`metrics`)."""

@@ -1,7 +1,7 @@
-"""metrics.jsonl: a line for each network and epoch, and the epoch each loss would stop at.
+"""metrics.jsonl: one line per network and epoch; and the epochs at which losses would stop.
 
-The paper's closing recommendation is to monitor the training loss of the normalized network. The
-stopping epochs show, from metrics.jsonl alone, what that is good for.
+The paper recommends monitoring the training loss of the normalized network. The stopping epochs
+test this recommendation with metrics.jsonl alone.
 """
 
 import dataclasses
@@ -24,21 +24,21 @@ _MEASURED = {"test_loss": float | None, "test_error": float | None}  # every --t
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """The epochs at which three losses would stop one network, among those with true labels.
+    """The epochs at which three losses would stop one network, among epochs with true labels.
 
-    Epochs count from 1 over both phases; of equal losses the earliest epoch counts.
+    Epochs count from 1 over both phases. Ties go to the earliest epoch.
 
     Attributes:
-      member: number of the network.
-      level: its level.
-      best_epoch: epoch of the least test loss.
-      raw_epoch: epoch of the least training loss, as trained.
-      normalized_epoch: epoch of the least training loss of the normalized network.
-      test_loss_at_best: test loss at the first of these epochs, nats.
-      test_loss_at_raw: test loss at the second.
-      test_loss_at_normalized: test loss at the third.
-      test_error_at_raw: test error at the second, a fraction.
-      test_error_at_normalized: test error at the third.
+      member: the number of the network.
+      level: the level.
+      best_epoch: epoch of the lowest test loss.
+      raw_epoch: epoch of the lowest training loss, as trained.
+      normalized_epoch: epoch of the lowest normalized training loss.
+      test_loss_at_best: test loss at `best_epoch`, nats.
+      test_loss_at_raw: test loss at `raw_epoch`.
+      test_loss_at_normalized: test loss at `normalized_epoch`.
+      test_error_at_raw: test error at `raw_epoch`, a fraction.
+      test_error_at_normalized: test error at `normalized_epoch`.
     """
 
     member: int
@@ -55,16 +55,15 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True)
 class LevelStops:
-    """The stopping epochs of a level's networks; losses and errors are means over these.
+    """The stopping epochs of a level's networks; losses and errors are means over networks.
 
     Attributes:
       level: the level.
-      num_networks: number of its networks.
-      is_better: whether the test loss at the normalized loss's epochs is below that at the raw
-        loss's.
-      num_lower: networks whose own test loss is lower there.
-      num_higher: networks whose own test loss is higher there.
-      test_loss_at_best: as in `Stop`, as are the next four.
+      num_networks: number of networks.
+      is_better: whether `test_loss_at_normalized` is below `test_loss_at_raw`.
+      num_lower: number of networks for which it is lower.
+      num_higher: number of networks for which it is higher.
+      test_loss_at_best: as in `Stop`, like the remaining fields.
     """
 
     level: float
@@ -85,14 +84,14 @@ def append_metrics(
     common: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> None:
-    """Append a line for each member and one epoch; a number that is not finite becomes null.
+    """Append one line per member for one epoch; numbers that are not finite become null.
 
     Args:
-      run_dir: the run's folder.
+      run_dir: the folder of the run.
       members: M definitions (index, family, level, seed).
-      common: what their lines share: group, step (epochs of both phases), phase, epoch.
-      values: arrays [M] by name. One is diverged_at: the step at which the member's loss ceased to
-        be finite, 0 (null in the file) while it is.
+      common: the values that all lines share: group, step (epochs of both phases), phase, epoch.
+      values: arrays [M] by name, including diverged_at: the first step with a loss that is not
+        finite, or 0 (null in the file).
     """
     path = Path(run_dir) / METRICS_FILE
     with naming(path), open(path, "a", encoding="utf-8") as file:
@@ -105,9 +104,9 @@ def append_metrics(
 
 
 def keep_metrics(run_dir: str | os.PathLike, group: int, members: Sequence[Any], step: int) -> None:
-    """Drop torn lines, and the lines of a group's epochs after `step`, which are trained again.
+    """Drop incomplete lines, and a group's lines after `step`, whose epochs are trained again.
 
-    Print a line if earlier epochs lack lines: those epochs are not trained again.
+    Print a warning if lines of earlier epochs are missing: those epochs are not trained again.
     """
     path = Path(run_dir) / METRICS_FILE
     before = path.read_bytes() if path.exists() else b""
@@ -130,15 +129,14 @@ def keep_metrics(run_dir: str | os.PathLike, group: int, members: Sequence[Any],
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read a run's metrics.jsonl, without the lines of networks of random labels.
+    """Read a run's metrics.jsonl, without the lines of networks with random labels.
 
-    Nothing about test examples can be learned from random labels, so these networks say nothing
-    about when to stop.
+    Random labels do not generalize, so these networks are irrelevant for stopping.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a line is cut, is not a JSON object with the values that all lines have, is
-        repeated or contradicts an earlier one; the message names file and line.
+      FileNotFoundError: the file does not exist.
+      ValueError: a line is incomplete, is not a JSON object with the required values, is repeated
+        or contradicts an earlier one; the message names file and line.
     """
     path = Path(run_dir) / METRICS_FILE
     lines: dict[tuple[int, int], dict[str, Any]] = {}
@@ -163,17 +161,17 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
     """Return the stopping epochs of each network, among epochs with true labels and a test loss.
 
-    Epochs with true labels are those of the second phase, and those of the first if nothing was
-    corrupted. Training losses are running means over an epoch, which training computes anyway.
+    Epochs with true labels are those of the second phase, and of the first if no labels were
+    corrupted. Training losses are running means over an epoch.
 
     Args:
-      metrics: the lines of metrics.jsonl. Epochs with a loss of null do not count.
+      metrics: the lines of metrics.jsonl. Epochs with a null loss are ignored.
 
     Returns:
-      A `Stop` for each network that has a test loss, ordered by level and member.
+      A `Stop` for each network that has a test loss, sorted by level and member.
 
     Raises:
-      ValueError: no lines, or a line without one of the values needed; it is named.
+      ValueError: no lines, or a line without a required value, which the message names.
     """
     stops = []
     for member, lines in lines_by_member(metrics).items():
@@ -209,7 +207,7 @@ def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
 
 
 def stopping_by_level(stops: Sequence[Stop]) -> list[LevelStops]:
-    """Return, per level, whether the normalized loss chooses better epochs than the raw one."""
+    """Compare the epochs chosen by the normalized and the raw loss at each level."""
     levels = []
     for level in sorted({stop.level for stop in stops}):
         own = [stop for stop in stops if stop.level == level]
@@ -233,15 +231,15 @@ def stopping_by_level(stops: Sequence[Stop]) -> list[LevelStops]:
 
 
 def has_true_labels(line: Mapping[str, Any]) -> bool:
-    """Return whether the epoch was on labels that are not corrupted."""
+    """Return whether the epoch used uncorrupted labels."""
     return line["phase"] == "train" or line["family"] != "pretrain" or line["level"] == 0
 
 
 def lines_by_member(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """Return the lines of each network in the order of their epochs, checked.
+    """Return the lines of each network in the order of epochs.
 
     Raises:
-      ValueError: no lines, or a line without one of the values needed; it is named.
+      ValueError: no lines, or a line without a required value, which the message names.
     """
     if not metrics:
         raise ValueError("no lines of metrics")
@@ -255,5 +253,5 @@ def lines_by_member(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapp
 
 
 def column(lines: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
-    """Return one value of each line in float64; NaN where it is null or absent."""
+    """Return one value per line, float64; NaN if it is null or absent."""
     return np.array([line.get(name) for line in lines], np.float64)

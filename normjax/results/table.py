@@ -3,21 +3,21 @@
 | column | meaning |
 | --- | --- |
 | experiment | the command that wrote the row, such as `random_pretrain` |
-| member | number of the network in its run |
-| seed | seed of its initialization and label corruption |
+| member | number of the network in the run |
+| seed | seed of initialization and label corruption |
 | family | `pretrain`, `init_scale`, `default_init` or `random_labels` |
-| level | corruption fraction, or the initial standard deviation |
-| labels | `natural` or `random`: the labels it is evaluated on |
-| selection | `final`, or `loss=0.0044` for the snapshot nearest that training loss |
+| level | corruption fraction or initial standard deviation |
+| labels | `natural` or `random`: the labels of the evaluation |
+| selection | `final`, or `loss=0.0044` for the snapshot nearest to that training loss |
 | epoch | epoch of the selected snapshot |
 | norm | `2`, `1`, `inf`, `spectral`; with a scale, `1/100` |
 | product_norm | product of the layers' norms, eq. 2 |
 | {train,test}_{loss,error} | mean cross entropy in nats and error in [0, 1], as trained |
 | normalized_{train,test}_{loss,error} | the same for the normalized network |
-| normalized_{train,test}_excess | normalized loss - ln K, without cancellation |
+| normalized_{train,test}_excess | normalized loss minus ln K, without cancellation |
 
-A network of family `random_labels` is trained on random labels and has rows for both kinds. A
-network that diverged has NaN in its losses.
+A network of family `random_labels` is trained on random labels and has rows for both kinds of
+labels. The losses of a diverged network are NaN.
 """
 
 import io
@@ -58,19 +58,19 @@ COLUMNS: dict[str, type] = {
 FLOAT_COLUMNS = [name for name, kind in COLUMNS.items() if kind is float]
 _DTYPES = {str: object, int: np.int64, float: np.float64}
 
-# What several rows of one network share, by what identifies the network.
+# Columns that rows with equal keys must share.
 _NETWORK, _EVALUATION = ["experiment", "member"], ["experiment", "member", "labels", "selection"]
 _SHARED = (
     (_NETWORK, ("seed", "family", "level")),
     (_EVALUATION, ("epoch", "train_loss", "train_error", "test_loss", "test_error")),
 )
-_TOLERANCE = 1e-6  # our tables are right to 1e-15; rounded ones can be read too
+_TOLERANCE = 1e-6  # our own tables are accurate to 1e-15; rounded tables are accepted too
 
 
 def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return rows as a table with the columns and dtypes of results.csv.
 
-    NumPy and JAX scalars are accepted; further keys of the rows are dropped.
+    NumPy and JAX scalars are accepted; other keys of the rows are dropped.
 
     Raises:
       KeyError: a row has no value for a column.
@@ -93,8 +93,8 @@ def write_results(path: str | os.PathLike, table: pd.DataFrame) -> None:
 def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
     """Write any table as CSV and replace the file at `path` atomically.
 
-    Floats have the shortest digits that give the same float64 back, so that equal tables make equal
-    bytes; NaN is written as nan.
+    Floats are written with the shortest digits that restore the same float64, NaN as nan. Equal
+    tables give equal bytes.
     """
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
@@ -103,12 +103,12 @@ def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
 def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataFrame:
     """Read a table with these columns, each a str, int or float.
 
-    Columns may be in any order; further columns are dropped.
+    Columns may be in any order; other columns are dropped.
 
     Raises:
-      OSError: the file can not be read.
-      ValueError: it is not CSV or cut, a column is missing, or a value is of another type; the
-        message names file and line.
+      OSError: the file cannot be read.
+      ValueError: the file is not CSV or is truncated, a column is missing, or a value has the wrong
+        type; the message names file and line.
     """
     path = Path(path)
     texts = _read_texts(path, kinds)
@@ -118,17 +118,17 @@ def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataF
 
 
 def read_results(path: str | os.PathLike) -> pd.DataFrame:
-    """Read results.csv, given the file or the folder of the run that holds it.
+    """Read results.csv, given the file or the folder of its run.
 
-    Columns may be in any order; further columns are dropped.
+    Columns may be in any order; other columns are dropped.
 
     Returns:
-      The table, with the columns of the module's docstring: strings, int64 and float64.
+      A table with the columns of the module docstring: strings, int64 and float64.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a column is missing, a value is not possible in its column, a line is cut or
-        repeated, or lines of one network contradict each other; the message names file and line.
+      FileNotFoundError: the file does not exist.
+      ValueError: a column is missing, a value is invalid, a line is truncated or repeated, or
+        lines of one network contradict each other; the message names file and line.
     """
     path = Path(path)
     if path.is_dir():
@@ -142,10 +142,10 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
 def select(
     table: pd.DataFrame, *, selection: str | None = None, norm: str | None = None
 ) -> pd.DataFrame:
-    """Return the rows of one selection and one norm, in their order; None keeps all.
+    """Return the rows of one selection and one norm; None keeps all.
 
     Raises:
-      ValueError: no row has that selection or norm; the message lists those there are.
+      ValueError: no row has the selection or norm; the message lists the valid ones.
     """
     for name, wanted in (("selection", selection), ("norm", norm)):
         if wanted is not None:
@@ -157,12 +157,12 @@ def select(
 
 
 def on_own_labels(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows in which a network is evaluated on the labels it was trained on."""
+    """Return the rows that evaluate a network on the labels it was trained on."""
     return table[(table["family"] == "random_labels") == (table["labels"] == "random")]
 
 
 def is_finite(table: pd.DataFrame) -> pd.Series:
-    """Return, per row, whether every number is finite: the network did not diverge."""
+    """Return, per row, whether all numbers are finite, i.e. the network did not diverge."""
     return table[FLOAT_COLUMNS].map(math.isfinite).all(axis=1)
 
 
@@ -173,10 +173,10 @@ def groups(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def num_classes(table: pd.DataFrame) -> int | None:
-    """Return K, the number of classes; None where all networks diverged.
+    """Return the number of classes K; None if all networks diverged.
 
-    A normalized loss and its excess differ by ln K; `read_results` checks that they do so with one
-    K in all rows. Huge losses have no digits of it.
+    A normalized loss and its excess differ by ln K; `read_results` checks that K is the same in all
+    rows. Huge losses are ignored: their digits do not resolve ln K.
     """
     rows = table[is_finite(table)]
     losses = rows["normalized_train_loss"].abs()
@@ -184,18 +184,18 @@ def num_classes(table: pd.DataFrame) -> int | None:
     if small.empty:
         return None
     ln_k = (small["normalized_train_loss"] - small["normalized_train_excess"]).median()
-    return round(math.exp(min(ln_k, 700.0)))  # a larger one is refused with the rest
+    return round(math.exp(min(ln_k, 700.0)))  # larger values are rejected by the check
 
 
 def level_names(table: pd.DataFrame) -> list[str]:
-    """Return, per row, family and level as one name: networks of one level are alike."""
+    """Return, per row, a name for family and level."""
     return [
         f"{family} {level:g}" for family, level in zip(table["family"], table["level"], strict=True)
     ]
 
 
 def member_names(table: pd.DataFrame) -> list[str]:
-    """Return, per row, what the network is called in texts."""
+    """Return, per row, the display name of the network."""
     return [
         f"member {row.member} ({row.family}, level {row.level:g}, seed {row.seed})"
         for row in table.itertuples()
@@ -203,22 +203,22 @@ def member_names(table: pd.DataFrame) -> list[str]:
 
 
 def selection_name(selection: str) -> str:
-    """Return a selection in words."""
+    """Return the display name of a selection."""
     if selection == "final":
         return "last epoch"
     return selection.replace("loss=", "training loss nearest ")
 
 
 def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
-    """Return a CSV file as text; row i is line i + 2 of the file."""
+    """Return a CSV file as strings; row i is line i + 2 of the file."""
     text = read_text(path)
     if not text:
         raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
     if not text.endswith("\n"):
         line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is cut, its last line has no line end")
+        raise ValueError(f"{path}, line {line}: the file is truncated: its last line is incomplete")
     try:
-        # The C engine fills short lines up without a word.
+        # The C engine silently pads short lines.
         whole = pd.read_csv(
             io.StringIO(text, newline=""),
             engine="python",
@@ -230,7 +230,7 @@ def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise ValueError(f"{path}: not CSV ({one_line(error)})") from None
     if len(whole) != text.count("\n"):
-        raise ValueError(f"{path}: a value holds a line end; a network has one line")
+        raise ValueError(f"{path}: a value contains a line break")
     header = whole.iloc[0].tolist()
     if missing := [name for name in needed if name not in header]:
         raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
@@ -240,8 +240,8 @@ def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     if (cut := table.isna()).any(axis=None):
         row, column = np.argwhere(cut.to_numpy())[0]
         raise ValueError(
-            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is cut "
-            f"at column {one_line(header[column], 40)}"
+            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is "
+            f"truncated at column {one_line(header[column], 40)}"
         )
     return table
 
@@ -264,12 +264,12 @@ def _parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
 
 
 def _first(is_it: Any) -> int:
-    """Return the position of the first True, 0 where there is none."""
+    """Return the position of the first True, or 0."""
     return int(np.argmax(is_it))
 
 
 def _check_values(table: pd.DataFrame, path: Path) -> None:
-    """Raise unless every value is possible in its column; NaN can be any loss or error."""
+    """Raise unless every value is valid for its column; losses and errors may be NaN."""
 
     def check(is_possible: pd.Series, name: str, allowed: str) -> None:
         if not is_possible.all():
@@ -286,7 +286,7 @@ def _check_values(table: pd.DataFrame, path: Path) -> None:
     for name in ("member", "seed", "epoch", "product_norm"):
         check(~(table[name] < 0), name, "at least 0")
     for name in FLOAT_COLUMNS:
-        if name.endswith("_loss"):  # rounding may take it below 0
+        if name.endswith("_loss"):  # rounding may make it negative
             check(~(table[name] < -_TOLERANCE), name, "at least 0")
         if name.endswith("_error"):
             check(~((table[name] < 0) | (table[name] > 1)), name, "from 0 to 1")
@@ -294,7 +294,7 @@ def _check_values(table: pd.DataFrame, path: Path) -> None:
 
 
 def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
-    """Raise unless loss - excess is ln K with one whole number K in all rows."""
+    """Raise unless loss - excess is ln K with the same integer K in all rows."""
     known = num_classes(table)
     if known is None:
         return
@@ -312,7 +312,7 @@ def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
 
 
 def _check_networks(table: pd.DataFrame, path: Path) -> None:
-    """Raise if rows are repeated, contradict one another or are missing."""
+    """Raise if rows are repeated, contradict each other or are missing."""
     for keys, names in _SHARED:
         for name in names:
             column = table[name].map(repr)  # NaN is the same as NaN

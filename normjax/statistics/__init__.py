@@ -1,1 +1,1 @@
-"""Lines, rank correlations, resampling and predictions left out, on plain arrays."""
+"""Line fits, rank correlations, resampling and cross-validation, on plain arrays."""

@@ -1,4 +1,4 @@
-"""Predictions of parts of the points by what is fitted to all others."""
+"""Leave-one-part-out predictions."""
 
 import dataclasses
 import math
@@ -12,14 +12,14 @@ from normjax.statistics.regression import check_points
 
 @dataclasses.dataclass(frozen=True)
 class PredictionErrors:
-    """Errors of a line's predictions of what it was fitted without.
+    """Errors of a line on points that it was not fitted to.
 
     Attributes:
-      rmse: root mean square over the points, in units of y.
+      rmse: root mean square error over the points, in units of y.
       largest: the largest absolute error.
-      where: the point with that error.
-      num_parts: number of parts left out in turn. A part without which fewer than 3 points, or none
-        that differ in x, would be left is never left out.
+      where: the point with the largest error.
+      num_parts: number of parts left out in turn. A part is skipped if fewer than 3 points, or only
+        points with equal x, would remain.
     """
 
     rmse: float
@@ -31,17 +31,17 @@ class PredictionErrors:
 def leave_out(
     x: ArrayLike, y: ArrayLike, parts: Sequence[Hashable], where: Sequence[str]
 ) -> PredictionErrors:
-    """Predict each part of the points by the least-squares line through all others.
+    """Predict each part of the points with the least-squares line through all others.
 
     Args:
       x: n numbers.
       y: n numbers.
-      parts: n labels; points of one label are left out together.
-      where: n names, of which that of the worst point is returned.
+      parts: n labels; points with the same label are left out together.
+      where: n names of the points.
 
     Raises:
-      ValueError: fewer than 4 points, values that are not finite, a single part, or no part without
-        which a line is defined.
+      ValueError: fewer than 4 points, values that are not finite, a single part, or no part that
+        can be left out.
     """
     x, y = check_points(x, y, minimum=4)
     line = np.stack([np.ones_like(x), x], axis=1)
@@ -58,23 +58,23 @@ def leave_out(
 def predict_left_out(
     columns: np.ndarray, y: np.ndarray, parts: Sequence[Hashable], *, is_unique: bool = False
 ) -> np.ndarray:
-    """Predict y by least squares on columns, each part with the coefficients of all others.
+    """Predict y by least squares on `columns`, each part with the coefficients of all others.
 
     Args:
       columns: float64 [n, number of coefficients].
       y: float64 [n].
-      parts: n labels; points of one label are left out together.
-      is_unique: whether the coefficients must be unique; by default, of all that fit equally well
-        the smallest are taken.
+      parts: n labels; points with the same label are left out together.
+      is_unique: whether to require unique coefficients; by default, the solution of minimum norm
+        is used.
 
     Returns:
-      float64 [n]; NaN where the other points are no more than the coefficients, or these are not
-      unique.
+      float64 [n]; NaN if the other points do not outnumber the coefficients, or if unique
+      coefficients are required and do not exist.
 
     Raises:
-      ValueError: there is one part only.
+      ValueError: there is only one part.
     """
-    from sklearn.model_selection import LeaveOneGroupOut  # a second of import, for this alone
+    from sklearn.model_selection import LeaveOneGroupOut  # this import takes a second
 
     labels = np.unique([str(part) for part in parts], return_inverse=True)[1]
     if not labels.any():

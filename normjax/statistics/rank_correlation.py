@@ -1,6 +1,6 @@
 """Rank correlations over networks, with one bootstrap and one permutation test for all uses.
 
-Networks of one level are alike, and are not independent: what is drawn or exchanged are levels
+Networks of one level are not independent: whole levels are drawn or exchanged
 (`normjax.statistics.resampling`).
 """
 
@@ -19,18 +19,18 @@ NUM_DRAWS = 2000
 
 @dataclasses.dataclass(frozen=True)
 class RankCorrelation:
-    """How far one quantity orders the networks as another one does.
+    """The rank correlation of two quantities over networks.
 
     Attributes:
       kendall: Kendall's tau-b.
-      kendall_interval: its 95% percentile bootstrap interval; None where `reason` says why.
-      spearman: Spearman's rho, ranks averaged over ties.
-      spearman_interval: its 95% percentile bootstrap interval; None where `reason` says why.
-      p_value: fraction of permutations within levels and of whole levels, the real order counted,
-        whose |tau| is at least the real one.
-      unit: what the bootstrap draws, "levels" or "networks"; "" without intervals.
+      kendall_interval: its 95% percentile bootstrap interval, or None.
+      spearman: Spearman's rho, with ranks averaged over ties.
+      spearman_interval: its 95% percentile bootstrap interval, or None.
+      p_value: fraction of permutations within levels and of whole levels, including the observed
+        order, with |tau| at least the observed one.
+      unit: the unit of the bootstrap, "levels" or "networks"; "" without intervals.
       n: number of networks.
-      reason: why there are no intervals; "" where there are.
+      reason: why the intervals are None, or "".
     """
 
     kendall: float
@@ -53,15 +53,15 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Correlate the ranks of two quantities over n networks.
 
-    A network drawn twice is tied with itself; tau-b and averaged ranks leave such ties out.
+    A network drawn twice is tied with itself; tau-b and averaged ranks account for such ties.
 
     Args:
-      x: n numbers; infinite ones are ranked like others.
+      x: n numbers; infinities are ranked too.
       y: n numbers.
-      levels: n labels; networks of one label are not independent. Labels that are all different
-        make every network its own unit.
-      num_draws: bootstrap draws, and permutations.
-      seed: of both.
+      levels: n labels; networks with the same label are not independent. Distinct labels make
+        every network its own unit.
+      num_draws: number of bootstrap draws and of permutations.
+      seed: seed of both.
 
     Raises:
       ValueError: fewer than 3 networks, unequal lengths, NaN, or no spread in x or y.
@@ -113,7 +113,7 @@ def spearman_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.n
     total = counts.sum(axis=1, keepdims=True)
     centered = []
     for values in (x, y):
-        # Twice the average rank, up to a constant, is the number below less the number above.
+        # Up to a constant, twice the average rank is the number below minus the number above.
         ranks = counts @ np.sign(values - values[:, None])
         centered.append(ranks - np.sum(counts * ranks, axis=1, keepdims=True) / total)
     xx, xy, yy = (
@@ -123,7 +123,7 @@ def spearman_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.n
 
 
 def _kendall_of_orders(x: np.ndarray, ys: np.ndarray, at_once: int = 200) -> np.ndarray:
-    """Return tau-b of x with each row of ys, rows being orders of the same values."""
+    """Return tau-b of x with each row of ys; the rows are orders of the same values."""
     signs_x = np.sign(x[:, None] - x)
     spread = np.sqrt(np.sum(signs_x**2) * np.sum(np.sign(ys[0][:, None] - ys[0]) ** 2))
     sums = [
@@ -134,7 +134,7 @@ def _kendall_of_orders(x: np.ndarray, ys: np.ndarray, at_once: int = 200) -> np.
 
 
 def _ranks(values: ArrayLike) -> np.ndarray:
-    """Return ranks, which infinities have too."""
+    """Return ranks; infinities are allowed, NaN is not."""
     values = np.asarray(values, np.float64)
     if np.isnan(values).any():
         raise ValueError(f"value {int(np.isnan(values).argmax())} is NaN; it has no rank")
@@ -142,6 +142,6 @@ def _ranks(values: ArrayLike) -> np.ndarray:
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Return the quotient, NaN where the denominator is not positive."""
+    """Return the quotient, or NaN where the denominator is not positive."""
     out = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 1e-9)

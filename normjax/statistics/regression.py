@@ -1,4 +1,4 @@
-"""Straight lines through points: least squares, through a given point, with errors in both axes."""
+"""Line fits: ordinary least squares, through a given point, and with errors in both variables."""
 
 import dataclasses
 import math
@@ -14,14 +14,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class LineFit:
-    """The least-squares line y = intercept + slope * x, and how well it fits.
+    """The least-squares line y = intercept + slope * x and its goodness of fit.
 
-    The intervals assume independent points. Networks of one level are not independent: their lines
-    are printed with `resampling.bootstrap_line`'s intervals.
+    The intervals assume independent points. Networks of one level are not independent: reports use
+    the intervals of `resampling.bootstrap_line` instead.
 
     Attributes:
       slope: change of y per unit of x.
-      intercept: y at x = 0. Far from the data its interval is wide: here x is near ln K.
+      intercept: y at x = 0. The interval is wide because the data are near x = ln K.
       r2: 1 - SSE / SST, the coefficient of determination; NaN if all y are equal.
       adjusted_r2: 1 - (1 - r2) (n - 1) / (n - 2).
       rmse: sqrt(SSE / (n - 2)), the standard error of the regression, in units of y.
@@ -40,7 +40,7 @@ class LineFit:
     intercept_interval: tuple[float, float]
 
     def predict(self, x):
-        """Return the line's y at x, a number or an array."""
+        """Return y at x, a number or an array."""
         return self.intercept + self.slope * np.asarray(x, np.float64)
 
 
@@ -50,8 +50,7 @@ class AnchoredFit:
 
     Attributes:
       slope: change of y per unit of x.
-      r2: 1 - SSE / SST about the mean of y, as for the free line; it can be negative. NaN if all y
-        are equal.
+      r2: 1 - SSE / SST with SST about the mean of y; can be negative. NaN if all y are equal.
       rmse: sqrt(SSE / (n - 1)), in units of y.
       n: number of points.
     """
@@ -64,12 +63,12 @@ class AnchoredFit:
 
 @dataclasses.dataclass(frozen=True)
 class DemingFit:
-    """The line of least squares with errors in both variables (Deming 1943).
+    """The least-squares line with errors in both variables (Deming 1943).
 
     Attributes:
       slope: change of y per unit of x.
       intercept: y at x = 0.
-      variance_ratio: variance of the errors in y over that of the errors in x.
+      variance_ratio: error variance in y divided by error variance in x.
     """
 
     slope: float
@@ -80,7 +79,7 @@ class DemingFit:
 def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
     """Fit y = intercept + slope * x by ordinary least squares, in float64.
 
-    Both axes are centered first: losses of normalized networks differ by 1e-4 around ln K.
+    Both axes are centered first, because normalized losses differ from ln K by as little as 1e-4.
 
     Example:
       >>> import normjax
@@ -91,7 +90,7 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
     Args:
       x: n numbers, n >= 3, not all equal.
       y: n numbers.
-      confidence: probability covered by the intervals, in (0, 1).
+      confidence: confidence level of the intervals, in (0, 1).
 
     Raises:
       ValueError: fewer than 3 points, unequal lengths, NaN or infinity, no spread in x, or a
@@ -106,8 +105,8 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
     dx, dy = x - mean_x, y - mean_y
     sxx = dx @ dx
     slope = dx @ dy / sxx
-    # scipy's linregress takes its standard errors from 1 - r**2, which loses six digits more than
-    # the residuals do where R2 is 1 - 1e-8.
+    # scipy's linregress computes standard errors from 1 - r**2, which loses six more digits than
+    # the residuals if R2 is 1 - 1e-8.
     residuals = dy - slope * dx
     sse = residuals @ residuals
     r2 = 1 - sse / (dy @ dy) if np.ptp(y) > 0 else math.nan
@@ -132,13 +131,13 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
 
 
 def fit_through_anchor(x: ArrayLike, y: ArrayLike, anchor: float) -> AnchoredFit:
-    """Fit a line through (anchor, anchor) by least squares; for losses the anchor is ln K.
+    """Fit a line through (anchor, anchor) by least squares.
 
-    Networks whose margins vanish lie there, so every line of normalized losses aims at it.
+    For normalized losses the anchor is ln K, the loss of networks with vanishing margins.
 
     Raises:
-      ValueError: fewer than 3 points, unequal lengths, values that are not finite, or all x at the
-        anchor.
+      ValueError: fewer than 3 points, unequal lengths, values that are not finite, or all x equal
+        to the anchor.
     """
     x, y = check_points(x, y, minimum=3)
     dx, dy = x - anchor, y - anchor
@@ -155,18 +154,19 @@ def fit_through_anchor(x: ArrayLike, y: ArrayLike, anchor: float) -> AnchoredFit
 def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> DemingFit:
     """Fit the maximum-likelihood line for errors in both x and y.
 
-    With d the ratio of the errors' variances,
-    `slope = (syy - d sxx + sqrt((syy - d sxx)^2 + 4 d sxy^2)) / (2 sxy)`. Least squares alone
-    (d infinite) makes the slope too small by what is error in the spread of x.
+    With d the ratio of the error variances,
+    `slope = (syy - d sxx + sqrt((syy - d sxx)^2 + 4 d sxy^2)) / (2 sxy)`. Ordinary least squares
+    (d infinite) underestimates the slope if x has errors.
 
     Args:
       x: n numbers, n >= 3.
       y: n numbers.
-      variance_ratio: variance of the errors in y over that of the errors in x; 1 gives orthogonal
-        distances.
+      variance_ratio: error variance in y divided by error variance in x; 1 gives orthogonal
+        regression.
 
     Raises:
-      ValueError: bad points as for `fit_line`, x and y uncorrelated, or a ratio not above 0.
+      ValueError: invalid points as for `fit_line`, uncorrelated x and y, or a ratio that is not
+        positive and finite.
     """
     x, y = check_points(x, y, minimum=3)
     if not 0 < variance_ratio < math.inf:
@@ -181,9 +181,9 @@ def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> Demi
 
 
 def cooks_distances(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Return how far each point moves the line, float64 [n]; a point above 1 governs it.
+    """Return the influence of each point on the line, float64 [n]; above 1, a point dominates it.
 
-    Cook (1977): `D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)`, leverage h_i, s^2 = SSE / (n - 2).
+    Cook (1977): `D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)`, with leverage h_i, s^2 = SSE / (n - 2).
 
     Raises:
       ValueError: see `fit_line`.
@@ -201,7 +201,7 @@ def check_points(*columns: ArrayLike, minimum: int) -> list[np.ndarray]:
     """Return the columns as float64 vectors.
 
     Raises:
-      ValueError: they are not finite, not of one length, or shorter than `minimum`.
+      ValueError: values are not finite, lengths differ or are below `minimum`.
     """
     arrays = [np.asarray(column, np.float64) for column in columns]
     lengths = [array.shape for array in arrays]
@@ -217,7 +217,7 @@ def check_points(*columns: ArrayLike, minimum: int) -> list[np.ndarray]:
 
 
 def attempt(reasons: dict[str, str], name: str, compute: Callable[[], T]) -> T | None:
-    """Return `compute()`; where it raises ValueError, note the reason by name and return None."""
+    """Return `compute()`; if it raises ValueError, record the reason by name and return None."""
     try:
         return compute()
     except ValueError as error:

@@ -1,9 +1,8 @@
-"""Random orders and bootstrap draws of networks, all draws at once, as plain arrays.
+"""Permutations and bootstrap draws of networks, vectorized over draws.
 
-Networks of one level are more alike than others, and are not independent. Orders therefore exchange
-networks within a level, and levels of equally many networks as wholes; that keeps p values exact
-whatever networks of one level have in common (scipy's permutation_test has no such orders). The
-bootstrap draws whole levels.
+Networks of one level are not independent. Permutations therefore exchange networks within a level,
+and whole levels of equal size. This keeps p values exact for any dependence within levels; scipy's
+permutation_test has no such permutations. The bootstrap draws whole levels.
 """
 
 import dataclasses
@@ -14,22 +13,23 @@ from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
 
-MIN_UNITS = 6  # of a bootstrap: with 4, nominal 95% cover a slope in 69% of synthetic runs
-_MIN_DIFFERENT = 3  # a line through two networks has R2 = 1 by construction
+MIN_UNITS = 6  # with 4 units, 95% intervals cover the slope in only 69% of synthetic runs
+_MIN_DIFFERENT = 3  # a line through two networks always has R2 = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class LineBootstrap:
-    """95% percentile intervals of a line of losses, as (low, high).
+    """95% percentile intervals (low, high) for a line of losses.
 
     Attributes:
-      slope_interval: of the slope.
-      intercept_interval: of the intercept, in nats.
-      r2_interval: of R2.
-      adjusted_r2_interval: of the adjusted R2.
-      rmse_interval: of the RMSE, in nats.
-      unit: what is drawn with replacement: "networks" or "levels", "x test examples" if these too.
-      num_draws: number of draws that count.
+      slope_interval: for the slope.
+      intercept_interval: for the intercept, in nats.
+      r2_interval: for R2.
+      adjusted_r2_interval: for the adjusted R2.
+      rmse_interval: for the RMSE, in nats.
+      unit: the unit of the bootstrap: "networks" or "levels", then "x test examples" if these are
+        drawn too.
+      num_draws: number of valid draws.
     """
 
     slope_interval: tuple[float, float]
@@ -44,9 +44,9 @@ class LineBootstrap:
 def permute_within_levels(
     levels: Sequence[Hashable], num_draws: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return random orders, int [num_draws, n], that keep the levels together.
+    """Return random orders, int [num_draws, n], that permute networks within levels.
 
-    Networks change places within their level, and levels of equal size as wholes.
+    Levels of equal size are also exchanged as a whole.
     """
     members: dict[Hashable, list[int]] = {}
     for index, level in enumerate(levels):
@@ -68,20 +68,20 @@ def bootstrap_line(
     num_draws: int = 2000,
     seed: int = 0,
 ) -> LineBootstrap:
-    """Return intervals of a line's numbers, from networks drawn with replacement.
+    """Return bootstrap intervals for a line of losses.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With few levels the
-    intervals are too short: with 6 to 12 of them, nominal 95% cover the slope and R2 in about 90%
-    of synthetic runs, and the RMSE, which a resample makes smaller, in 65% to 80%.
+    intervals are too short: with 6 to 12 levels, nominal 95% intervals cover the slope and R2 in
+    about 90% of synthetic runs, and the RMSE, which resampling reduces, in 65% to 80%.
 
     Args:
-      x: n values of normalized training loss - ln K.
-      y: the same on the test set: n values, or [n, N] with one for each of N test examples, which
-        are then drawn with replacement too, the same ones for all networks (a two-way bootstrap).
-      levels: n labels; networks of one label are drawn together (`resample_counts`).
+      x: n values of normalized training loss minus ln K.
+      y: the same on the test set: n values, or [n, N] for N test examples. In the latter case the
+        same examples are drawn with replacement for all networks (a two-way bootstrap).
+      levels: n labels; networks with the same label are drawn together (`resample_counts`).
       ln_num_classes: ln K.
-      num_draws: number of draws. Those with fewer than 3 different networks, or without spread, do
-        not count.
+      num_draws: number of draws. Draws with fewer than 3 different networks or without spread are
+        discarded.
       seed: seed of the draws.
 
     Raises:
@@ -124,13 +124,13 @@ def bootstrap_line(
 def resample_counts(
     levels: Sequence[Hashable], num_draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, str]:
-    """Return how often each network is drawn, float [num_draws, n], and the unit that is drawn.
+    """Return how often each network is drawn, float [num_draws, n], and the unit of the draws.
 
-    The unit is the level, since networks of one level are not independent; where there is only one
-    level, or each network has its own, it is the network.
+    The unit is the level, because networks of one level are not independent. It is the network if
+    there is only one level or if each network has its own.
 
     Raises:
-      ValueError: fewer than 6 units: too few different draws for an interval.
+      ValueError: there are fewer than 6 units, too few for an interval.
     """
     known = {level: index for index, level in enumerate(dict.fromkeys(levels))}
     unit = "networks" if len(known) in (1, len(levels)) else "levels"
@@ -143,7 +143,7 @@ def resample_counts(
 
 
 def interval(draws: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the central 95% of the draws that are numbers."""
+    """Return the 2.5% and 97.5% quantiles of the draws, ignoring NaN."""
     low, high = np.nanquantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
@@ -154,7 +154,7 @@ def _resample_examples(
     """Return means over examples drawn with replacement, float64 [num_draws, n]."""
     num_examples = y.shape[1]
     center = y.mean(axis=1)
-    deviations = (y - center[:, None]).astype(np.float32)  # float32 costs no digit of the means
+    deviations = (y - center[:, None]).astype(np.float32)  # float32 is accurate enough
     means = []
     for start in range(0, num_draws, at_once):
         size = min(at_once, num_draws - start)

@@ -1,9 +1,9 @@
-"""The progress of training: checkpoints to go on from.
+"""Checkpoints of groups in training.
 
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
-Orbax does not notice when the bytes of an array's file change. Each checkpoint therefore carries a
-digest of its arrays, which is compared when it is read.
+Orbax does not detect changed bytes in an array's file. Each checkpoint therefore carries a digest
+of its arrays, which is checked on loading.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from normjax.training.ensemble import gather_members, take_process_members
 RUN_FILE = "run.json"
 
 
-def digest(tree: Any, *beside: Any) -> str:
+def digest(tree: Any, *extra: Any) -> str:
     """Return the SHA-256 of a tree of arrays (names, dtypes, shapes, bytes) and of JSON values."""
-    total = hashlib.sha256(json.dumps(beside).encode())
+    total = hashlib.sha256(json.dumps(extra).encode())
     for path, leaf in jax.tree.leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)}:{array.dtype.str}:{array.shape}".encode())
@@ -36,9 +36,9 @@ def digest(tree: Any, *beside: Any) -> str:
 
 
 def has_progress(run_dir: str | os.PathLike) -> bool:
-    """Return whether a run has a checkpoint or a finished group to go on from."""
+    """Return whether a run has a checkpoint or a finished group to resume from."""
     folder = Path(run_dir) / "checkpoints"
-    steps = folder.glob("progress/*/*")  # a checkpoint that is being written has a longer name
+    steps = folder.glob("progress/*/*")  # unfinished checkpoints have longer names
     return any(step.name.isdecimal() for step in steps) or any(folder.glob("groups/*.csv"))
 
 
@@ -49,9 +49,9 @@ def open_progress(
     """Open the checkpoints of a group in training; the last two are kept.
 
     Args:
-      run_dir: the run's folder.
-      group: the group's number.
-      every: the epochs between two checkpoints, which are written in the background.
+      run_dir: the folder of the run.
+      group: the number of the group.
+      every: epochs between checkpoints, which are written in the background.
 
     Raises:
       OSError: the last checkpoint could not be written.
@@ -78,10 +78,10 @@ def save_progress(
 ) -> None:
     """Save a stacked state if a checkpoint is due at this step, or if `force`.
 
-    Every process must call it. Their arrays are joined, without the copies that pad them, and the
-    members' numbers are saved too. A checkpoint thus does not depend on the number of devices or
-    processes, and can restore some of its members alone. Orbax refuses arrays without entries
-    (there are some if the sweep has no target losses), so these are left out.
+    Every process must call this. The arrays of all processes are saved without padding, together
+    with the indices of the members: a checkpoint does not depend on the number of devices or
+    processes, and can restore a subset of its members. Orbax refuses empty arrays, which occur if
+    the sweep has no target losses; they are omitted.
 
     Raises:
       OSError: the previous checkpoint could not be written.
@@ -89,9 +89,9 @@ def save_progress(
     if force or checkpointer.should_save(step):
         whole = gather_members(state, len(members))
         saved = jax.tree.map(lambda x: x if x.size else None, whole)
-        beside = {"members": [*members], "digest": digest(saved, [*members])}
+        metadata = {"members": [*members], "digest": digest(saved, [*members])}
         with _writing(checkpointer.directory):
-            checkpointer.save_async(step, saved, force=True, custom_metadata=beside)
+            checkpointer.save_async(step, saved, force=True, custom_metadata=metadata)
 
 
 def restore_progress(
@@ -99,8 +99,8 @@ def restore_progress(
 ) -> tuple[Any, int]:
     """Return the latest checkpoint of these members, placed like `state`, and its step.
 
-    A checkpoint that cannot be read is dropped with a line on stderr; one of other members is
-    dropped silently. If none is left, `state` and 0 are returned.
+    An unreadable checkpoint is deleted with a line on stderr; one of other members is deleted
+    silently. If none is left, `state` and 0 are returned.
     """
     for checkpoint in sorted(checkpointer.checkpoints, key=lambda c: c.step, reverse=True):
         try:
@@ -119,17 +119,17 @@ def restore_progress(
 
 def _load_progress(checkpointer, step, state, members):
     """Return a checkpoint, placed like `state`; None if it lacks some of these members."""
-    beside = checkpointer.metadata(step).custom_metadata or {}
-    if beside.keys() != {"members", "digest"}:
+    metadata = checkpointer.metadata(step).custom_metadata or {}
+    if metadata.keys() != {"members", "digest"}:
         raise ValueError("it does not say which members it holds")
-    known = beside["members"]
+    known = metadata["members"]
 
     def expected(own):
         return np.empty((len(known), *own.shape[1:]), own.dtype) if own.size else None
 
     whole = checkpointer.load(step, jax.tree.map(expected, state))
-    if digest(whole, known) != beside["digest"]:
-        raise ValueError("it is damaged: its SHA-256 is not that of what was saved")
+    if digest(whole, known) != metadata["digest"]:
+        raise ValueError("it is damaged: its SHA-256 has changed")
     if not set(members) <= set(known):
         return None
     positions = np.array([known.index(member) for member in members])
@@ -143,9 +143,9 @@ def _load_progress(checkpointer, step, state, members):
 
 
 def copy_progress(run_dir: str | os.PathLike, group: int, others: Sequence[int]) -> None:
-    """Copy a group's checkpoints to the groups that it is split into.
+    """Copy a group's checkpoints to the groups that it is split into, replacing theirs.
 
-    Checkpoints that those groups had are replaced. A folder appears as a whole or not at all.
+    A folder appears as a whole or not at all.
     """
     source = _progress_folder(run_dir, group)
     for other in others:
@@ -164,7 +164,7 @@ def drop_progress(run_dir: str | os.PathLike, group: int) -> None:
 
 @contextlib.contextmanager
 def _writing(folder) -> Iterator[None]:
-    """Raise OSError for whatever orbax and tensorstore raise when a disk is full."""
+    """Raise OSError for any error of Orbax or TensorStore, such as a full disk."""
     try:
         yield
     except Exception as error:
@@ -172,7 +172,7 @@ def _writing(folder) -> Iterator[None]:
 
 
 def _one_line(error) -> str:
-    """Return an error's text, without the middle of a long one."""
+    """Return an error's text in one line, without the middle of a long text."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-170:]}"
 

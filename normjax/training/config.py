@@ -1,7 +1,7 @@
-"""The configuration of a sweep, and what any command's configuration is made of.
+"""The configuration of a sweep, and helpers for the configuration of any command.
 
-A configuration is a frozen dataclass whose fields are made by `setting`: a field's help text and
-its allowed values are in its metadata, where `validate` and the command line find them.
+A configuration is a frozen dataclass with fields from `setting`. The metadata of a field hold its
+help text and its allowed values for `validate` and the command line.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from normjax.norms import parse_norm
 from normjax.training import processes
 
 Check = Callable[[Any], object]
-"""A check of a value: it raises ValueError with a text that says what is allowed."""
+"""A function that raises ValueError, stating the allowed values, if a value is invalid."""
 
 
 def setting(
@@ -31,11 +31,11 @@ def setting(
     """Return a dataclass field for one setting.
 
     Args:
-      default: the value if none is given; a setting without a default is required.
-      help: a sentence for `--help`.
-      allowed: the texts that the value may be, if these are few.
-      check: a check of the value, unless it is None.
-      flag: the flag's name if it is not the field's, as for `--from`.
+      default: the default value; a setting without one is required.
+      help: one sentence for `--help`.
+      allowed: the allowed strings, if they can be listed.
+      check: a further check, for values other than None.
+      flag: the name of the flag if it differs from the field's, as for `--from`.
     """
     metadata = {"help": help, "allowed": allowed, "check": check, "flag": flag}
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,16 +47,16 @@ def flag_name(field: dataclasses.Field) -> str:
 
 
 def validate(config: Any, given: Sequence[str] = ()) -> None:
-    """Check every field by its type and its metadata, then the whole by `check_together`.
+    """Check each field against its type and metadata, then call `check_together`.
 
-    `check_together` is a method that a configuration has if one value restricts another.
+    `check_together` is an optional method that checks settings which restrict each other.
 
     Args:
       config: the configuration.
-      given: fields that only name what was given from Python: any one line of text is allowed.
+      given: fields that only name an object passed from Python; any single line is allowed.
 
     Raises:
-      ValueError: one line with the flag, its value and what is allowed.
+      ValueError: one line with the flag, its value and the allowed values.
     """
     kinds = get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -79,7 +79,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
 
 
 def check_that(is_allowed: Callable[[Any], bool], allowed: str) -> Check:
-    """Return the check that raises ValueError with the text `allowed` unless a value is allowed."""
+    """Return a check that raises ValueError(`allowed`) unless `is_allowed(value)`."""
 
     def check(value: Any) -> None:
         if not is_allowed(value):
@@ -89,13 +89,13 @@ def check_that(is_allowed: Callable[[Any], bool], allowed: str) -> Check:
 
 
 def at_least(least: int) -> Check:
-    """Return the check that a number is at least `least`."""
+    """Return a check that a number is at least `least`."""
     return check_that(lambda value: value >= least, f"must be at least {least}")
 
 
 positive = check_that(lambda value: 0 < value < math.inf, "must be positive")
 not_negative = check_that(lambda value: value >= 0, "must not be negative")
-# JAX drops the further bits of a larger seed.
+# JAX drops the upper bits of a larger seed.
 check_seed = check_that(lambda seed: 0 <= seed < 2**32, "must lie in [0, 2^32)")
 check_workdir = check_that(
     lambda path: not os.path.exists(path) or os.path.isdir(path), "a folder is needed, not a file"
@@ -109,11 +109,11 @@ def check_list(
     is_allowed: Callable[[Any], bool] = lambda _: True,
     allowed: str = "",
 ) -> Check:
-    """Return the check of a list: not empty, no entry repeated, each entry allowed.
+    """Return a check that a list is not empty, repeats no entry and has only allowed entries.
 
     Args:
-      name: what an entry is called in the messages, such as "level".
-      may_be_empty: whether there may be none.
+      name: the word for an entry in messages, such as "level".
+      may_be_empty: whether an empty list is allowed.
       is_allowed: whether an entry is allowed.
       allowed: the message if it is not.
     """
@@ -133,7 +133,7 @@ def _check_targets(targets: tuple[float, ...]) -> None:
     if not all(0 < target < math.inf for target in targets):
         raise ValueError("losses must be positive")
     if len({format(target, "g") for target in targets}) < len(targets):
-        raise ValueError("losses must differ in their six digits")
+        raise ValueError("losses must differ in their first six digits")
 
 
 def _check_norms(names: tuple[str, ...]) -> None:
@@ -145,20 +145,18 @@ def _check_norms(names: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """Everything that decides a sweep; each field is the flag of the same name.
+    """All settings of a sweep; each field has a flag of the same name.
 
-    Only `workdir` is required. Lists may be given for tuples, and paths for their names.
+    Only `workdir` is required. Lists are converted to tuples, and paths to strings.
     """
 
-    workdir: str = setting(help="Folder that the run is written to.", check=check_workdir)
+    workdir: str = setting(help="Folder for the output of the run.", check=check_workdir)
     dataset: str = setting("digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set.")
-    data_dir: str | None = setting(None, "Folder with the CIFAR archives, or TFDS's data_dir.")
+    data_dir: str | None = setting(None, "Folder of the CIFAR archives, or the data_dir of TFDS.")
     train_size: int | None = setting(
-        None, "Training images to use; all if not given.", check=at_least(1)
+        None, "Number of training images; default: all.", check=at_least(1)
     )
-    test_size: int | None = setting(
-        None, "Test images to use; all if not given.", check=at_least(1)
-    )
+    test_size: int | None = setting(None, "Number of test images; default: all.", check=at_least(1))
     model: str = setting("convnet3", "The network.", allowed=MODEL_NAMES)
     batch_norm: bool = setting(False, "Batch normalization (convnet5 only).")
     corruption_levels: tuple[float, ...] = setting(
@@ -179,17 +177,17 @@ class SweepConfig:
             allowed="standard deviations must be positive",
         ),
     )
-    num_seeds: int = setting(1, "Networks for each level.", check=at_least(1))
-    seed: int = setting(0, "Seed of the whole run.", check=check_seed)
+    num_seeds: int = setting(1, "Networks per level.", check=at_least(1))
+    seed: int = setting(0, "Random seed of the run.", check=check_seed)
     pretrain_epochs: int = setting(30, "Epochs on the corrupted labels.", check=not_negative)
     epochs: int = setting(80, "Epochs on the true labels.", check=at_least(1))
-    batch_size: int = setting(128, "Examples in a step, in both phases.", check=at_least(1))
-    learning_rate: float = setting(0.01, "SGD's constant learning rate.", check=positive)
+    batch_size: int = setting(128, "Examples per step, in both phases.", check=at_least(1))
+    learning_rate: float = setting(0.01, "Constant learning rate of SGD.", check=positive)
     momentum: float = setting(
-        0.9, "SGD's momentum.", check=check_that(lambda x: 0 <= x < 1, "must lie in [0, 1)")
+        0.9, "Momentum of SGD.", check=check_that(lambda x: 0 <= x < 1, "must lie in [0, 1)")
     )
     target_losses: tuple[float, ...] = setting(
-        (), "Training losses (nats) to keep the nearest snapshot of.", check=_check_targets
+        (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
     )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
@@ -197,26 +195,26 @@ class SweepConfig:
         check=_check_norms,
     )
     test_every: int = setting(
-        0, "Epochs between test losses in metrics.jsonl; 0: none.", check=not_negative
+        0, "Epochs between test losses in metrics.jsonl; 0: never.", check=not_negative
     )
     members_per_group: int | None = setting(
-        None, "Networks trained at once; as many as fit if not given.", check=at_least(1)
+        None, "Networks trained at once; default: as many as fit.", check=at_least(1)
     )
-    checkpoint_every: int = setting(10, "Epochs between two checkpoints.", check=at_least(1))
-    resume: bool = setting(False, "Go on with the run in --workdir.")
+    checkpoint_every: int = setting(10, "Epochs between checkpoints.", check=at_least(1))
+    resume: bool = setting(False, "Continue the run in --workdir.")
     distributed: str = setting(
         "none",
-        "Processes to share the networks: none, auto or host:port,n,i.",
+        "Processes that share the networks: none, auto or host:port,n,i.",
         check=processes.parse,
     )
 
     def __post_init__(self) -> None:
-        """Turn paths into text, lists into tuples, and whole numbers into floats where due."""
+        """Convert paths to strings, lists to tuples, and integers to floats where needed."""
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _convert(getattr(self, name), kind))
 
     def check_together(self) -> None:
-        """Raise ValueError if one value forbids another."""
+        """Raise ValueError if two settings contradict each other."""
         if self.batch_norm and self.model in ("convnet3", "linear"):
             raise ValueError("--batch_norm=true: only convnet5 has it")
 
@@ -229,11 +227,11 @@ HOW_NOT_WHAT = (
     "resume",
     "distributed",
 )
-"""Settings that say where and how a sweep is run: they leave its results as they are."""
+"""Settings of where and how a sweep runs; they do not change its results."""
 
 
 def to_flagfile(config: Any) -> str:
-    """Return a configuration as a flagfile that repeats the run on any machines."""
+    """Return the flagfile that repeats a run on any number of machines."""
     lines = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -243,7 +241,7 @@ def to_flagfile(config: Any) -> str:
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """Return a value as its type has it, if nothing is lost; other values as they are."""
+    """Convert a value to the type of its field if that loses nothing."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
@@ -252,7 +250,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
-    """Return whether a value is of a type; an int is a float, but a bool is no number."""
+    """Return whether a value has a type; an int counts as a float, a bool does not."""
     if get_origin(kind) is UnionType:
         return any(_is_of_type(value, argument) for argument in get_args(kind))
     if get_origin(kind) is tuple:
@@ -264,12 +262,12 @@ def _is_of_type(value: Any, kind: Any) -> bool:
 
 
 def _is_one_line(text: str) -> bool:
-    """Return whether a flagfile can hold a text: one line that UTF-8 can encode."""
+    """Return whether a text is one line that UTF-8 can encode, as a flagfile needs."""
     return not set(text) & set("\r\n") and text.encode(errors="replace").decode() == text
 
 
 def _to_text(value: Any) -> str:
-    """Return a value as a command line has it; a text of several lines as Python has it."""
+    """Return a value as written on the command line; the `repr` of multi-line text."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     if isinstance(value, bool):

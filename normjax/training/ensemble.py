@@ -1,7 +1,7 @@
-"""Map the functions of one network over many: the member axis appears here and nowhere else.
+"""Map functions of one network over many members. Only this module knows the member axis.
 
-Members share the images and the order in which they are visited. Each has its own key and labels,
-and its result depends on nothing but its own definition.
+Members share the images and their order. Each has its own key and labels, and its result depends
+only on its own definition.
 """
 
 import zlib
@@ -36,11 +36,11 @@ class Member(NamedTuple):
     """One network of a sweep.
 
     Attributes:
-      index: its number in the run's tables.
+      index: the member's number in results.csv.
       seed: 0 .. num_seeds - 1.
       family: pretrain | init_scale | default_init | random_labels.
-      level: the corruption fraction, or the initial standard deviation.
-      init_std: that of every parameter; None is the default initialization.
+      level: the corruption fraction or the initial standard deviation.
+      init_std: initial standard deviation of all parameters; None: the default initialization.
     """
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -50,7 +50,7 @@ class Member(NamedTuple):
     init_std: float | None = None
 
     def stream(self, run_seed: int) -> list[int]:
-        """Return the seeds of its randomness: its own definition, never its place in the run."""
+        """Return the seeds of the member's randomness, which do not depend on its index."""
         return [run_seed, self.seed, zlib.crc32(f"{self.family}:{float(self.level)!r}".encode())]
 
     def key(self, run_seed: int) -> Array:
@@ -63,12 +63,12 @@ class Member(NamedTuple):
 
 
 def make_order_key(run_seed: int) -> Array:
-    """Return the key of the epochs' orders of images, independent of the members' keys."""
+    """Return the key for the order of the images, independent of the members' keys."""
     return jax.random.fold_in(jax.random.key(run_seed), zlib.crc32(b"order"))
 
 
 class LossAndError(NamedTuple):
-    """A network's means over a whole data set, not normalized; NaN where they were not needed."""
+    """Means of an unnormalized network over a whole data set; NaN if not evaluated."""
 
     loss: Array
     error: Array
@@ -107,17 +107,16 @@ def make_ensemble(
     target_losses: Sequence[float],
     norms: Sequence[NamedNorm],
 ) -> Ensemble:
-    """Make the functions that train and evaluate many networks of one kind.
+    """Make the functions that train and evaluate many networks of one architecture.
 
     Args:
-      model: the network that is trained.
-      model_without_bn: the same without batch normalization, evaluated with the parameters that
-        `absorb_batch_norm` returns.
+      model: the network to train.
+      model_without_bn: the network to evaluate, with the parameters from `absorb_batch_norm`.
       tx: the optimizer.
       image_shape: (H, W, C).
       batch_size: examples per step.
-      target_losses: the training losses, in nats, to keep snapshots at.
-      norms: the norms to evaluate under.
+      target_losses: training losses, in nats, at which to keep snapshots.
+      norms: the norms to normalize by.
     """
     microbatch_size = choose_microbatch_size(model, batch_size)
     train_step = make_train_step(model, tx, microbatch_size)
@@ -164,7 +163,7 @@ def make_ensemble(
             num_shared=2,
         ),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
-        # One by one on every platform: side by side, no member could skip what another needs.
+        # One by one on every platform: under vmap, no member could skip its evaluation.
         track=map_members(track, num_shared=3, one_by_one=True),
         evaluate_plainly=map_members(evaluate_plainly, num_shared=1),
         evaluate=map_members(make_evaluate(norms), num_shared=1),
@@ -177,12 +176,12 @@ def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) 
     Args:
       fn: a function whose last `num_shared` arguments are the same for all members.
       num_shared: the number of shared arguments.
-      one_by_one: a device runs its members one after another, on every platform.
+      one_by_one: whether a device loops over its members on every platform.
 
     Returns:
-      The function of stacked arguments (leading axis M, a multiple of the number of devices). On a
-      CPU a device runs its members one after another, because the activations of one small network
-      fit its cache and those of many do not; elsewhere they run side by side.
+      The function of stacked arguments (leading axis M, a multiple of the number of devices). A
+      CPU device loops over its members, because the activations of one small network fit in its
+      cache; other devices use vmap.
     """
 
     def of_members(*args):
@@ -207,7 +206,7 @@ def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) 
 
 
 def member_mesh() -> Mesh:
-    """Return the mesh of all local devices along the member axis."""
+    """Return the mesh of all local devices, with the member axis."""
     return Mesh(np.array(jax.local_devices()), (AXIS,))
 
 
@@ -217,15 +216,15 @@ def shard_members(tree: Any) -> Any:
 
 
 def share(tree: Any) -> Any:
-    """Place a copy of what all members share on every device."""
+    """Replicate a tree that all members share on every device."""
     return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec()))
 
 
 def pad_members(members: Sequence[Member]) -> list[Member]:
     """Return the members that this process trains, padded with copies of the last member.
 
-    Copies are appended until the devices of all processes divide the count. Then the members are
-    dealt out in order, the same number to each process. Copies are reported nowhere.
+    The padded number is a multiple of the number of devices. Each process gets the same number of
+    members, in order. Copies are never reported.
     """
     num_here = -(-len(members) // jax.process_count())
     num_here += -num_here % len(jax.local_devices())
@@ -235,13 +234,11 @@ def pad_members(members: Sequence[Member]) -> list[Member]:
 
 
 def gather_members(tree: Any, num_members: int) -> Any:
-    """Gather the members' leaves from all processes, as numpy arrays on each of them.
-
-    Every process must call this function, and waits for the others.
+    """Gather stacked leaves from all processes as NumPy arrays; every process must call this.
 
     Args:
-      tree: stacked leaves [M', ...] for the members that `pad_members` gave this process.
-      num_members: M, of all processes.
+      tree: leaves [M', ...] for the members that `pad_members` gave this process.
+      num_members: the number M of members in all processes.
 
     Returns:
       The tree with leaves [M, ...] in the order of the members, without the copies.
@@ -258,14 +255,14 @@ def gather_members(tree: Any, num_members: int) -> Any:
 
 
 def take_process_members(tree: Any, num_here: int) -> Any:
-    """Return this process's part [M', ...] of stacked leaves [M, ...], numpy arrays.
+    """Return this process's part [M', ...] of stacked NumPy leaves [M, ...]; `num_here` is M'.
 
-    The inverse of `gather_members`: the members are those of `pad_members`, and `num_here` is M'.
+    This is the inverse of `gather_members`.
     """
     indices = np.arange(num_here) + jax.process_index() * num_here
     return jax.tree.map(lambda x: x[np.minimum(indices, len(x) - 1)], tree)
 
 
 def take_member(tree: Any, index: int) -> Any:
-    """Return one member's part of a stacked tree, as numpy arrays."""
+    """Return one member's part of a stacked tree as NumPy arrays."""
     return jax.tree.map(lambda x: np.asarray(x[index]), tree)

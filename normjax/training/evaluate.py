@@ -1,7 +1,7 @@
-"""Losses and errors of one network over a whole data set, under many norms from one forward pass.
+"""Evaluate one network over a whole data set, under many norms in one forward pass.
 
-A network that obeys eq. 2 is normalized without a second forward pass: f(W~; x) is f(W; x) divided
-by the product of norms, whatever the norm.
+A network that obeys eq. 2 needs no second forward pass to be normalized: f(W~; x) is f(W; x)
+divided by the product of norms, for any norm.
 """
 
 import math
@@ -21,14 +21,14 @@ from normjax.types import ApplyFn, Array
 
 
 class EvaluationSums(NamedTuple):
-    """A network's sums over each batch of a data set, float32; the last axis counts batches.
+    """Sums over each batch of a data set, float32; the last axis indexes batches.
 
     Attributes:
       loss: [num_batches] cross entropy, nats.
       error: [num_batches] number of misclassified examples.
-      product_norms: [num_norms], no sums.
-      normalized_excess: [num_norms, num_batches] cross entropy of the normalized network - ln K.
-      normalized_error: [num_norms, num_batches] number that the normalized network misclassifies.
+      product_norms: [num_norms], not a sum.
+      normalized_excess: [num_norms, num_batches] normalized cross entropy minus ln K, nats.
+      normalized_error: [num_norms, num_batches] the error of the normalized network.
     """
 
     loss: Array
@@ -40,7 +40,7 @@ class EvaluationSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's means over a data set, float64; see `EvaluationSums`.
+    """Means over a data set, float64; see `EvaluationSums`.
 
     Attributes:
       loss: cross entropy, nats.
@@ -60,12 +60,12 @@ class Evaluation:
 def make_evaluate(
     apply_fn: ApplyFn, norms: Sequence[NamedNorm], batch_size: int
 ) -> Callable[[Any, Array, Array], EvaluationSums]:
-    """Make the function that evaluates one network at the highest matmul precision.
+    """Make a function that evaluates one network at the highest matmul precision.
 
     Args:
       apply_fn: `apply_fn(params, images float [N, H, W, C]) -> logits`; it must obey eq. 2 (batch
         normalization absorbed).
-      norms: the norms to normalize by, possibly none.
+      norms: the norms to normalize by; may be empty.
       batch_size: examples per forward pass.
 
     Returns:
@@ -105,7 +105,7 @@ def make_evaluate(
 
 
 def dataset_means(sums: EvaluationSums, num_examples: int) -> Evaluation:
-    """Return the means over a data set of `num_examples` from its sums, added in float64."""
+    """Return the means over `num_examples` examples, with batches added in float64."""
 
     def mean(batches):
         return np.asarray(batches, np.float64).sum(axis=-1) / num_examples
@@ -120,5 +120,5 @@ def dataset_means(sums: EvaluationSums, num_examples: int) -> Evaluation:
 
 
 def choose_evaluation_batch_size() -> int:
-    """Return the examples per forward pass: what a core's cache holds, more on an accelerator."""
+    """Return the batch size of a forward pass: what fits a core's cache, or an accelerator."""
     return 16 if jax.default_backend() == "cpu" else 500

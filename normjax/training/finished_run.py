@@ -1,4 +1,4 @@
-"""The networks of a finished run with their data, for what is computed after training."""
+"""Load the networks and the data of a finished run."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -33,15 +33,15 @@ class FinishedRun:
     """A finished run.
 
     Attributes:
-      run_dir: its folder.
-      config: its settings.
-      dataset: its images and their true labels.
-      members: its networks' definitions by number.
-      table: the rows of results.csv in which a network meets the labels that it was trained on.
-      model: the network as it was trained.
-      own_model: the same if the run was given it, else None.
-      apply_fn: (params, standardized images float32 [N, H, W, C]) -> logits [N, K] of the network
-        without batch normalization, compiled, at the highest matmul precision.
+      run_dir: the folder.
+      config: the settings.
+      dataset: the images and the true labels.
+      members: the members by index.
+      table: the rows of results.csv that use the labels each network was trained on.
+      model: the network as trained.
+      own_model: `model` if it is the user's own, else None.
+      apply_fn: (params, standardized images float32 [N, H, W, C]) -> logits [N, K]; without batch
+        normalization, compiled, at the highest matmul precision.
     """
 
     run_dir: Path
@@ -56,14 +56,14 @@ class FinishedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A trained network at one selection; arrays are numpy's, batch normalization is absorbed.
+    """A trained network at one selection: NumPy arrays, with batch normalization absorbed.
 
     Attributes:
-      member: its definition.
-      params: its parameters.
-      initial_params: those before the first step.
-      train_labels: int32 [N], the labels that it was trained to fit.
-      test_labels: int32, the same for the test set.
+      member: the definition.
+      params: the parameters.
+      initial_params: the parameters before the first step.
+      train_labels: int32 [N], the labels that the network was trained to fit.
+      test_labels: int32, the corresponding labels of the test set.
     """
 
     member: Member
@@ -83,15 +83,15 @@ def load_run(
     """Read a finished run and its data.
 
     Args:
-      run_dir: its folder.
-      data_dir: where the data are now, if they moved.
-      model: the network, if the run was given the user's own.
-      dataset: the data, if the run was given the user's own.
+      run_dir: the folder of the run.
+      data_dir: the new folder of the data, if they moved.
+      model: your own network, if the run used it.
+      dataset: your own data, if the run used them.
 
     Raises:
-      FileNotFoundError: there is no run, or its data cannot be found.
-      ValueError: the run is not finished or not one of networks, a file is damaged, or the data or
-        the network are not the run's.
+      FileNotFoundError: the run or its data cannot be found.
+      ValueError: the run is unfinished or has no networks, a file is damaged, or the data or the
+        network do not match the run.
     """
     run_dir = Path(run_dir)
     path = run_dir / RUN_FILE
@@ -99,29 +99,29 @@ def load_run(
     run = read_object(path, given=list[str], data_digest=str)
     for name, own in (("model", model), ("dataset", dataset)):
         if (name in run["given"]) != (own is not None):
-            needed = "give it again" if own is None else "it was not given one"
+            needed = "pass it again" if own is None else "do not pass another"
             raise ValueError(f"{path}: the run's {name} is {getattr(config, name)}: {needed}")
     table = on_own_labels(read_results(run_dir))
     if unknown := set(table["member"]) - set(members):
         raise ValueError(
-            f"{run_dir}: {RUN_FILE} has no member {min(unknown)}, which {RESULTS_FILE} has"
+            f"{run_dir}: member {min(unknown)} of {RESULTS_FILE} is missing from {RUN_FILE}"
         )
     if data_dir:
         config = dataclasses.replace(config, data_dir=data_dir)
     data = load_data(config, dataset)
     if data_digest(data) != run["data_digest"]:
-        raise ValueError(f"{path}: the data {config.dataset} are not those of the run")
+        raise ValueError(f"{path}: the data {config.dataset} differ from those of the run")
     trained = model or make_model(config.model, data.num_classes, batch_norm=config.batch_norm)
     apply_fn = make_apply(without_batch_norm(trained))
     return FinishedRun(run_dir, config, data, members, table, trained, model, apply_fn)
 
 
 def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
-    """Return a finished run's settings and its networks by number, from its run.json.
+    """Return the settings of a finished run and its members by index, from its run.json.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the run is not finished or has no networks, or the file is damaged.
+      FileNotFoundError: the file does not exist.
+      ValueError: the run is unfinished or has no networks, or the file is damaged.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path.parent}: no run here ({RUN_FILE} is missing)")
@@ -143,7 +143,7 @@ def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
 
 
 def make_apply(model: nn.Module) -> ApplyFn:
-    """Return a network as a compiled function of its parameters, at the highest precision."""
+    """Compile the forward pass of a network at the highest matmul precision."""
 
     @jax.jit
     def apply_fn(params, x):
@@ -154,10 +154,10 @@ def make_apply(model: nn.Module) -> ApplyFn:
 
 
 def networks_at(run: FinishedRun, selection: str) -> Iterator[Network]:
-    """Yield a run's networks at a selection ("final", "loss=0.0044"), in their order.
+    """Yield a run's networks at a selection ("final", "loss=0.0044"), by index.
 
     Raises:
-      ValueError: there is none (the message lists the selections), or a file is damaged.
+      ValueError: the selection has no networks (the message lists all), or a file is damaged.
     """
     table = run.table
     present = set(table["member"][table["selection"] == selection])
@@ -179,7 +179,7 @@ def networks_at(run: FinishedRun, selection: str) -> Iterator[Network]:
 
 
 def initial_params(run: FinishedRun, member: Member) -> Params:
-    """Return a network's parameters before the first step, batch normalization absorbed."""
+    """Return a member's parameters before the first step, with batch normalization absorbed."""
     model = run.model
     if member.init_std is not None:
         model = model.clone(init_std=member.init_std)
@@ -189,7 +189,7 @@ def initial_params(run: FinishedRun, member: Member) -> Params:
 
 
 def logits_of(apply_fn: ApplyFn, params: Params, images: np.ndarray) -> np.ndarray:
-    """Return logits float32 [N, K] of uint8 images [N, H, W, C], computed in batches."""
+    """Return the logits float32 [N, K] of uint8 images [N, H, W, C], computed in batches."""
     size = choose_evaluation_batch_size()
     fill = np.repeat(images[-1:], -len(images) % size, axis=0)
     batches = np.concatenate([images, fill]).reshape(-1, size, *images.shape[1:])

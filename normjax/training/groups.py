@@ -1,4 +1,4 @@
-"""Divide the networks into groups that fit the memory, and train one group after another."""
+"""Split the networks into groups that fit in memory, and train the groups in turn."""
 
 import dataclasses
 import sys
@@ -21,10 +21,9 @@ from normjax.training.selection import evaluate_selection, selections
 
 
 def plan_groups(sweep: Sweep, run_dir: Path) -> Sweep:
-    """Return the sweep with its unfinished groups split until each fits the memory.
+    """Split the unfinished groups until each fits in memory, or by `--members_per_group`.
 
-    --members_per_group decides instead if it is given. Groups of an earlier start are split, never
-    merged.
+    Groups of an earlier start are split, never merged.
     """
     groups = sweep.groups
     finished = [saved.rows_path(run_dir, group).exists() for group in range(len(groups))]
@@ -40,14 +39,14 @@ def plan_groups(sweep: Sweep, run_dir: Path) -> Sweep:
         if fit == wanted:
             return sweep
         parts = -(-wanted // fit)
-        size = -(-wanted // parts) * num_devices  # as even as the devices allow
+        size = -(-wanted // parts) * num_devices  # as evenly as the devices allow
         if processes.is_first():
-            print(f"memory: {largest} networks do not fit, groups of {size}", file=sys.stderr)
+            print(f"memory: {largest} networks do not fit, using groups of {size}", file=sys.stderr)
     return split_groups(sweep, run_dir, done, size)
 
 
 def networks_that_fit(sweep: Sweep, wanted: int) -> int:
-    """Return how many networks fit on every device, at most `wanted`."""
+    """Return how many networks fit on each device, at most `wanted`."""
     dataset = sweep.dataset
     test_shape = dataset.test.images.shape if sweep.config.test_every else None
 
@@ -61,17 +60,17 @@ def networks_that_fit(sweep: Sweep, wanted: int) -> int:
 
 
 def split_groups(sweep: Sweep, run_dir: Path, start: int, size: int) -> Sweep:
-    """Return the sweep with the groups from `start` on cut into pieces of at most `size`.
+    """Split group `start` and the groups after it into pieces of at most `size`.
 
-    Group `start` may be in training: its pieces get its checkpoints. The groups after it were never
-    started. run.json keeps the old groups until `write_groups`.
+    Group `start` may have been started: its pieces get its checkpoints. The later groups have
+    none. run.json keeps the old groups until `write_groups`.
     """
     groups = sweep.groups
     pieces = [group[i : i + size] for group in groups[start:] for i in range(0, len(group), size)]
     if processes.is_first():
         parts = -(-len(groups[start]) // size)
         checkpoints.copy_progress(run_dir, start, range(start + 1, start + parts))
-    processes.sync()  # until the copies are there
+    processes.sync()  # wait for the copies
     return dataclasses.replace(sweep, groups=[*groups[:start], *pieces])
 
 
@@ -85,14 +84,14 @@ def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
 
 
 def train_groups(sweep: Sweep, run_dir: Path) -> Sweep:
-    """Train every group; return the sweep with the groups as they were trained.
+    """Train every group; return the sweep with the groups that were trained.
 
-    If the memory is too small for a group, this group and those after it are halved. Finished
-    groups and the group's checkpoints are kept.
+    If a group does not fit in memory, it and all later groups are halved. Finished groups and
+    checkpoints are kept.
 
     Raises:
-      StoppedError: a signal came.
-      OutOfMemoryError: the memory is too small for one network on a device.
+      StoppedError: a signal arrived.
+      OutOfMemoryError: one network does not fit on a device.
       SettingsError: the files of a finished group are damaged.
     """
     group = 0
@@ -108,30 +107,30 @@ def train_groups(sweep: Sweep, run_dir: Path) -> Sweep:
 
 
 def read_table(sweep: Sweep, run_dir: Path) -> pd.DataFrame:
-    """Return the rows of all groups, which are finished."""
+    """Return the rows of all groups, which must be finished."""
     tables = [saved.read_rows(run_dir, group) for group in range(len(sweep.groups))]
     return pd.concat(tables, ignore_index=True)
 
 
 def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> Sweep:
-    """Return the sweep with half as many networks on a device, from a group on that did not fit.
+    """Halve the networks per device in a group that did not fit and in all later groups.
 
     Raises:
-      OutOfMemoryError: a device has only one network.
+      OutOfMemoryError: the group has only one network per device.
     """
     num_devices = jax.device_count()
     per_device = -(-len(sweep.groups[group]) // num_devices)
     numbers = ", ".join(str(member.index) for member in sweep.groups[group])
     if per_device == 1:
         raise processes.OutOfMemoryError(
-            f"out of memory with one network on a device (members {numbers}): fewer "
-            "--train_size, a smaller --batch_size or a device with more memory is needed"
+            f"out of memory with one network on a device (members {numbers}): reduce "
+            "--train_size or --batch_size, or use a device with more memory"
         )
     size = (per_device + 1) // 2 * num_devices
     if processes.is_first():
         print(
             f"out of memory with {len(sweep.groups[group])} networks (members {numbers}): "
-            f"going on with groups of {size}",
+            f"continuing with groups of {size}",
             file=sys.stderr,
         )
     sweep = split_groups(sweep, run_dir, group, size)
@@ -141,11 +140,11 @@ def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> Sweep:
 
 
 def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
-    """Train, evaluate and save a group; check its files if it is finished already.
+    """Train, evaluate and save a group; if it is already finished, check its files.
 
     Raises:
-      StoppedError: a signal came.
-      OutOfMemoryError: the memory of a device was too small.
+      StoppedError: a signal arrived.
+      OutOfMemoryError: a device ran out of memory.
       SettingsError: the files of a finished group are damaged.
     """
     members = sweep.groups[group]

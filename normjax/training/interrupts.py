@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run stops where it can go on."""
+"""Handle SIGTERM and Ctrl-C so that a stopped run can be resumed."""
 
 import contextlib
 import os
@@ -11,26 +11,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal stopped a run after a checkpoint; to Python it is an interrupt like any other.
+    """A signal stopped a run after a checkpoint.
 
     Attributes:
-      signum: the signal's number.
+      signum: the number of the signal.
     """
 
     def __init__(self, signum: int, run_dir: Path):
-        """Say which run was stopped, and by which signal."""
+        """Name the run and the signal in the message."""
         super().__init__(f"{run_dir}: stopped by {signal.Signals(signum).name}")
         self.signum = signum
 
 
 @contextlib.contextmanager
 def delayed() -> Iterator[Callable[[], int]]:
-    """Note SIGINT and SIGTERM instead of obeying them; obey a second one at once.
+    """Record SIGINT and SIGTERM instead of stopping; a second signal stops at once.
 
-    Python delivers signals to its main thread only. In any other thread, nothing is noted.
+    Python delivers signals only to the main thread. In other threads nothing is recorded.
 
     Yields:
-      A function that returns the number of the signal that came, 0 while none has.
+      A function that returns the number of the recorded signal, or 0.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
@@ -44,7 +44,7 @@ def delayed() -> Iterator[Callable[[], int]]:
             os.kill(os.getpid(), signum)
         received = signum
         name = signal.Signals(signum).name
-        message = f"\n{name}: stopping after this epoch with a checkpoint; once more stops now\n"
+        message = f"\n{name}: stopping after this epoch with a checkpoint; repeat to stop now\n"
         os.write(2, message.encode())  # print is not reentrant
 
     heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores

@@ -1,4 +1,4 @@
-"""Which networks a sweep has, and the labels that each is trained and evaluated on."""
+"""The networks of each experiment and the labels that they are trained and evaluated on."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from normjax.data import Dataset, corrupt_labels
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
 
-RANDOM_LABELS_STD = 0.05  # of the paper's point "RL" in figure 8
+RANDOM_LABELS_STD = 0.05  # the point "RL" in figure 8 of the paper
 
 
 def random_pretrain(config: SweepConfig) -> list[Member]:
@@ -18,10 +18,10 @@ def random_pretrain(config: SweepConfig) -> list[Member]:
 
 
 def init_scale(config: SweepConfig) -> list[Member]:
-    """Draw all parameters from N(0, std^2), for each std and seed; one network fits random labels.
+    """Draw all parameters from N(0, std^2), for each std and seed; add fits to random labels.
 
     Raises:
-      ValueError: there is no std.
+      ValueError: `init_stds` is empty.
     """
     if not config.init_stds:
         raise ValueError("--init_stds=: at least one standard deviation is needed")
@@ -36,7 +36,7 @@ def default_init(config: SweepConfig) -> list[Member]:
 
 
 def random_labels(config: SweepConfig) -> list[Member]:
-    """Add to random pretraining, for each seed, a network that fits random labels (figure 10)."""
+    """Extend random pretraining by a network per seed that fits random labels (figure 10)."""
     return [*random_pretrain(config), *_with_random_labels(config)]
 
 
@@ -47,10 +47,10 @@ EXPERIMENTS: dict[str, Callable[[SweepConfig], list[Member]]] = {
 
 
 def make_members(experiment: str, config: SweepConfig) -> list[Member]:
-    """Return the networks of an experiment, numbered as in its tables.
+    """Return the networks of an experiment, numbered as in results.csv.
 
     Raises:
-      ValueError: the experiment is unknown, or the configuration lacks what it needs.
+      ValueError: the experiment is unknown, or a setting that it needs is missing.
     """
     if experiment not in EXPERIMENTS:
         raise ValueError(f"experiment {experiment!r}: allowed are {', '.join(EXPERIMENTS)}")
@@ -66,11 +66,11 @@ def first_labels(config: SweepConfig, dataset: Dataset, member: Member) -> np.nd
 
 
 def own_labels(config: SweepConfig, dataset: Dataset, member: Member, split: str) -> np.ndarray:
-    """Return the labels that a network is trained to fit in the end, int32 [N].
+    """Return the labels of a network's second phase, int32 [N].
 
     Args:
-      config: the sweep's configuration.
-      dataset: the data with their true labels.
+      config: the configuration of the sweep.
+      dataset: the data with the true labels.
       member: the network.
       split: "train" or "test".
     """
@@ -81,12 +81,12 @@ def own_labels(config: SweepConfig, dataset: Dataset, member: Member, split: str
 
 
 def _with_random_labels(config: SweepConfig, init_std: float | None = None) -> list[Member]:
-    """Return a network for each seed with random labels in both phases and on the test set."""
+    """Return a network per seed with random labels in both phases and on the test set."""
     return [Member(0, seed, "random_labels", 1.0, init_std) for seed in range(config.num_seeds)]
 
 
 def _corrupted(config, labels, dataset, level, member, *stream) -> np.ndarray:
-    """Return labels corrupted by the member's own randomness; `stream` separates several draws."""
+    """Corrupt labels with the member's own random stream; `stream` separates several draws."""
     corrupted, _ = corrupt_labels(
         labels,
         level,

@@ -1,7 +1,7 @@
-"""How many networks fit into a device's memory, measured on the compiled programs before a run.
+"""Estimate how many networks fit in device memory, from the compiled programs.
 
-Once a program is compiled, XLA tells what memory it will use. The run needs the programs of the
-whole group anyway, and JAX keeps them: if the group fits, the estimate costs nothing.
+XLA reports the memory that a compiled program will use. JAX caches the programs, so the estimate
+is free if the whole group fits.
 """
 
 import math
@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from normjax.training.ensemble import AXIS, Ensemble, make_order_key, member_mesh
 
-SHARE = 0.8  # of the free memory: the estimate ignores fragmentation
+SHARE = 0.8  # fraction of the free memory to use: the estimate ignores fragmentation
 MEMINFO = Path("/proc/meminfo")
-CACHED = ("inactive_file", "total_inactive_file")  # the kernel frees them if memory is short
+CACHED = ("inactive_file", "total_inactive_file")  # the kernel can reclaim them
 
 
 class ControlGroup(NamedTuple):
-    """The files in which the kernel tells about a container's memory."""
+    """The kernel's files about the memory of a container."""
 
     limit: Path
     usage: Path
@@ -36,10 +36,10 @@ CONTROL_GROUPS = (
 
 
 def available_memory() -> float | None:
-    """Return the free bytes of each local device; None if they are unknown.
+    """Return the free bytes of each local device, or None if unknown.
 
-    CPU devices share the free memory of the machine or container. Several processes on one machine
-    do not know of each other.
+    CPU devices share the free memory of the machine or container. Other processes of this run on
+    the same machine are not taken into account.
     """
     devices = jax.local_devices()
     if jax.default_backend() == "cpu":
@@ -54,7 +54,7 @@ def available_memory() -> float | None:
 def host_memory(
     meminfo: Path = MEMINFO, control_groups: Sequence[ControlGroup] = CONTROL_GROUPS
 ) -> float | None:
-    """Return the bytes of main memory that are free for this process; None if they are unknown."""
+    """Return the bytes of main memory that this process can use, or None if unknown."""
     free = []
     if "MemAvailable:" in (kilobytes := _read_fields(meminfo)):
         free.append(kilobytes["MemAvailable:"] * 1024)
@@ -68,7 +68,7 @@ def host_memory(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that a device or the machine ran out of memory."""
+    """Return whether an error means that a device or the machine ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )
@@ -81,20 +81,19 @@ def group_memory(
     train_shape: Sequence[int],
     test_shape: Sequence[int] | None = None,
 ) -> float | None:
-    """Return the most bytes that a device needs while a group is trained and evaluated.
+    """Return the peak bytes per device while a group is trained and evaluated.
 
-    It compiles training, the measurements for the snapshots and the evaluation for this number of
-    networks, and runs nothing.
+    This compiles training, tracking and evaluation for the number of networks, and runs nothing.
 
     Args:
       ensemble: the functions.
-      num_per_device: the networks on each local device.
+      num_per_device: the number of networks on each local device.
       train_shape: (N, H, W, C) of the training images.
-      test_shape: that of the test images, if these are on the devices during training.
+      test_shape: the same for the test images, if they are on the devices during training.
 
     Returns:
       The bytes; infinity if the compiler itself runs out of memory; None if the backend does not
-      tell.
+      report them.
     """
     mesh = member_mesh()
     stacked = lambda tree: _abstract(tree, NamedSharding(mesh, PartitionSpec(AXIS)))  # noqa: E731
@@ -135,13 +134,13 @@ def networks_that_fit(
     """Return how many networks fit on a device.
 
     Args:
-      needed: the bytes that a device needs for a number of networks (see `group_memory`).
-      most: the number that is wanted, at least 1.
-      available: the free bytes of a device, None if unknown.
+      needed: returns the bytes per device for a number of networks (see `group_memory`).
+      most: the number of networks to fit, at least 1.
+      available: the free bytes of a device, or None if unknown.
 
     Returns:
-      `most` if they fit or nothing is known; else the largest number that fits, interpolated
-      linearly between one network and `most`; at least 1.
+      `most` if they fit or if memory is unknown; otherwise the largest number that fits, by linear
+      interpolation between 1 and `most`; at least 1.
     """
     if available is None or most == 1:
         return most
@@ -161,7 +160,7 @@ def networks_that_fit(
 
 
 def _program_bytes(compiled: Any) -> float | None:
-    """Return the bytes that a compiled program occupies on each device while it runs."""
+    """Return the bytes per device that a compiled program occupies while it runs."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -179,18 +178,18 @@ def _abstract(tree, sharding):
 
 
 def _split(shape, count, stacked, shared):
-    """Return a split's labels [M, N] and images as abstract arrays on the devices."""
+    """Return the labels [M, N] and images of a split as abstract arrays on the devices."""
     labels = stacked(jax.ShapeDtypeStruct((count, shape[0]), jnp.int32))
     return labels, shared(jax.ShapeDtypeStruct(tuple(shape), jnp.uint8))
 
 
 def _device_bytes(tree, num_devices):
-    """Return the bytes on each device of a tree that is split over the devices."""
+    """Return the bytes per device of a tree that is sharded over the devices."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / num_devices
 
 
 def _read_fields(path):
-    """Return {first word: number after it} of a file's lines; empty if it cannot be read."""
+    """Return {first word: following number} for the lines of a file; {} if unreadable."""
     try:
         lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
     except OSError:

@@ -31,22 +31,22 @@ from normjax.types import Array
 
 
 class Progress(NamedTuple):
-    """What changes while a group is trained: stacked, this process's members."""
+    """The training state of this process's members, stacked."""
 
     state: TrainState
     snapshots: Snapshots
-    diverged_at: Array  # int32 [M']: the step after which a loss was not finite; 0 while it is
+    diverged_at: Array  # int32 [M']: the first step with a non-finite loss, or 0
 
 
 def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     """Train a group through both phases.
 
     Returns:
-      What became of this process's members, as `pad_members` deals them out.
+      The trained members of this process, as chosen by `pad_members`.
 
     Raises:
-      StoppedError: a signal came; the epoch was finished and a checkpoint written.
-      OutOfMemoryError: the memory of a device was too small.
+      StoppedError: a signal arrived; the epoch was finished and a checkpoint written.
+      OutOfMemoryError: a device ran out of memory.
     """
     config, ensemble, dataset = sweep.config, sweep.ensemble, sweep.dataset
     members = sweep.groups[group]
@@ -68,7 +68,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     progress, images, test = processes.attempt(start_networks)
 
     def train_epoch(step, progress, labels):
-        """Return the progress and values by name [M'] after an epoch; `step` is from 0."""
+        """Return the progress and the metrics [M'] after an epoch; `step` counts from 0."""
         state, snapshots = progress.state, progress.snapshots
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
@@ -117,7 +117,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
 
 
 def last_step(sweep: Sweep) -> int:
-    """Return the number of epochs of both phases together."""
+    """Return the total number of epochs in both phases."""
     return sweep.config.pretrain_epochs + sweep.config.epochs
 
 
@@ -128,9 +128,9 @@ def epoch_of(sweep: Sweep, step: int) -> int:
 
 
 def epochs_progress(sweep: Sweep, group: int, start: int) -> Iterator[int]:
-    """Yield the epochs of both phases that remain to be trained, and report the progress.
+    """Yield the remaining epochs of both phases, and report progress from process 0.
 
-    A terminal shows a bar; a log file gets a line per epoch. Only process 0 reports.
+    A terminal gets a progress bar; a log file gets a line per epoch.
     """
     total = last_step(sweep)
     if not processes.is_first():

@@ -1,4 +1,4 @@
-"""What is trained: the data, the network and the functions that all stages of a sweep share."""
+"""Set up a sweep: the data, the network and the compiled functions."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -29,16 +29,16 @@ _TOLERANCE = 1e-4  # relative; rounding in float32 is near 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What the stages of a sweep share.
+    """A sweep, ready to train.
 
     Attributes:
-      experiment: its name.
-      config: its configuration.
-      dataset: its images and their true labels.
+      experiment: the name of the experiment.
+      config: the configuration.
+      dataset: the images and the true labels.
       ensemble: the compiled functions.
-      groups: the networks that are trained at once.
-      parameters: the shape of each parameter of the network without batch normalization.
-      signal: returns the number of the signal that came, 0 while none has.
+      groups: the members, in groups that are trained together.
+      parameters: the shape of each parameter, without batch normalization.
+      signal: returns the number of the recorded signal, or 0.
     """
 
     experiment: str
@@ -57,17 +57,17 @@ def make_sweep(
     members: Sequence[Member],
     model: nn.Module | None = None,
 ) -> Sweep:
-    """Return a sweep whose networks are one group; nothing is compiled yet.
+    """Return a sweep with all members in one group; nothing is compiled yet.
 
     Args:
-      experiment: its name.
-      config: its configuration.
-      dataset: its data.
-      members: its networks.
-      model: the user's own network; None makes the one that the configuration names.
+      experiment: the name of the experiment.
+      config: the configuration.
+      dataset: the data.
+      members: the networks.
+      model: the user's own network; None uses the one that the configuration names.
 
     Raises:
-      ValueError: the network cannot be trained on such images.
+      ValueError: the network cannot be trained on these images.
     """
     if model is None:
         model = make_model(config.model, dataset.num_classes, batch_norm=config.batch_norm)
@@ -87,19 +87,19 @@ def make_sweep(
 
 
 def without_batch_norm(model: nn.Module) -> nn.Module:
-    """Return the network that `absorb_batch_norm` gives the parameters of."""
+    """Return the network that takes the parameters from `absorb_batch_norm`."""
     return model.clone(batch_norm=False) if getattr(model, "batch_norm", False) else model
 
 
 def abstract_params(model: nn.Module, image_shape: Sequence[int]) -> Any:
-    """Return shapes and dtypes of a network's parameters, without its batch normalization."""
+    """Return the shapes and dtypes of a network's parameters, without batch normalization."""
     init = without_batch_norm(model).init
     images = jnp.zeros((1, *image_shape), jnp.float32)
     return jax.eval_shape(init, jax.random.key(0), images)["params"]
 
 
 def parameter_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, list[int]]:
-    """Return the shape of each parameter by its path, as run.json has it."""
+    """Return the shape of each parameter by path, as in run.json."""
     leaves = jax.tree.leaves_with_path(abstract_params(model, image_shape))
     return {path_name(path): list(leaf.shape) for path, leaf in leaves}
 
@@ -113,8 +113,8 @@ def load_data(config: SweepConfig, own: Dataset | tuple[Arrays, Arrays] | None =
     """Return the data of a configuration, checked against its batch size.
 
     Args:
-      config: the configuration; its sizes choose a subset.
-      own: the user's own data; None loads those that the configuration names.
+      config: the configuration; `train_size` and `test_size` choose a subset.
+      own: the user's own data; None loads the data that the configuration names.
 
     Raises:
       ValueError: the data cannot be found or used.
@@ -137,7 +137,7 @@ def load_data(config: SweepConfig, own: Dataset | tuple[Arrays, Arrays] | None =
 
 
 def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
-    """Return the user's data as a data set; classes of bare arrays are named by their labels.
+    """Return the user's data as a `Dataset`; the class names of bare arrays are the labels.
 
     Raises:
       ValueError: images are not uint8 [N, H, W, C] of one shape, or labels are not 0 to K - 1.
@@ -168,18 +168,18 @@ def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
 
 
 def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member]) -> None:
-    """Check that the user's network can be trained here, and that eq. 2 holds for it.
+    """Check that the user's network can be trained and satisfies eq. 2.
 
-    Parameters are drawn at random for the check, biases too, which are often zero at first.
+    The check draws random parameters, including biases, which are often initialized to zero.
 
     Raises:
-      ValueError: one line that says what is wrong.
+      ValueError: one line that states the problem.
     """
     name = f"model {type(model).__name__}"
     if not isinstance(model, nn.Module):
         raise ValueError(f"{name}: a Linen module is needed")
     if any(member.init_std is not None for member in members) and not hasattr(model, "init_std"):
-        raise ValueError(f"{name}: it needs a field init_std, as these networks differ in it")
+        raise ValueError(f"{name}: it needs a field init_std, which this experiment varies")
     plain = without_batch_norm(model)
     images = jnp.asarray(standardize_images(dataset.test.images[:16]))
 
@@ -191,7 +191,7 @@ def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member
         params = absorb_batch_norm(variables)
         expected = plain.init(jax.random.key(0), images[:1])
         logits = apply_fn(params, images)
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # user code may raise anything
         raise ValueError(
             f"{name}: it cannot be applied to the images: {one_line(error)}"
         ) from error
@@ -213,6 +213,6 @@ def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member
     check = check_homogeneity(apply_fn, params, images)
     if not check.relative_error < _TOLERANCE:
         raise ValueError(
-            f"{name}: it is not homogeneous in its layers' weights, so that normalizing changes "
-            f"its predictions (relative error {check.relative_error:.2g})"
+            f"{name}: it is not homogeneous in its layers' weights; normalizing changes its "
+            f"predictions (relative error {check.relative_error:.2g})"
         )

@@ -1,10 +1,9 @@
-"""Several processes on one host or on many: how they find each other and agree.
+"""Coordinate several processes on one or more hosts.
 
-Networks are independent, so each process trains its own share on its own devices, and the compiled
-functions know nothing of other processes. What every process must know (a line of metrics, a
-checkpoint, an evaluation) is collected by `ensemble.gather_members`, and process 0 writes it. A
-decision about what to call next is taken by all together, by `all_max`: a process that decided
-otherwise would leave the rest waiting.
+Networks are independent: each process trains its own share on its own devices, and the compiled
+functions involve one process only. `ensemble.gather_members` collects metrics, checkpoints and
+evaluations, and process 0 writes them. Processes agree on what to call next through `all_max`; a
+process that decided alone would leave the others waiting.
 """
 
 import contextlib
@@ -26,33 +25,33 @@ from normjax.files import one_line
 from normjax.training.memory import is_out_of_memory
 
 START_TIMEOUT_S = 120  # for the processes to find each other
-SHUTDOWN_TIMEOUT_S = 30  # for the processes to end, which they do together
+SHUTDOWN_TIMEOUT_S = 30  # for the processes to shut down together
 ALLOWED = "allowed are none, auto and host:port,n,i with 0 <= i < n, as in localhost:12345,2,0"
-ELSEWHERE = "another process cannot go on and says why"
+ELSEWHERE = "another process failed and reports why"
 
 T = TypeVar("T")
 
 
 class AgreedError(Exception):
-    """An error that every process raises, after they have told each other."""
+    """An error that all processes raise together."""
 
 
 class SettingsError(AgreedError, ValueError):
-    """Settings or data are wrong, or a folder or file cannot be used."""
+    """A setting or the data are invalid, or a folder or file cannot be used."""
 
 
 class OutOfMemoryError(AgreedError, MemoryError):
-    """The memory of a device of some process was too small."""
+    """A device of some process ran out of memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """This process among the others.
+    """The place of this process among all processes.
 
     Attributes:
       coordinator: host:port of process 0.
-      num_processes: how many there are.
-      process_id: this one's number, from 0.
+      num_processes: the number of processes.
+      process_id: the number of this process, from 0.
     """
 
     coordinator: str
@@ -61,9 +60,9 @@ class Address:
 
 
 def prepare_cpu() -> None:
-    """Make JAX use one CPU device per core, so that each core trains networks of its own.
+    """Make JAX use one CPU device per core, so that each core trains its own networks.
 
-    Call it before JAX starts its backend. It has no effect on GPUs and TPUs, nor if XLA_FLAGS
+    Call this before JAX starts its backend. It has no effect on GPUs and TPUs, or if XLA_FLAGS
     already sets the number of CPU devices.
     """
     xla_flags = os.environ.get("XLA_FLAGS", "")
@@ -80,7 +79,7 @@ def parse(text: str) -> Address | None:
     """Parse the value of --distributed; return None for none and auto.
 
     Raises:
-      ValueError: the value is malformed; the message says what is allowed.
+      ValueError: the value is malformed; the message states the allowed values.
     """
     if text in ("none", "auto"):
         return None
@@ -96,8 +95,8 @@ def parse(text: str) -> Address | None:
 def connect(text: str) -> None:
     """Join the processes that --distributed names, before JAX starts its backend.
 
-    Process 0 and the others wait for each other, `START_TIMEOUT_S` at most. If one is missing then,
-    JAX ends process 0 by SIGABRT and prints a message of its own.
+    The processes wait for each other for at most `START_TIMEOUT_S`. If one is still missing, JAX
+    prints a message and aborts process 0 with SIGABRT.
 
     Raises:
       SettingsError: JAX finds no cluster, process 0 does not answer, or the processes have
@@ -123,7 +122,7 @@ def connect(text: str) -> None:
     else:
         print(
             f"process {address.process_id} of {address.num_processes}: waiting for the others at "
-            f"{address.coordinator}, {START_TIMEOUT_S} s at most",
+            f"{address.coordinator}, at most {START_TIMEOUT_S} s",
             file=sys.stderr,
             flush=True,
         )
@@ -150,19 +149,19 @@ def is_first() -> bool:
 
 
 def all_max(value: int) -> int:
-    """Return the largest value of all processes; every process must call it."""
+    """Return the largest value of all processes; every process must call this."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def sync() -> None:
-    """Wait until every process has come here."""
+    """Wait for all processes."""
     all_max(0)
 
 
 def in_step(work: Callable[[], T]) -> T:
-    """Return what `work` returns here, if it succeeds everywhere; every process must call it.
+    """Return the result of `work` if it succeeds in all processes; every process must call this.
 
     Raises:
       SettingsError: `work` raised ValueError or OSError in some process.
@@ -180,10 +179,10 @@ def in_step(work: Callable[[], T]) -> T:
 
 
 def attempt(work: Callable[[], T]) -> T:
-    """Return what `work` returns here, if memory suffices everywhere; every process must call it.
+    """Return the result of `work` if no process runs out of memory; all must call this.
 
     Raises:
-      OutOfMemoryError: the memory of some process was too small.
+      OutOfMemoryError: some process ran out of memory.
     """
     result: Any = None
     is_too_small = False
@@ -200,10 +199,10 @@ def attempt(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """End this process at once on an error that the other processes do not know of.
+    """Exit at once on an error that the other processes do not share.
 
-    JAX's own shutdown would wait for the others, which wait for this one. If this process just
-    ends, they notice and end too. A single process raises the error.
+    A regular shutdown of JAX would deadlock: it waits for the other processes, which wait for this
+    one. If this process exits, they notice and exit too. A single process raises the error.
     """
     try:
         yield
@@ -220,7 +219,7 @@ def together() -> Iterator[None]:
 
 
 def _await_coordinator(coordinator: str) -> None:
-    """Wait until process 0 listens; JAX's client would end the program if it never did."""
+    """Wait until process 0 listens; otherwise JAX's client would abort the program."""
     host, _, port = coordinator.rpartition(":")
     give_up = time.monotonic() + START_TIMEOUT_S
     while True:

@@ -1,4 +1,4 @@
-"""A run's own records (flags.txt, run.json, metrics.jsonl) and the lock of its folder."""
+"""Write a run's flags.txt and run.json, and lock its folder."""
 
 import contextlib
 import dataclasses
@@ -26,44 +26,44 @@ PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "sci
 
 
 def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
-    """Return whether the run in this folder is finished already.
+    """Return whether the run in this folder is already finished.
 
     Raises:
-      ValueError: the folder cannot be used: it holds a run and --resume is not given, or that run
-        is of another experiment or has other settings.
+      ValueError: the folder holds a run and --resume is not given, or that run is of another
+        experiment or has other settings.
     """
     path = run_dir / RUN_FILE
     if not path.exists():
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
-            raise ValueError(f"--workdir={run_dir} holds the results of something else")
+            raise ValueError(f"--workdir={run_dir} holds other results")
         if config.resume:
             print(f"{run_dir}: nothing to resume, starting from the beginning")
         return False
     if not config.resume:
         raise ValueError(
-            f"--workdir={run_dir} holds a run already: give another folder, or --resume to go on"
+            f"--workdir={run_dir} already holds a run: give another folder, or --resume to continue"
         )
     run = read_object(path, experiment=str, finished=bool, config=dict)
     if run["experiment"] != experiment:
-        raise ValueError(f"--resume: the run in {run_dir} is one of {run['experiment']}")
+        raise ValueError(f"--resume: the run in {run_dir} is of experiment {run['experiment']}")
     now = json.loads(json.dumps(dataclasses.asdict(config)))
     other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
     if other:
-        raise ValueError(f"--resume: the run in {run_dir} has other --{', --'.join(other)}")
+        raise ValueError(f"--resume: the run in {run_dir} has a different --{', --'.join(other)}")
     return run["finished"] and (run_dir / REPORT_FILE).exists()
 
 
 @contextlib.contextmanager
 def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
-    """Make a folder and keep other processes out of it; the kernel ends this with the process.
+    """Create a folder and lock it; the kernel releases the lock when the process ends.
 
     Raises:
-      ValueError: another process works there; or `is_new`, and another process has begun a run
-        there since `is_finished` found none.
+      ValueError: another process holds the lock; or `is_new`, and another process has started a
+        run in the folder since `is_finished` found none.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK_FILE
-    # A soft lock would outlive a process that is killed.
+    # A soft lock would outlive a killed process.
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         with naming(path):
@@ -79,14 +79,14 @@ def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
 
 
 def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
-    """Write flags.txt and run.json before the training starts; keep those of a resumed run.
+    """Write flags.txt and run.json before training starts; keep those of a resumed run.
 
     Args:
-      run_dir: the run's folder.
-      sweep: what is trained.
-      given: "model" and "dataset" if they were given from Python instead of named by flags.
+      run_dir: the folder of the run.
+      sweep: the sweep.
+      given: "model" and "dataset", if they were passed from Python.
     """
-    for path in run_dir.rglob(".*.tmp"):  # `replacing` leaves them if the process is killed
+    for path in run_dir.rglob(".*.tmp"):  # left by `replacing` if the process was killed
         path.unlink()
     if (run_dir / RUN_FILE).exists():
         return
@@ -119,7 +119,7 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of Python and of those packages that are installed."""
+    """Return the versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}
     for name in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -134,14 +134,14 @@ def data_digest(dataset: Dataset) -> str:
 
 
 def finish_run(run_dir: Path, seconds: float) -> None:
-    """Mark the run as finished; `seconds` is the time of the process that finished it."""
+    """Mark the run as finished; `seconds` is the run time of this process."""
     path = run_dir / RUN_FILE
     run = read_object(path)
     write_json(path, {**run, "finished": True, "wall_time_s": round(seconds, 1)})
 
 
 def git_commit() -> str | None:
-    """Return the source tree's commit, with "-dirty" if changed; None outside a repository."""
+    """Return the commit of the source, with "-dirty" if modified; None outside a repository."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     here = Path(__file__).parent
     try:

@@ -1,8 +1,8 @@
-"""What is saved of finished networks: their parameters, and the rows of results.csv.
+"""Save and load finished networks: their parameters and their rows of results.csv.
 
-DIR/checkpoints/members/003_final.npz   one network at one selection, an array for each parameter
-DIR/checkpoints/groups/000.csv          the rows of a group of networks, written when it is finished
-DIR/checkpoints/groups/000.csv.sha256   their digest, in the format of sha256sum
+DIR/checkpoints/members/003_final.npz   one network at one selection, one array per parameter
+DIR/checkpoints/groups/000.csv          the rows of a finished group
+DIR/checkpoints/groups/000.csv.sha256   the digest of the rows, in the format of sha256sum
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from normjax.types import Params
 
 
 def save_network(run_dir: str | os.PathLike, number: int, selection: str, variables: Any) -> None:
-    """Save a network at one selection, batch normalization absorbed.
+    """Save a network at one selection, with batch normalization absorbed.
 
     Args:
-      run_dir: the run's folder.
-      number: the network's number.
+      run_dir: the folder of the run.
+      number: the index of the member.
       selection: "final" or "loss=0.0044".
-      variables: the network's as trained, numpy arrays.
+      variables: the trained variables, NumPy arrays.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -51,11 +51,11 @@ def network_path(run_dir: str | os.PathLike, number: int, selection: str) -> Pat
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in a network's file by their names.
+    """Return the arrays in a network's file by name.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is damaged. The checksum of each array is compared.
+      ValueError: the file is damaged; each array has a checksum.
     """
     content = io.BytesIO(path.read_bytes())
     try:
@@ -80,19 +80,19 @@ def load_member(
     """Load a trained network of a run.
 
     Args:
-      run_dir: the run's folder.
-      member: the network's number, as in results.csv.
+      run_dir: the folder of the run.
+      member: the number in results.csv.
       selection: "final" or "loss=0.0044", as in results.csv.
-      model: the network, if the run was given the user's own.
+      model: your own network, if the run used it.
 
     Returns:
-      (model, variables) with `model.apply(variables, images)` on standardized float images
-      [N, H, W, C]; numpy arrays; batch normalization, if there was any, is absorbed.
+      (model, variables) for `model.apply(variables, images)` with standardized float images
+      [N, H, W, C]. The variables are NumPy arrays, with batch normalization absorbed.
 
     Raises:
-      FileNotFoundError: there is no run in that folder, or it has not trained the network yet.
-      ValueError: there is no such member or selection (the message lists those there are), the
-        file is damaged, or the run's own model is not given.
+      FileNotFoundError: the folder has no run, or the network is not trained yet.
+      ValueError: the member or selection does not exist (the message lists the valid ones), the
+        file is damaged, or the run used your own network and `model` is missing.
     """
     path = Path(run_dir) / RUN_FILE
     if not path.exists():
@@ -105,7 +105,7 @@ def load_member(
     file = network_path(run_dir, member, selection)
     known = sorted(path.stem.partition("_")[2] for path in file.parent.glob(f"{member:03d}_*.npz"))
     if not known:
-        raise FileNotFoundError(f"{run_dir}: member {member} is not trained to its end yet")
+        raise FileNotFoundError(f"{run_dir}: member {member} is not fully trained yet")
     if selection not in known:
         raise ValueError(
             f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
@@ -118,29 +118,29 @@ def choose_model(path: Path, run: dict[str, Any], own: nn.Module | None) -> nn.M
     """Return the network of a run, without batch normalization.
 
     Args:
-      path: its run.json, for messages.
-      run: what that file holds.
-      own: the network that the user gives, needed if the run was given one.
+      path: the file run.json, for messages.
+      run: the content of that file.
+      own: the user's own network, required if the run used one.
 
     Raises:
-      ValueError: it is missing, or not the run's.
+      ValueError: `own` is missing or does not match the run.
     """
     if own is None and "model" in run["given"]:
-        raise ValueError(f"{path}: the run was given its network {run['model']}: give it again")
+        raise ValueError(f"{path}: the run used your network {run['model']}: pass it again")
     if own is not None and "model" not in run["given"]:
-        raise ValueError(f"{path}: the run's network is {run['model']}; no other can be given")
+        raise ValueError(f"{path}: the run's network is {run['model']}: do not pass another")
     try:
         model = without_batch_norm(own or make_model(run["model"], run["num_classes"]))
         shapes = parameter_shapes(model, run["image_shape"])
-    except Exception as error:  # a stranger's network, or a damaged record
+    except Exception as error:  # a user's network or a damaged record
         raise ValueError(f"{path}: the network cannot be made: {one_line(error)}") from error
     if shapes != run["parameters"]:
-        raise ValueError(f"{path}: the network has other parameters than the run's")
+        raise ValueError(f"{path}: the network's parameters differ from the run's")
     return model
 
 
 def save_rows(run_dir: str | os.PathLike, group: int, table: pd.DataFrame) -> None:
-    """Save the rows of a group; the group is finished once they are there."""
+    """Save the rows of a group, which marks it as finished."""
     path = rows_path(run_dir, group)
     with replacing(path) as temporary:
         write_results(temporary, table)
@@ -159,8 +159,8 @@ def read_rows(run_dir: str | os.PathLike, group: int) -> pd.DataFrame:
     text = _digest_path(path).read_text(encoding="ascii", errors="replace")
     if text != _digest_line(path, path.name):
         raise ValueError(
-            f"{path}: damaged, its SHA-256 is not that of what was saved; remove this file and "
-            "those of later groups, and --resume trains them again"
+            f"{path}: damaged, its SHA-256 has changed; remove this file and those of later "
+            "groups, and --resume trains them again"
         )
     return read_results(path)
 
@@ -179,7 +179,7 @@ def _digest_line(path: Path, name: str) -> str:
 
 
 def _load_params(path: Path, model: nn.Module, image_shape: Sequence[int]) -> Params:
-    """Return a network's parameters as the tree that its model has."""
+    """Return a network's parameters as a tree."""
     arrays = read_arrays(path)
     expected = abstract_params(model, image_shape)
     leaves, structure = jax.tree.flatten_with_path(expected)

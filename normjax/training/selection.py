@@ -1,4 +1,4 @@
-"""The rows of results.csv: trained networks on both splits, under every norm."""
+"""Evaluate trained networks on both splits and under every norm: the rows of results.csv."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -34,9 +34,9 @@ class Selection:
 
     Attributes:
       name: "final" or "loss=0.0044".
-      variables: returns this process's part of the variables, stacked, on its devices.
+      variables: returns this process's part of the stacked variables, on its devices.
       epochs: int [M], the epoch of each network.
-      exists: bool [M], whether the member has a network at this selection.
+      exists: bool [M], whether each member has a network at this selection.
     """
 
     name: str
@@ -64,16 +64,16 @@ def selections(
 def evaluate_selection(
     sweep: Sweep, members: Sequence[Member], selection: Selection, variables: Any
 ) -> list[dict[str, Any]]:
-    """Return a row for each network of a group, kind of labels and norm.
+    """Return a row per network of a group, kind of labels and norm.
 
     Args:
-      sweep: the run.
-      members: the group's, M of them.
-      selection: which of their networks.
-      variables: those networks', stacked: this process's part, on its devices.
+      sweep: the sweep.
+      members: the M members of the group.
+      selection: the selection.
+      variables: this process's part of the selection's variables, on its devices.
 
     Raises:
-      OutOfMemoryError: the memory of a device was too small.
+      OutOfMemoryError: a device ran out of memory.
     """
     padded = pad_members(members)
     rows = []
@@ -112,14 +112,14 @@ def label_kinds(member: Member) -> tuple[str, ...]:
 def natural_labels(
     _config: SweepConfig, dataset: Dataset, _member: Member, split: str
 ) -> np.ndarray:
-    """Return the true labels, whatever a network was trained on."""
+    """Return the true labels, regardless of what a network was trained on."""
     return getattr(dataset, split).labels
 
 
 def evaluation_data(
     sweep: Sweep, padded: Sequence[Member], split: str, labels_of: Labels
 ) -> tuple[Any, Any]:
-    """Return the labels [M', N] of this process's members and a split's images, on its devices."""
+    """Return this process's labels [M', N] and the images of a split, on its devices."""
     labels = np.stack([labels_of(sweep.config, sweep.dataset, m, split) for m in padded])
     return shard_members(labels), share(getattr(sweep.dataset, split).images)
 
@@ -133,7 +133,7 @@ def member_rows(
     train: EvaluationSums,
     test: EvaluationSums,
 ) -> list[dict[str, Any]]:
-    """Return a member's rows at one selection; means and ln K are taken in float64."""
+    """Return a member's rows at one selection, computed in float64."""
     shared = {
         "experiment": sweep.experiment,
         "member": member.index,

@@ -1,9 +1,9 @@
-"""The snapshots nearest each target loss, kept inside the compiled loop.
+"""Keep the snapshot nearest to each target loss, inside the compiled loop.
 
 The paper compares networks at one training loss (0.0044 in figure 3, 0.006 in figure 1). The end
-of every epoch is a candidate. Only the nearest so far is kept for each target, so memory is
-O(targets), not O(epochs). A candidate is chosen by its own loss over the whole training set, which
-is evaluated only after epochs whose running loss says that it may be the nearest.
+of every epoch is a candidate. Only the nearest candidate is kept for each target, so memory is
+O(targets), not O(epochs). Candidates are compared by their loss over the whole training set, which
+is evaluated only if the running loss of the epoch is close enough.
 """
 
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ class Snapshots(NamedTuple):
     """The best candidate so far for each of T targets.
 
     Attributes:
-      variables: the candidates', every leaf [T, ...].
-      loss: float32 [T], the candidate's own loss over the whole training set; inf for none.
-      epoch: int32 [T], the epoch that the candidate ended.
-      running_loss: float32 scalar, that of the epoch before; inf before the first.
+      variables: the variables of the candidates, every leaf [T, ...].
+      loss: float32 [T], the loss over the whole training set; inf without a candidate.
+      epoch: int32 [T], the epoch of the candidate.
+      running_loss: float32 scalar, the running loss of the previous epoch; inf before the first.
     """
 
     variables: Any
@@ -31,7 +31,7 @@ class Snapshots(NamedTuple):
 
 
 def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
-    """Return the state without candidates; `variables` gives shapes and dtypes only."""
+    """Return a state without candidates; `variables` only provides shapes and dtypes."""
     empty = jax.tree.map(lambda x: jnp.zeros((num_targets, *x.shape), x.dtype), variables)
     infinite = jnp.full(num_targets, jnp.inf, jnp.float32)
     return Snapshots(empty, infinite, jnp.zeros(num_targets, jnp.int32), jnp.float32(jnp.inf))
@@ -40,19 +40,18 @@ def init_snapshots(variables: Any, num_targets: int) -> Snapshots:
 def may_be_nearest(
     snapshots: Snapshots, targets: Array, running_loss: Array, running_error: Array
 ) -> Array:
-    """Return whether the end of an epoch may be nearest to a target, so that it must be evaluated.
+    """Return whether the end of an epoch may be nearest to a target and must be evaluated.
 
-    Running means are over the epoch, with the parameters as they were when each example was seen.
-    The loss at the epoch's end is below its running mean by what a falling loss loses in an epoch
-    or two, and by up to 10% because an example's loss is taken before the step that lowers it. An
-    epoch is skipped if no target lies in that range and none was passed without a network of zero
-    error, or if more than 2% of its examples were misclassified.
+    Running means take each example at the step that visits it. The loss at the end of the epoch is
+    lower: by the decrease over one or two epochs, and by up to 10% because the loss of an example
+    is taken before the step that lowers it. The epoch is skipped if no target lies in this range
+    and none was passed without a candidate of zero error, or if the running error exceeds 2%.
 
     Args:
       snapshots: the state so far.
       targets: float32 [T], nats.
-      running_loss: the mean loss of the epoch that has just ended, scalar.
-      running_error: its fraction of misclassified examples, scalar.
+      running_loss: the running mean loss of the epoch, scalar.
+      running_error: the running fraction of misclassified examples, scalar.
 
     Returns:
       A boolean scalar.
@@ -67,15 +66,15 @@ def may_be_nearest(
 def update_snapshots(
     snapshots: Snapshots, targets: Array, variables: Any, loss: Array, error: Array, epoch: Array
 ) -> Snapshots:
-    """Keep the candidate for each target that it is nearer to than the candidate so far.
+    """Keep a new candidate for each target that it is nearest to so far.
 
     Args:
       snapshots: the state so far.
       targets: float32 [T], nats.
-      variables: the candidate's.
-      loss: its own cross entropy over the whole training set, scalar.
+      variables: the variables of the new candidate.
+      loss: its cross entropy over the whole training set, scalar.
       error: its training error; only candidates with error 0 count.
-      epoch: the epoch that it ended, scalar.
+      epoch: its epoch, scalar.
     """
     nearer = jnp.abs(loss - targets) < jnp.abs(snapshots.loss - targets)
     take = nearer & (error == 0)

@@ -1,4 +1,4 @@
-"""SGD for one network: a step, and an epoch as one compiled scan; `ensemble.py` maps over many."""
+"""SGD for one network: a step, and an epoch as one scan. `ensemble.py` maps them over members."""
 
 import math
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from normjax.losses import classification_error, cross_entropy, excess_cross_ent
 from normjax.normalize import product_norm
 from normjax.types import Array
 
-CPU_MICROBATCH = 16  # on a CPU the activations of 16 images stay in a core's cache
+CPU_MICROBATCH = 16  # the activations of 16 images fit in the cache of a CPU core
 
 
 class TrainState(NamedTuple):
-    """The state that training changes.
+    """The training state of one network.
 
     Attributes:
-      variables: the model's, `{"params": ...}` and, with batch normalization, "batch_stats".
-      opt_state: the optimizer's.
+      variables: `{"params": ...}`, and "batch_stats" with batch normalization.
+      opt_state: the state of the optimizer.
     """
 
     variables: Any
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     Attributes:
       images: uint8 [B, H, W, C].
       labels: int32 [B].
-      weights: float32 [B], 1, or 0 for padding, which counts nowhere.
+      weights: float32 [B], 1, or 0 for padding.
     """
 
     images: Array
@@ -45,12 +45,12 @@ class Batch(NamedTuple):
 
 
 class MetricSums(NamedTuple):
-    """Sums over examples, each with the parameters of the step that it was seen in; scalars.
+    """Sums over examples, each evaluated at the step that visits it; scalars.
 
     Attributes:
       loss: cross entropy, nats.
-      error: number misclassified.
-      normalized_excess: cross entropy of the normalized network (Frobenius) - ln K, nats.
+      error: number of misclassified examples.
+      normalized_excess: cross entropy of the normalized network (Frobenius) minus ln K, nats.
     """
 
     loss: Array
@@ -59,7 +59,7 @@ class MetricSums(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Means over examples of what `MetricSums` adds up; `error` is a fraction."""
+    """The means that correspond to `MetricSums`; `error` is a fraction."""
 
     loss: Array
     error: Array
@@ -67,13 +67,13 @@ class Metrics(NamedTuple):
 
 
 def init_state(model: nn.Module, tx: optax.GradientTransformation, key, image_shape) -> TrainState:
-    """Return a fresh network for images of shape (H, W, C), with its optimizer's state."""
+    """Initialize a network for images of shape (H, W, C) and its optimizer."""
     variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
     return TrainState(variables, tx.init(variables["params"]))
 
 
 def reset_optimizer(tx: optax.GradientTransformation, state: TrainState) -> TrainState:
-    """Return the same network with a fresh optimizer state, as the second phase starts."""
+    """Return the same network with a fresh optimizer state, for the second phase."""
     return state._replace(opt_state=tx.init(state.variables["params"]))
 
 
@@ -85,15 +85,15 @@ def make_train_step(
     Args:
       model: a module of `networks/models.py`.
       tx: the optimizer.
-      microbatch_size: accumulate the gradient over pieces of this many examples, which must divide
-        the batch; None takes the whole batch at once. The results differ by rounding only. A model
-        with batch normalization needs None, since its statistics are the batch's.
+      microbatch_size: accumulate the gradient over microbatches of this size, which must divide
+        the batch size; None uses the whole batch at once. The results differ only by rounding.
+        Batch normalization needs None, because its statistics are taken over the whole batch.
 
     Returns:
       `train_step(state, batch) -> (state, metrics)`.
 
     Raises:
-      ValueError: a model with batch normalization gets microbatches.
+      ValueError: `microbatch_size` is given for a model with batch normalization.
     """
     has_batch_norm = getattr(model, "batch_norm", False)
     if has_batch_norm and microbatch_size is not None:
@@ -132,7 +132,7 @@ def make_train_step(
         params = state.variables["params"]
         batch_stats = {k: v for k, v in state.variables.items() if k != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
-        # Once per step, not per microbatch; batch normalization enters as at test time.
+        # Once per step, not per microbatch; with batch normalization as at test time.
         product = product_norm(absorb_batch_norm(state.variables))
         (grad_sum, sums), batch_stats = sums_fn(params, batch_stats, batch, product)
         total = jnp.sum(batch.weights)
@@ -146,7 +146,7 @@ def make_train_step(
 
 
 def choose_microbatch_size(model: nn.Module, batch_size: int) -> int | None:
-    """Return the microbatch that trains fastest here: `CPU_MICROBATCH` on a CPU, else None."""
+    """Return the fastest microbatch size: `CPU_MICROBATCH` on a CPU, else None."""
     if jax.default_backend() != "cpu" or getattr(model, "batch_norm", False):
         return None
     return min(CPU_MICROBATCH, batch_size)
@@ -155,15 +155,15 @@ def choose_microbatch_size(model: nn.Module, batch_size: int) -> int | None:
 def make_train_epoch(
     train_step: Callable, batch_size: int, microbatch_size: int | None = None
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """Make an epoch that visits every example once, in an order drawn from a key, as one scan.
+    """Make the function of one epoch, a scan over all examples in random order.
 
-    If batch_size does not divide the number of examples, the last batch is filled up with examples
-    of weight 0, so that shapes are static.
+    If `batch_size` does not divide the number of examples, the last batch is padded with examples
+    of weight 0 to keep shapes static.
 
     Args:
       train_step: `train_step(state, batch) -> (state, metrics)`.
       batch_size: examples per step.
-      microbatch_size: batches are padded to a multiple of it.
+      microbatch_size: batches are padded to a multiple of this size.
 
     Returns:
       `train_epoch(state, images uint8 [N, H, W, C], labels int32 [N], key) -> (state, metrics)`.
@@ -189,7 +189,7 @@ def make_train_epoch(
 
 
 def _zero_sums() -> MetricSums:
-    """Return the sums over no examples."""
+    """Return sums over no examples."""
     zero = jnp.zeros((), jnp.float32)
     return MetricSums(zero, zero, zero)
 
@@ -209,7 +209,7 @@ def _add(sums: MetricSums, metrics: Metrics, count: Array) -> MetricSums:
 
 
 def _batches(key, num_examples, batch_size, padded_size):
-    """Shuffle an epoch: indices int32 and weights float32, both [num_batches, padded_size]."""
+    """Return shuffled indices int32 and weights float32, both [num_batches, padded_size]."""
     num_batches = math.ceil(num_examples / batch_size)
     order = jax.random.permutation(key, num_examples)
     fill = num_batches * batch_size - num_examples

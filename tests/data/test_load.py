@@ -161,7 +161,7 @@ def test_corruption_repeats_with_the_generators_seed():
         (LABELS, 0.5, "shuffle", r"'shuffle' is not known: allowed are swap, redraw"),
         (LABELS.astype(np.float32), 0.5, "swap", r"vector of integers, not float32"),
         (LABELS.reshape(2, -1), 0.5, "swap", r"vector of integers, not int32 of shape \(2, 1000\)"),
-        (LABELS + 1, 0.5, "redraw", r"labels run from 1 to 10, .* 0\.\.9"),
+        (LABELS + 1, 0.5, "redraw", r"labels range from 1 to 10, .* 0\.\.9"),
     ],
 )
 def test_bad_corruption_is_a_clear_error(labels, level, method, message):

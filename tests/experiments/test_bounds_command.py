@@ -149,7 +149,7 @@ def test_fewer_images_and_a_diverged_network(run_dir, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--from is needed: Folder of a finished run"),
+        ([], "--from is required: Folder of a finished run"),
         (["--from=x", "--delta=0"], "--delta=0.0: must lie between 0 and 1"),
         (["--from=x", "--num_signs=0"], "--num_signs=0: must be at least 1"),
         (["--from=x", "--num_steps=0"], "--num_steps=0: must be at least 1"),

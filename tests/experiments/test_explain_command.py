@@ -88,7 +88,7 @@ def test_norms_that_have_no_balance_say_so(run_dir):
     assert logits.fits["last_layer"] is not None
     names = {"measure_names": explain.MEASURE_NAMES, "divisor_names": explain.DIVISOR_NAMES}
     page = render("explain.md", found=line, logits=logits, no_logits_because="", **names)
-    assert "- fits.balanced: networks are balanced for entrywise norms only\n" in page
+    assert "- fits.balanced: balancing is defined for entrywise norms only\n" in page
     assert "Divisor: norm of the last layer only" in page and "after balancing" not in page
     other = dataclasses.replace(line, num_classes=7)
     with pytest.raises(ValueError, match="the data have 10 classes, the results 7"):
@@ -105,7 +105,7 @@ def test_a_table_alone_is_explained(tmp_path, capsys):
     assert found["line"]["verdict"] == SUPPORTED
     assert found["logits"] is None and "run.json is missing" in found["no_logits_because"]
     printed = capsys.readouterr().out
-    assert "without the networks' logits" in printed
+    assert "no controls from logits" in printed
     assert f"Verdict: supported: {found['line']['because']}." in printed
     assert not (out / "figures" / "explain_logits.png").exists()
     assert (out / "figures" / "explain.png").exists()
@@ -115,8 +115,8 @@ def test_a_table_alone_is_explained(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--from is needed"),
-        (("--from=nowhere",), "--from=nowhere: there is no such file or folder"),
+        ((), "--from is required"),
+        (("--from=nowhere",), "--from=nowhere: no such file or folder"),
         (("--from=.", "--seed=-1"), "--seed=-1: must lie in"),
         (("--from=.", "stray"), "unexpected argument 'stray'"),
         (("--from=.", "--norms=2"), "norms"),

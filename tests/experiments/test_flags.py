@@ -159,7 +159,10 @@ def test_the_papers_settings():
         (["--corruption_levels="], "--corruption_levels=: at least one level is needed"),
         (["--corruption_levels=,"], "at least one level is needed"),
         (["--corruption_levels=0,0.5,0.50"], "no level may be repeated"),
-        (["--corruption_levels=low"], "--corruption_levels=low: numbers with commas are allowed"),
+        (
+            ["--corruption_levels=low"],
+            "--corruption_levels=low: must be numbers separated by",
+        ),
         (["--num_seeds=0"], "--num_seeds=0: must be at least 1"),
         (["--epochs=0"], "--epochs=0: must be at least 1"),
         (["--pretrain_epochs=-1"], "--pretrain_epochs=-1: must not be negative"),
@@ -181,7 +184,7 @@ def test_the_papers_settings():
         (["--target_losses=0.1,0"], "--target_losses=0.1,0.0: losses must be positive"),
         (["--target_losses=-0.1"], "losses must be positive"),
         (["--target_losses=nan"], "losses must be positive"),
-        (["--target_losses=0.1,0.1000000001"], "losses must differ in their six digits"),
+        (["--target_losses=0.1,0.1000000001"], "losses must differ in their first six digits"),
         (["--norms=2,l2"], "unknown norm 'l2'; allowed: spectral, fro, inf, any p >= 1"),
         (["--norms=0.5"], "norm '0.5' has p < 1"),
         (["--norms="], "--norms=: at least one norm is needed"),
@@ -286,10 +289,10 @@ def test_every_kind_of_field():
     assert given == Config(("x",), "", "b", 7, (3,), 2.0, False)
     assert [type(x) for x in (given.ratio, given.numbers[0])] == [float, int]
     for arguments, message in (
-        (["--from=x"], "error: --text is needed: A text."),
+        (["--from=x"], "error: --text is required: A text."),
         (["--text=t", "--from=x", "--count=1"], "error: --count=1: must be at least 2"),
         (["--text=t", "--from=x", "--choice=c"], "<a|b>"),
-        (["--text=t", "--from=x", "--numbers=1,2.5"], "--numbers=1,2.5: numbers with commas"),
+        (["--text=t", "--from=x", "--numbers=1,2.5"], "--numbers=1,2.5: must be numbers"),
         (["--text=t", "--source=x"], "Unknown command line flag 'source'"),
         (["--text=t", "--choice=a", "--count=7"], "error: --count=7: not with --choice=a"),
     ):
@@ -366,7 +369,7 @@ def test_what_ends_a_command(monkeypatch, capsys, error, code):
     if isinstance(error, StoppedError):
         said = capsys.readouterr().err
         assert said.startswith("run: stopped by SIG")
-        assert said.endswith("; go on with: python -m x '--workdir=a b' --resume\n")
+        assert said.endswith("; continue with: python -m x '--workdir=a b' --resume\n")
 
 
 def test_a_bug_keeps_its_traceback():

@@ -146,7 +146,7 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
     run["config"]["model"] = "convnet3"
     (other / "run.json").write_text(json.dumps(run))
     message = error_of(f"--from={run_dir},{other}", f"--workdir={tmp_path / 'board'}")
-    assert "networks of one kind are ranked" in message and "--model=convnet3" in message
+    assert "runs must have the same data and model" in message and "--model=convnet3" in message
 
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
@@ -154,7 +154,7 @@ def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     assert "--from=: at least one run is needed" in error_of()
     assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
     assert "no run here" in error_of(f"--from={tmp_path}")
-    assert "it holds a run: give another folder" in error_of(good, f"--workdir={run_dir}")
+    assert "it holds a run; give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
     assert "a folder is needed, not a file" in error_of(good, f"--workdir={tmp_path / 'file'}")
     assert "must be at least 1" in error_of(good, "--sharpness_images=0")

@@ -23,7 +23,7 @@ PRINTED = {
     "11": (0.9642, 0.0844, 0.9999, 0.9999, 6.9797e-5),
 }
 NAMES = ["slope", "intercept", "R2", "adjusted R2", "RMSE"]
-LOSS_NAMES = ["least training loss", "greatest training loss"]
+LOSS_NAMES = ["smallest training loss", "largest training loss"]
 # Training losses that the paper gives: nearest 0.006, 0.0044 +- 0.0001, or a range.
 GIVEN = {
     **dict.fromkeys(("1", "2", "7", "8", "12", "13", "14", "15"), (0.006, 0.006)),
@@ -145,20 +145,21 @@ def test_what_is_not_as_in_the_paper_is_remarked():
     four = chosen("3", without(1, 2, 5, 9))
     assert sorted(four.table["member"]) == [1, 2, 5, 9]
     assert four.remarks == (
-        "8 of 12 networks left out, never at training loss nearest 0.0044 and zero training error",
+        "8 of 12 networks excluded: no snapshot at training loss nearest 0.0044 and zero training "
+        "error",
     )
     few = chosen("3", without(1, 2))
     assert len(few.table) == 12 and set(few.table["selection"]) == {"final"}
     assert few.remarks == (
         "2 networks at training loss nearest 0.0044 and zero training error: "
-        "those of the last epoch are taken",
+        "the last epoch is used instead",
     )
     table.loc[table["member"] == 0, "normalized_test_loss"] = np.nan
     table.loc[table["member"] == 2, "train_error"] = 0.01
     last = chosen("5", table)
     assert last.remarks == (
-        "1 of 12 networks left out as diverged",
-        "1 of 12 networks above zero training error",
+        "1 of 12 networks excluded: diverged",
+        "1 of 12 networks have nonzero training error",
     )
     assert {row.networks for row in ledger.measured_rows("5", last, [])} == {11}
 

@@ -192,14 +192,14 @@ def test_mistakes_are_one_line(arguments, message):
 
 def test_a_folder_in_use(run_dir, tmp_path, capsys):
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    assert f"--workdir={run_dir} holds a run already" in error_of(run, run_dir)
+    assert f"--workdir={run_dir} already holds a run" in error_of(run, run_dir)
     message = error_of(run, run_dir, "--resume", "--seed=1")
-    assert message == f"error: --resume: the run in {run_dir} has other --seed"
+    assert message == f"error: --resume: the run in {run_dir} has a different --seed"
     run(run_dir, "--resume")
     assert "this run is finished" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     (tmp_path / "results.csv").write_text("a,b\n")
-    assert "holds the results of something else" in error_of(run, tmp_path)
+    assert "holds other results" in error_of(run, tmp_path)
 
 
 def test_training_sets_that_are_hardly_ever_separable(tmp_path):

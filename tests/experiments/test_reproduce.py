@@ -145,7 +145,7 @@ def test_defaults():
         (["--figures=04"], "--figures=04: allowed are"),
         (["--figures="], "--figures=: allowed are"),
         (["--scale=tiny"], "full|small|smoke"),
-        (["--from=no/such"], "--from=no/such: there is no folder runs in it"),
+        (["--from=no/such"], "--from=no/such: it has no folder runs"),
         (["--workdir=setup.cfg"], "--workdir=setup.cfg: a folder is needed, not a file"),
         (["--epochs=3"], "Unknown command line flag 'epochs'"),
         (["all"], "unexpected argument 'all'; options are --name=value"),
@@ -235,10 +235,10 @@ def test_the_ledgers_numbers_are_the_runs(workdir):
         assert int(lines[name, "slope"]["networks"]) == len(points) == {"10": 6}.get(name, 4)
         differs = lines[name, "slope"]["settings_that_differ"]
         assert "dataset digits instead of cifar10" in differs and "epochs 2 instead of" in differs
-        assert "networks above zero training error" in differs
+        assert "networks have nonzero training error" in differs
         assert lines[name, "slope"]["reason"].startswith("no interval: ")
     assert lines["4", "slope"]["reason"] == "no networks of pretrain with norm 1/100"
-    assert "those of the last epoch are taken" in lines["3", "R2"]["settings_that_differ"]
+    assert "the last epoch is used instead" in lines["3", "R2"]["settings_that_differ"]
     assert (lines["6", "RMSE"]["ours"], lines["6", "RMSE"]["reason"]) == (
         "not run",
         reproduce.NOT_ASKED,
@@ -264,7 +264,7 @@ def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runs, "train", None)
     reproduce.main(parse("--figures=5,7", f"--from={workdir}", f"--workdir={tmp_path}"))
     said = capsys.readouterr().out
-    assert "figures left out: 7 (run convnet5_pretrain: no finished run in" in said
+    assert "figures skipped: 7 (run convnet5_pretrain: no finished run in" in said
     for name in ("figures/fig05.png", "figures/fig05.pdf"):
         assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes()
     again = {(line["figure"], line["quantity"]): line for line in ledger_of(tmp_path)}
@@ -280,16 +280,16 @@ def test_a_run_with_other_settings_is_an_error(workdir, capfd):
     config = parse("--figures=linear", f"--workdir={workdir}")
     message = error_of(reproduce.main, config)
     assert message.startswith("error: figures not drawn: linear (error: --resume: the run in ")
-    assert "has other --train_size" in message and "has other" in capfd.readouterr().err
+    assert "has a different --train_size" in message and "has a different" in capfd.readouterr().err
     assert (workdir / "runs" / "linear" / "results.csv").read_bytes() == before
 
 
 def test_without_any_data(tmp_path, capsys):
     nowhere = f"--cifar100=folder:{tmp_path / 'none'}"
     config = parse("--figures=12,15", nowhere, f"--workdir={tmp_path / 'x'}")
-    assert "no data to draw any of these" in error_of(reproduce.main, config)
+    assert "none of these figures has data" in error_of(reproduce.main, config)
     said = capsys.readouterr().out
-    assert "figures left out: 12 (run cifar100_pretrain: " in said and "figures drawn" in said
+    assert "figures skipped: 12 (run cifar100_pretrain: " in said and "figures drawn" in said
     lines = [line for line in ledger_of(tmp_path / "x") if line["figure"] == "15"]
     assert len(lines) == 3 and all("none" in line["reason"] for line in lines)
     assert {line["ours"] for line in ledger_of(tmp_path / "x")} == {"not run"}
@@ -322,8 +322,8 @@ def test_damaged_tables_are_a_reason(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "run.json").write_text('{"finished": true}')
     for flags_text, reason in (
-        ("--dataset=digits\nno flag\n", "flags.txt, line 2: not a flag as --name=value"),
-        ("--norms=2\n", "flags.txt: there is no --dataset"),
+        ("--dataset=digits\nno flag\n", "flags.txt, line 2: must have the form --name=value"),
+        ("--norms=2\n", "flags.txt: --dataset is missing"),
         ("--dataset=digits\n", "results.csv: the file is empty"),
         ("--dataset=digits\n--target_losses=0.1,0.2\n", "--target_losses=0.1,0.2: one loss"),
     ):

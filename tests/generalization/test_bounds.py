@@ -84,7 +84,9 @@ def test_mistakes_about_the_class():
     with pytest.raises(ValueError, match=r"positions \[36, 0, 1\] do not fit"):
         bounds.network_class(convnet3_params(), [36, 0, 1], 128)
     biased = jax.eval_shape(make_model("convnet5", 3).init, jax.random.key(0), IMAGES)["params"]
-    with pytest.raises(ValueError, match="layer 'Conv_1' has a bias, which is no part of its norm"):
+    with pytest.raises(
+        ValueError, match="layer 'Conv_1' has a bias, which its norm does not include"
+    ):
         bounds.network_class(biased, [64, 16, 4, 1, 1], 128)
 
 

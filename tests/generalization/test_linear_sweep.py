@@ -89,7 +89,7 @@ def test_tables_keep_every_digit(tmp_path):
     ("content", "message"),
     [
         ("", "the file is empty"),
-        ("draw,step,angle_deg\n1,2,3\n3", "line 3: the file is cut"),
+        ("draw,step,angle_deg\n1,2,3\n3", "line 3: the file is truncated"),
         ("draw,step,angle_deg\n1,2,3\n3\n", "line 3"),
         ("draw,step,angle_deg\n1,2,x\n", "line 2, column angle_deg: 'x' is not a number"),
         ("draw,step,angle_deg\n1,2.5,3\n", "line 2, column step: '2.5' is not a whole number"),

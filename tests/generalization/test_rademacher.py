@@ -254,7 +254,7 @@ def test_later_biases_have_no_finite_complexity():
     def init(key):
         return {**make_init(4, 3)(key), "Dense_1": make_init(3, 2, has_bias=True)(key)["Dense_0"]}
 
-    with pytest.raises(ValueError, match="layer 'Dense_1' has a bias, which is no part of its"):
+    with pytest.raises(ValueError, match="layer 'Dense_1' has a bias, which its norm does not"):
         estimate(init, one_logit)
 
 

@@ -80,7 +80,7 @@ def test_curves_show_three_levels_and_mark_the_epochs():
     )
     assert all("Epoch" in panel.get_xlabel() for panel in axes[3:])
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["Training (mean over the epoch)", "Test", "Least with the true labels"]
+    assert names == ["Training (mean over the epoch)", "Test", "Minimum with true labels"]
 
 
 def test_curves_of_one_phase_without_test_losses():

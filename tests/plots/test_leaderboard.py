@@ -61,12 +61,12 @@ def test_points_and_bars_are_the_ranked_numbers(rows):
     # The best is on top.
     assert left.get_ylim()[0] > left.get_ylim()[1]
     names = {text.get_text() for text in left.get_legend().get_texts()}
-    assert names == {"A measure, 95% interval", "This paper's"}
+    assert names == {"Measure, 95% interval", "The paper's measure"}
 
 
 def test_without_intervals_there_are_no_bars():
     left, middle, right = plot_leaderboard(ranked(["a", "b"] * 6, num_test=1), "A title").axes
     assert bars(left) == bars(middle) == {} and len(points(left, "o")) == 2
-    assert "A measure" in {text.get_text() for text in left.get_legend().get_texts()}
+    assert "Measure" in {text.get_text() for text in left.get_legend().get_texts()}
     assert points(right, "o") == {} and right.get_title(loc="left") == "Worst comparison"
     assert "No pair of networks" in right.texts[0].get_text()

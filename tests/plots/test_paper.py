@@ -268,7 +268,7 @@ def test_diverged_networks_are_counted_not_drawn(table):
 def test_a_table_of_other_networks_is_refused(table):
     found = explain_line(table, num_draws=100)
     for other in (synthetic_table(), table[1:], table.assign(norm="1")):
-        with pytest.raises(ValueError, match="are not the 12 that were explained"):
+        with pytest.raises(ValueError, match="do not match the 12 that were explained"):
             paper.plot_four_panels(other, found)
 
 

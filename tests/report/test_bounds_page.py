@@ -12,15 +12,16 @@ def page(**terms):
 
 def test_words_follow_the_numbers():
     text = page()
-    assert text.startswith("# Eq. 4 on digits, convnet3, final\n\n2 networks, every layer")
-    assert "0.00750 nats in the median, 0.00500 to 0.0100." in text
+    assert text.startswith("# Eq. 4 on digits, convnet3, final\n\nThe median difference")
+    assert "of the 2 networks" in text
+    assert "is 0.00750 nats (range 0.00500 to 0.0100)." in text
     assert "(delta = 0.05, N = 100) is 0.0211 nats, 2.11 times the largest gap: tight." in text
-    assert "an interval of 1,972 nats, which makes it 34.1." in text
-    assert "at least 0.500 ± 0.10 nats by 4 draws of random signs, 50 times the largest" in text
+    assert "an interval of length 1,972 nats; for that interval the term is 34.1 nats." in text
+    assert "With 4 draws of random signs, 2 R_N is at least 0.500 ± 0.10 nats, 50 times" in text
     assert "largest gap: not tight. This" in text and "holds for 2 of the 2 networks" in text
     assert "no networks trained on random labels" in text
     assert "the last quarter of its steps added 10%" in text
-    assert "is 5.02 nats (B; the others up to 60.0), 10.0 times the lower estimate" in text
+    assert "is 5.02 nats (B; the largest is 60.0), 10.0 times the lower estimate" in text
     assert "scaled" not in text and "diverged" not in text
     assert "\n\n\n" not in text and "  " not in text
 
@@ -43,17 +44,17 @@ def test_the_table():
 
 
 def test_verdicts_in_words():
-    assert "gap: not tight. It holds" in page(confidence_verdict="not tight")
+    assert "gap: not tight. As printed" in page(confidence_verdict="not tight")
     vacuous = dataclasses.replace(SIGNS, verdict="vacuous")
-    assert "gap: vacuous, more than ln K, the loss of chance. This" in page(signs=vacuous)
+    assert "gap: vacuous (above ln K, the loss of chance). This" in page(signs=vacuous)
     tight = dataclasses.replace(SIGNS, verdict="tight")
-    assert "gap: tight, if that is all. This" in page(signs=tight)
+    assert "gap: tight at best. This" in page(signs=tight)
 
 
 def test_sentences_about_labels_and_fewer_images():
     labels = dataclasses.replace(LABELS, times_gap=2.04)
     text = page(labels=labels, labels_over_signs=0.041)
-    assert "come 0.0200 nats below ln K" in text and "2.04 times the largest gap. Train" in text
-    assert "reaches 0.041 of what the class can do" in text
+    assert "are 0.0200 nats below ln K" in text
+    assert "2.04 times the largest gap, and 0.041 times the estimate" in text
     few = dataclasses.replace(SIGNS, num_examples=15)
-    assert "It was found on 15 of the images and scaled by 1 / sqrt(N).\n" in page(signs=few)
+    assert "It was estimated on 15 of the images and scaled by 1 / sqrt(N).\n" in page(signs=few)

@@ -209,7 +209,7 @@ def test_broken_files_are_named(make_run):
     for name, content, message in (
         ("run.json", "[" * 100_000, r"run\.json: not JSON \(too deeply nested"),
         ("run.json", "[1]", r"run\.json: a JSON object is needed, not list"),
-        ("flags.txt", "\xff", r"flags\.txt: not a text file in UTF-8"),
+        ("flags.txt", "\xff", r"flags\.txt: not a UTF-8 text file"),
         ("metrics.jsonl", "{}\n", r"metrics\.jsonl, line 1: "),
         ("results.csv", "", r"results\.csv: the file is empty"),
     ):
@@ -219,7 +219,7 @@ def test_broken_files_are_named(make_run):
             write_report(run_dir)
         (run_dir / name).unlink()
     write_results(run_dir / "results.csv", synthetic_table().iloc[:0])
-    with pytest.raises(ValueError, match=r"results\.csv: there are no networks"):
+    with pytest.raises(ValueError, match=r"results\.csv: it has no networks"):
         write_report(run_dir)
     run_dir = make_run(synthetic_table())
     (run_dir / "summary.json").unlink()
@@ -243,8 +243,8 @@ def test_when_to_stop_is_said_where_test_losses_were_measured(make_run):
     assert "When to stop" not in Page(write_report(run_dir).read_text()).text
     page = page_of(lines)
     assert "When to stop" in page
-    assert "Level 0.5: the normalized training loss would have chosen a better epoch" in page
-    assert "mean test loss 1.234 against 1.543, lower in 1 and higher in 0 of 1 networks" in page
+    assert "Level 0.5: stopping on the normalized training loss would have been better" in page
+    assert "Mean test loss: 1.234 against 1.543, lower in 1 and higher in 0 of 1 networks" in page
     assert "When to stop" not in page_of([line | {"test_loss": None} for line in lines])
 
 

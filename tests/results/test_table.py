@@ -157,17 +157,17 @@ def edit_line(path, number, change):
     ("number", "change", "message"),
     [
         (1, lambda line: line.replace("product_norm,", ""), "Expected 19 fields in line 2, saw 20"),
-        (3, lambda line: line.rsplit(",", 2)[0], "line 3: 18 values for 20 columns, the line is cut"
-                                                 " at column normalized_train_excess"),
+        (3, lambda line: line.rsplit(",", 2)[0], "line 3: 18 values for 20 columns, the line is "
+                                                 "truncated at column normalized_train_excess"),
         (3, lambda line: line + ",7", "not CSV (Expected 20 fields in line 3, saw 21)"),
         (2, lambda line: line.replace(",0.0003", ",x0.0003", 1), "line 2, column train_loss: 'x0"),
         (2, lambda line: line.replace("pretrain,0,", "pretrain,1.5,", 1), "column member: '1.5' is "
                                                                          "not a whole number"),
         (4, lambda line: '"' + line, "not CSV"),
         (5, lambda line: '"random"' + line, "not CSV"),
-        (5, lambda line: line.replace(",pretrain", ',"pre\ntrain"', 1), "a value holds a line end"),
-        (5, lambda line: line.replace("pretrain", "pre\rtrain", 1), "a value holds a line end"),
-        (5, lambda line: "", "line 5: 0 values for 20 columns, the line is cut"),
+        (5, lambda line: line.replace(",pretrain", ',"pre\ntrain"', 1), "a value contains a line"),
+        (5, lambda line: line.replace("pretrain", "pre\rtrain", 1), "a value contains a line"),
+        (5, lambda line: "", "line 5: 0 values for 20 columns, the line is truncated"),
         (25, lambda line: line + "\n", "line 26: 0 values for 20 columns"),
         (3, lambda line: line.replace(",100,", ",,", 1), "line 3, column epoch: '' is not a whole"),
         (3, lambda line: line.replace(",100,", f",{10**30},", 1), "column epoch: '100000000000"),
@@ -260,7 +260,7 @@ def test_lines_and_columns_that_are_not_as_often_as_they_should_be(written):
 
 def test_cut_empty_and_binary_files(written):
     written.write_bytes(written.read_bytes()[:-5])
-    assert "line 25: the file is cut" in refusal(written)
+    assert "line 25: the file is truncated" in refusal(written)
     written.write_bytes(b"")
     assert "empty" in refusal(written)
     for blank in (b"\n", b"\xef\xbb\xbf\n", b"\n\n"):

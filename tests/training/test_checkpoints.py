@@ -244,7 +244,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
     assert killed.returncode == -signal.SIGKILL
     assert killed.stdout == f"{pieces}: no checkpoint yet, starting from the beginning\n"
     assert not (pieces / "results.csv").exists()
-    with pytest.raises(FileNotFoundError, match="not trained to its end yet"):
+    with pytest.raises(FileNotFoundError, match="not fully trained yet"):
         load_member(pieces, 0)
 
     # The checkpoint of step 4 is the end of the first phase: the optimizer is reset after it.
@@ -274,7 +274,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(invoke, tmp_path, mon
     before = {path: path.stat().st_mtime_ns for path in pieces.rglob("*")}
     capsys.readouterr()
     invoke(*RUN, f"--workdir={pieces}", "--resume")
-    assert "is finished, there is nothing to do" in capsys.readouterr().out
+    assert "is finished; nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in pieces.rglob("*")} == before
 
 

@@ -135,6 +135,5 @@ def test_one_flipped_bit_is_found(saved, tmp_path, capsys):
         state, epoch = checkpoints.restore_progress(checkpointer, as_jax(random_tree(0)), [0, 1, 2])
     assert epoch == 1 and is_same(state, random_tree(1))
     assert capsys.readouterr().err == (
-        "checkpoint of epoch 2 cannot be read: it is damaged: its SHA-256 is not that of what was "
-        "saved\n"
+        "checkpoint of epoch 2 cannot be read: it is damaged: its SHA-256 has changed\n"
     )

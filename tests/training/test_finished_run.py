@@ -90,7 +90,7 @@ def test_what_can_not_be_loaded_is_named(run_dir, tmp_path):
         ({"config": config | {"epoch": 1}}, "config: 'epoch' is not known"),
         ({"members": run["members"][::-1]}, "its members are not numbered from 0"),
         ({"members": [{"index": 0}]}, "members: it has no seed"),
-        ({"members": run["members"][:1]}, "run.json has no member 1, which results.csv has"),
+        ({"members": run["members"][:1]}, "member 1 of results.csv is missing from run.json"),
     ):
         (tmp_path / "run.json").write_text(json.dumps(run | change))
         (tmp_path / "results.csv").write_bytes((run_dir / "results.csv").read_bytes())

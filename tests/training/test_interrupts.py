@@ -93,7 +93,7 @@ def test_a_run_stopped_while_it_is_evaluated_trains_no_more(invoke, tmp_path, mo
         patch.setattr(groups, "evaluate_selection", evaluate_and_signal)
         invoke(*RUN, *targets)
     assert stop.value.code == 143
-    assert "stopped by SIGTERM; go on with: " in capsys.readouterr().err
+    assert "stopped by SIGTERM; continue with: " in capsys.readouterr().err
     invoke(*RUN, *targets, "--resume")
     assert "epoch" not in capsys.readouterr().err
     table = read_results(tmp_path / "run")

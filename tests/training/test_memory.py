@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_split_before_the_start(
     count = jax.device_count()
     expected = [members[i : i + count] for i in range(0, len(members), count)]
     assert len(expected) >= 3 and groups_of(split) == expected
-    said = f"memory: {len(members)} networks do not fit, groups of {count}"
+    said = f"memory: {len(members)} networks do not fit, using groups of {count}"
     assert said in capsys.readouterr().err.splitlines()
     assert_same_rows(split, whole)
     # The flag overrides the estimate.
@@ -305,7 +305,7 @@ def test_out_of_memory_halves_the_group_and_loses_nothing(
     (line,) = said
     assert re.fullmatch(
         rf"out of memory with {len(members)} networks \(members 0, .*\): "
-        rf"going on with groups of {size}",
+        rf"continuing with groups of {size}",
         line,
     )
     assert_same_rows(halved, whole)

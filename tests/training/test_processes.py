@@ -169,14 +169,14 @@ def test_a_stopped_run_goes_on_on_another_layout(whole, tmp_path):
     assert stopped.code == 130
     assert checkpoints_of(tmp_path / "run") == [2]
     assert "SIGINT: stopping after this epoch" in stopped.stderr
-    said, command = stopped.stderr.rsplit("; go on with: ", 1)
+    said, command = stopped.stderr.rsplit("; continue with: ", 1)
     assert said.endswith(f"{tmp_path / 'run'}: stopped by SIGINT")
     assert shlex.split(command) == [*stopped.args, "--resume"]
 
     ended = run([*arguments, "--resume"], 4, 2, acts=[NOTHING, (6, signal.SIGTERM)])
     assert [process.code for process in ended] == [143, 143]
     assert checkpoints_of(tmp_path / "run") == [3, 6]  # 3: the end of the first phase
-    assert "go on with" in ended[0].stderr and "go on with" not in ended[1].stderr
+    assert "continue with" in ended[0].stderr and "continue with" not in ended[1].stderr
 
     (resumed,) = run([*arguments, "--resume"], 1)
     assert_all_well([resumed])
@@ -203,7 +203,7 @@ def test_processes_that_cannot_start_end_together(tmp_path):
     with launch(commands, 1) as launched:
         first, second = [Ended(process) for process in launched]
     assert (first.code, second.code) == (1, 1)
-    assert "error: another process cannot go on and says why" in first.stderr
+    assert "error: another process failed and reports why" in first.stderr
     assert "error: " in second.stderr and "no/such/folder" in second.stderr
     assert not (tmp_path / "run").exists()
 

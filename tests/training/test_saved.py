@@ -107,7 +107,7 @@ def test_loading_what_is_not_there(tmp_path):
     for member in (3, -1):
         with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
             load_member(tmp_path, member)
-    with pytest.raises(FileNotFoundError, match="member 2 is not trained to its end yet"):
+    with pytest.raises(FileNotFoundError, match="member 2 is not fully trained yet"):
         load_member(tmp_path, 2)
     for member, selection, known in ((0, "best", "final, loss=0.05"), (1, "loss=0.05", "final")):
         message = f"member {member} has no network '{selection}'; it has: {known}$"
@@ -136,12 +136,12 @@ def test_an_own_network_must_be_given_again(tmp_path):
     model, loaded = load_member(tmp_path, 0, model=Narrow(3))
     assert model == Narrow(3)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
-    with pytest.raises(ValueError, match=r"run.json: the run was given its network Narrow: give"):
+    with pytest.raises(ValueError, match=r"run.json: the run used your network Narrow: pass"):
         load_member(tmp_path, 0)
-    with pytest.raises(ValueError, match=r"run.json: the network has other parameters"):
+    with pytest.raises(ValueError, match=r"run.json: the network's parameters differ"):
         load_member(tmp_path, 0, model=Narrow(4))
     write_record(tmp_path, "linear", [[0]])
-    with pytest.raises(ValueError, match=r"the run's network is linear; no other can be given"):
+    with pytest.raises(ValueError, match=r"the run's network is linear: do not pass another"):
         load_member(tmp_path, 0, model=Narrow(3))
 
 
