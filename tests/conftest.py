@@ -20,6 +20,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+# The workers' allocator keeps fewer pools, which otherwise hold a gigabyte of freed memory.
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+
 # What one process has compiled, the other workers and the processes that tests start read.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
 IS_OURS = COMPILED not in os.environ

@@ -22,6 +22,8 @@ from normjax.networks.models import make_model
 from normjax.training.step import Batch, TrainState, make_train_step
 from tests.helpers import reference
 
+pytestmark = pytest.mark.slow
+
 TX = optax.sgd(0.01, momentum=0.9)
 SIZES = {"convnet3": 12, "convnet5": 16}  # pixels
 both_nets = pytest.mark.parametrize("name", ["convnet3", "convnet5"])

@@ -13,6 +13,8 @@ from normjax.results.table import on_own_labels, read_results
 from tests.data.test_archives import BINARY, draw_examples, write_files, write_tar
 from tests.helpers import reference
 
+pytestmark = pytest.mark.slow
+
 NUM_TRAIN, NUM_TEST = 40, 24
 
 

@@ -19,6 +19,8 @@ from normjax.results.table import on_own_labels, read_results, write_results
 from tests.helpers import commands
 from tests.helpers.synthetic_results import synthetic_table
 
+pytestmark = pytest.mark.slow
+
 LEVELS = (0, 1e-4, 1e-3, 0.01, 0.1, 0.2, 0.5, 0.75, 1)
 STDS = (0.001, 0.0025, 0.005, 0.0075, 0.01, 0.05, 0.075, 0.09, 0.1)
 STDS += (0.115, 0.125, 0.135, 0.15, 0.175, 0.19)

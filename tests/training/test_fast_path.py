@@ -15,6 +15,8 @@ from normjax.norms import parse_norm
 from normjax.training.ensemble import make_ensemble, shard_members, share, take_member
 from normjax.training.step import Metrics
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS, BATCH_SIZE, SHAPE = 20, 32, (16, 16, 3)
 TX = optax.sgd(0.02, momentum=0.9)
 both_nets = pytest.mark.parametrize("name", ["convnet3", "convnet5"])

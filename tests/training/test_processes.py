@@ -19,6 +19,8 @@ from normjax.training import processes
 from normjax.training.saved import load_member
 from tests.helpers.tables import assert_close
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # Five networks: padded on every layout that is tried. A target, tests in between.

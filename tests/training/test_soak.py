@@ -2,7 +2,11 @@
 
 import random
 
+import pytest
+
 from tests.helpers.soak import Moment, choose_moments, soak
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_survives_kills_while_it_writes(tmp_path):
