@@ -115,7 +115,7 @@ def test_text_and_table(out_dir, summary):
     assert f"| Gap, median | {number(summary['median_gap'])} | measured |" in text
     assert f"| 2 R_N, random signs | {number(summary['signs']['two_r'])} ± " in text
     assert f"| {summary['upper']['Neyshabur et al. 2015']:,.0f} | at most |" in text
-    assert "The 2 networks trained on random labels" in text and "scaled" not in text
+    assert "The losses of the 2 networks trained on random labels" in text and "scaled" not in text
     assert {path.name for path in out_dir.iterdir()} == {"bounds.json", "bounds.md", "figures"}
     figures = {path.name for path in (out_dir / "figures").iterdir()}
     assert figures == {"bounds.png", "bounds.pdf"}
@@ -142,7 +142,7 @@ def test_fewer_images_and_a_diverged_network(run_dir, tmp_path, monkeypatch):
     assert summary["signs"]["two_r"] == pytest.approx(0.3, rel=1e-12)  # 2 * 0.3 / 2
     assert summary["signs"]["num_examples"] == 15 and summary["signs"]["standard_error"] is None
     text = (copy / "bounds.md").read_text()
-    assert "It was found on 15 of the images and scaled by 1 / sqrt(N)." in text
+    assert "It was estimated on 15 of the images and scaled by 1 / sqrt(N)." in text
     assert "Left out, diverged: networks 1." in text
 
 
