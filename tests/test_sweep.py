@@ -143,7 +143,7 @@ def test_own_network_and_data(tmp_path):
     assert model == Small(False) and variables["params"].keys() == {"Conv_0", "Dense_0"}
     with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         normjax.load_member(folder, 0)
-    with pytest.raises(ValueError, match="the run's dataset is own data: give it again"):
+    with pytest.raises(ValueError, match="the run's dataset is own data: pass it again"):
         load_run(folder, model=Small(True))
     with pytest.raises(ValueError, match="the run's model is Small: give it again"):
         load_run(folder, dataset=own_data())
