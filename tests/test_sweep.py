@@ -143,9 +143,9 @@ def test_own_network_and_data(tmp_path):
     assert model == Small(False) and variables["params"].keys() == {"Conv_0", "Dense_0"}
     with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         normjax.load_member(folder, 0)
-    with pytest.raises(ValueError, match="the run's dataset is own data: give it again"):
+    with pytest.raises(ValueError, match="the run's dataset is own data: pass it again"):
         load_run(folder, model=Small(True))
-    with pytest.raises(ValueError, match="the run's model is Small: give it again"):
+    with pytest.raises(ValueError, match="the run's model is Small: pass it again"):
         load_run(folder, dataset=own_data())
     with pytest.raises(ValueError, match="the data own data differ from those of the run"):
         load_run(folder, model=Small(True), dataset=own_data(num_test=41))
