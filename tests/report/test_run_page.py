@@ -184,6 +184,21 @@ def test_random_labels_have_lines_of_their_own(make_run):
     assert page.tags.count("tr") == (1 + 1) + (1 + 4) + (1 + 1) + (1 + 1) + (1 + 14)
 
 
+def test_without_a_line_the_networks_are_still_counted(make_run):
+    table = synthetic_table(norms=("2",))
+    odd = table.iloc[2:4].assign(family="random_labels", labels="random", member=[30, 31])
+    page = Page(write_report(make_run(pd.concat([table[:2], odd]))).read_text())
+    assert "normalized4" in page.text and "normalized,\ntrue labels2–" in page.text
+
+
+def test_two_experiments_with_the_same_members_share_a_page(make_run):
+    table = synthetic_table()
+    page = Page(
+        write_report(make_run(pd.concat([table, table.assign(experiment="x")]))).read_text()
+    )
+    assert "The normalized test loss of 24 networks" in page.text
+
+
 def test_same_files_same_page_and_nothing_left_behind(make_run):
     run_dir = make_run(synthetic_table())
     first = write_report(run_dir).read_bytes()
