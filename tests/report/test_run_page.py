@@ -14,10 +14,14 @@ from normjax.controls.summary import explain_all, write_summary
 from normjax.data import dataset_label
 from normjax.formatting import fixed, number
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
+from normjax.report.render import render
 from normjax.report.run_page import write_report
 from normjax.results.table import select, write_results
 from tests.helpers.synthetic_results import synthetic_table
 
+NEEDED = ("num_draws", "norm", "num_test", "num_environments", "error_rise", "sharpness_images")
+LISTS = {"num_noises": 1, "unit": "", "no_interval": "", "factors": [], "ranked": []}
+LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": []}
 HOSTILE = '"><script>alert(1)</script>&'
 
 
@@ -273,3 +277,8 @@ def test_every_verdict_is_on_the_page(make_run):
     assert text.index("Verdict: ") < text.index("Lines")
     few = Page(write_report(make_run(table[table["member"] < 3])).read_text()).text
     assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few
+
+
+def test_quotes_stay_as_they_are_in_markdown():
+    page = render("leaderboard.md", **dict.fromkeys(NEEDED, 1), **LISTS, title="`a'b\"` <x> & a|b")
+    assert page.startswith("# Leaderboard: `a'b\"` &lt;x&gt; &amp; a\\|b\n")
