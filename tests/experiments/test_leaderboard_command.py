@@ -153,6 +153,7 @@ def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     good = f"--from={run_dir}"
     assert "--from=: at least one run is needed" in error_of()
     assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
+    assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}/")
     assert "no run here" in error_of(f"--from={tmp_path}")
     assert "it holds a run; give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
