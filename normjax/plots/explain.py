@@ -289,7 +289,7 @@ def _draw_sampling(axes: Axes, logits: LogitExplanation) -> None:
         axes.annotate(f" {number(value, 2)}", (value, place), va="center")
     _name_rows(axes, [name for name, _, _ in bars])
     axes.margins(x=0.22)
-    axes.set_xlabel(f"Nats; {sampling.num_examples:,} test examples")
+    axes.set_xlabel(f"Nats; {number(sampling.num_examples)} test examples")
     set_linear_ticks(axes.xaxis, 4)
 
 
