@@ -23,7 +23,7 @@ from experiments import flags
 from normjax.data import dataset_label
 from normjax.files import one_line
 from normjax.generalization import leaderboard
-from normjax.generalization.ranking import RankedMeasure
+from normjax.generalization.ranking import RankedMeasure, check_factors
 from normjax.generalization.sharpness import ERROR_RISE, NUM_DRAWS
 from normjax.plots.leaderboard import plot_leaderboard
 from normjax.plots.style import join_title, save_figure
@@ -42,6 +42,10 @@ def _check_workdir(workdir: str) -> None:
         raise ValueError("it holds a run; give another folder")
 
 
+def _check_runs(folders: tuple[str, ...]) -> None:
+    check_list("run")(tuple(Path(folder).resolve() for folder in folders))
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The settings of the command."""
@@ -49,7 +53,7 @@ class Config:
     source: tuple[str, ...] = setting(
         help="Folders of finished runs with the same data and model.",
         flag="from",
-        check=check_list("run"),
+        check=_check_runs,
     )
     selection: str | None = setting(
         None, "final or loss=TARGET; default: the first target, if any."
@@ -70,12 +74,13 @@ def main(config: Config) -> None:
         leaderboard.check_same_kind(runs)
         selection = config.selection or leaderboard.first_selection(runs[0])
         chosen = leaderboard.choose_networks(runs, selection)
+        check_factors(leaderboard.factors_of(runs, chosen.table).to_dict("list"))
         measures = leaderboard.measure_networks(
             runs, chosen, sharpness_images=config.sharpness_images, seed=config.seed
         )
+        ranked = leaderboard.rank_networks(runs, chosen, measures, seed=config.seed)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
-    ranked = leaderboard.rank_networks(runs, chosen, measures, seed=config.seed)
     workdir, title = Path(config.workdir), title_of(runs[0], selection, len(chosen.table))
     described = leaderboard.measures_table(runs, chosen, measures)
     write_columns(workdir / "measures.csv", described)

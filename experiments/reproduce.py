@@ -30,8 +30,7 @@ from normjax.plots.style import save_figure
 from normjax.results.metrics import (
     LevelStops,
     read_metrics,
-    stopping_by_level,
-    stopping_epochs,
+    read_stops,
 )
 from normjax.training.config import check_that, check_workdir, setting
 
@@ -197,7 +196,7 @@ def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
     if not is_finished(run_dir):
         return [], "The run is not finished."
     try:
-        stops = stopping_by_level(stopping_epochs(read_metrics(run_dir)))
+        stops = read_stops(run_dir)
     except (ValueError, OSError) as error:
         return [], f"Unknown: {one_line(error)}"
     return stops, "" if stops else "No test loss was measured."

@@ -5,7 +5,7 @@ import doctest
 import pytest
 
 import normjax
-from normjax import norms
+from normjax import formatting, norms
 
 # Those that need a finished run, and types.
 WITHOUT_EXAMPLE = {
@@ -19,9 +19,14 @@ WITHOUT_EXAMPLE = {
 PUBLIC = {name: getattr(normjax, name) for name in normjax.__all__ if name != "__version__"}
 
 
-@pytest.mark.parametrize("name", [*sorted(set(PUBLIC) - WITHOUT_EXAMPLE), "parse_norm"])
+OTHERS = [norms.parse_norm, formatting.number, formatting.fixed, formatting.percent]
+EXAMPLES = {name: PUBLIC[name] for name in sorted(set(PUBLIC) - WITHOUT_EXAMPLE)}
+EXAMPLES |= {value.__name__: value for value in OTHERS}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(name):
-    value = PUBLIC.get(name) or getattr(norms, name)
+    value = EXAMPLES[name]
     examples = doctest.DocTestFinder(recurse=False).find(value, name, globs={})
     assert sum(len(part.examples) for part in examples) > 0, f"{name} has no example"
     runner = doctest.DocTestRunner(verbose=False)

@@ -22,6 +22,8 @@ from normjax.controls.shuffles import (
 )
 from normjax.controls.verdict import THRESHOLDS, Threshold, judge
 from normjax.results.table import (
+    NETWORK,
+    check_table,
     groups,
     is_finite,
     level_names,
@@ -158,7 +160,7 @@ class Explanation:
 def explain_line(
     results: pd.DataFrame | str | os.PathLike,
     selection: str | None = None,
-    norm: str | None = None,
+    norm: str | float | None = None,
     *,
     num_draws: int = 10_000,
     seed: int = 0,
@@ -168,16 +170,20 @@ def explain_line(
     Args:
       results: a results table, a results.csv, or the folder of a run.
       selection: as in results.csv; by default "final", or the first selection.
-      norm: as in results.csv; by default "2", or the first norm.
+      norm: as in results.csv or a number; by default "2", or the first norm.
       num_draws: shuffles per permutation test.
-      seed: seed of the shuffles and bootstraps.
+      seed: seed of the shuffles and bootstraps. The order of the rows has no influence.
 
     Raises:
       FileNotFoundError: results.csv does not exist.
-      ValueError: the file is damaged, or the table is empty or lacks the selection or norm.
+      ValueError: the file or table is damaged (see `check_table`), empty or lacks the selection or
+        norm; num_draws < 1 or seed < 0.
     """
-    table = results if isinstance(results, pd.DataFrame) else read_results(results)
-    table = on_own_labels(table)
+    if num_draws < 1 or seed < 0:
+        raise ValueError(f"num_draws is {num_draws} and seed {seed}; at least 1 and 0 are needed")
+    is_table = isinstance(results, pd.DataFrame)
+    table = on_own_labels(check_table(results) if is_table else read_results(results))
+    table = table.assign(name=member_names(table)).sort_values(NETWORK)
     group = choose_rows(table, selection, norm)
     every = _with_margins(group[is_finite(group)])
     true = every[~every["has_random_labels"]]
@@ -264,7 +270,7 @@ def explain_line(
 
 
 def choose_rows(
-    table: pd.DataFrame, selection: str | None = None, norm: str | None = None
+    table: pd.DataFrame, selection: str | None = None, norm: str | float | None = None
 ) -> pd.DataFrame:
     """Return the rows of one selection and norm, each network on the labels it was trained on.
 
@@ -286,7 +292,6 @@ def _with_margins(rows: pd.DataFrame) -> pd.DataFrame:
     """Add the columns that the controls need to the rows of results.csv."""
     excess = rows["normalized_train_excess"], rows["normalized_test_excess"]
     return rows.assign(
-        name=member_names(rows),
         level_name=level_names(rows),
         has_random_labels=rows["family"] == "random_labels",
         train_excess=excess[0],
@@ -302,14 +307,12 @@ def _excess_of(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """Return {network of the run that is not analyzed: reason}."""
-    members = table.drop_duplicates("member").sort_values("member")
-    members = members[~members["member"].isin(every["member"])]
     absent = f"no snapshot at zero training error for selection {group['selection'].iloc[0]}"
+    present, explained = set(group["name"]), set(every["name"])
     return {
-        name: "diverged: a loss or a norm is not finite" if is_present else absent
-        for name, is_present in zip(
-            member_names(members), members["member"].isin(group["member"]), strict=True
-        )
+        name: "diverged: a loss or a norm is not finite" if name in present else absent
+        for name in table["name"].unique()
+        if name not in explained
     }
 
 

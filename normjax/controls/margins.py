@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from normjax.statistics.leave_out import predict_left_out
+from normjax.statistics.rank_correlation import spearman_of_counts
 from normjax.statistics.regression import check_points
 
 MIN_LEVELS_TO_LEAVE_OUT = 4  # at least three levels remain for the fit
@@ -121,9 +122,7 @@ def margin_ratio(
     spreads = [np.std(np.log(values), ddof=1) for values in (ratio, train, test)]
     has_spread = all(np.ptp(values) > 1e-12 * np.abs(values).max() for values in (ratio, rho))
     with_norm = (
-        float(np.corrcoef(stats.rankdata(ratio), stats.rankdata(rho))[0, 1])
-        if has_spread
-        else math.nan
+        float(spearman_of_counts(ratio, rho, np.ones((1, rho.size)))[0]) if has_spread else math.nan
     )
     partial, p_value = _partial_correlation(train, test, rho / rho.max())
     return MarginRatio(

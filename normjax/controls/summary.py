@@ -14,7 +14,7 @@ import pandas as pd
 
 from normjax.controls.explain import Explanation, explain_line
 from normjax.files import one_line, read_text, replacing
-from normjax.results.table import groups, on_own_labels
+from normjax.results.table import check_table, groups, on_own_labels
 
 SUMMARY_FILE = "summary.json"
 
@@ -23,9 +23,9 @@ def explain_all(table: pd.DataFrame) -> list[Explanation]:
     """Explain every selection and norm of a results table, in order of first appearance.
 
     Raises:
-      ValueError: the table is empty.
+      ValueError: the table is damaged (see `check_table`) or empty.
     """
-    table = on_own_labels(table)
+    table = on_own_labels(check_table(table))
     if table.empty:
         raise ValueError("no results to explain")
     return [explain_line(table, selection, norm) for selection, norm in groups(table)]

@@ -4,6 +4,7 @@ import dataclasses
 
 from normjax.controls.margins import MarginPrediction
 from normjax.controls.shuffles import MarginShuffle
+from normjax.formatting import percent
 
 ARTIFACT = "artifact of the shared divisor"
 SUPPORTED = "supported"
@@ -75,13 +76,13 @@ def judge(
     is_related = shuffle.p_value <= MAX_P_VALUE
     has_skill = prediction.skill >= MIN_SKILL
     shuffled = (
-        f"{shuffle.p_value:.2%} of shuffled margins fit as well as the real ones "
-        f"({'at most' if is_related else 'more than'} {MAX_P_VALUE:.0%})"
+        f"{percent(shuffle.p_value)} of shuffled margins fit as well as the real ones "
+        f"({'at most' if is_related else 'more than'} {percent(MAX_P_VALUE)})"
     )
     skill = (
         f"the training loss reduces the squared error of the norms alone on left-out "
-        f"{prediction.left_out} by {prediction.skill:.0%} "
-        f"({'at least' if has_skill else 'less than'} {MIN_SKILL:.0%})"
+        f"{prediction.left_out} by {percent(prediction.skill)} "
+        f"({'at least' if has_skill else 'less than'} {percent(MIN_SKILL)})"
     )
     if prediction.skill < 0:
         skill = (

@@ -12,13 +12,13 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from normjax.statistics.rank_correlation import (
     NUM_DRAWS,
     RankCorrelation,
     kendall_of_counts,
     rank_correlation,
+    ranks,
 )
 from normjax.statistics.resampling import interval, resample_counts
 
@@ -104,7 +104,7 @@ def rank_measures(
       ValueError: fewer than 3 networks, vectors of unequal lengths, or two networks that agree in
         all factors.
     """
-    _check_factors(factors)
+    check_factors(factors)
     ranked = [
         _rank_measure(
             name, values, test_error, normalized_test_loss, factors, levels, num_test, seed
@@ -134,7 +134,7 @@ def granulated_tau(
     Raises:
       ValueError: see `rank_measures`.
     """
-    _check_factors(factors)
+    check_factors(factors)
     x, y = _ranks(measure, error)
     return {name: float(psi[0]) for name, psi in _psis(x, y, factors, np.ones((1, x.size))).items()}
 
@@ -155,7 +155,7 @@ def bootstrap_mean_psi(
     Raises:
       ValueError: see `resample_counts` and `granulated_tau`; also if no draw has a Psi.
     """
-    _check_factors(factors)
+    check_factors(factors)
     x, y = _ranks(measure, error)
     counts, _ = resample_counts(levels, num_draws, np.random.default_rng(seed))
     psis = list(_psis(x, y, factors, counts).values())
@@ -236,6 +236,13 @@ def sign_errors(
     return SignErrors(worst, float(np.mean([mean for mean, _ in found])), len(found), environment)
 
 
+def check_factors(factors: Mapping[str, Sequence[str]]) -> None:
+    """Raise ValueError if two networks agree in all factors."""
+    if factors and (repeated := [g for g in _groups(factors, list(factors)).values() if g[1:]]):
+        first, second, *_ = repeated[0]
+        raise ValueError(f"networks {first} and {second} agree in all factors")
+
+
 def _rank_measure(
     name, values, test_error, normalized_test_loss, factors, levels, num_test, seed
 ) -> RankedMeasure:
@@ -284,18 +291,9 @@ def _vectors(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarr
 
 
 def _ranks(measure: ArrayLike, error: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ranks of both vectors; infinities are allowed, NaN is not."""
+    """Return the ranks of both vectors."""
     x, y = _vectors(measure, error)
-    if np.isnan(x).any() or np.isnan(y).any():
-        raise ValueError("measure or error is NaN for a network; it has no rank")
-    return stats.rankdata(x), stats.rankdata(y)
-
-
-def _check_factors(factors: Mapping[str, Sequence[str]]) -> None:
-    """Raise if two networks agree in all factors."""
-    if factors and (repeated := [g for g in _groups(factors, list(factors)).values() if g[1:]]):
-        first, second, *_ = repeated[0]
-        raise ValueError(f"networks {first} and {second} agree in all factors")
+    return ranks(x), ranks(y)
 
 
 def _psis(x, y, factors: Mapping[str, Sequence], counts: np.ndarray) -> dict[str, np.ndarray]:

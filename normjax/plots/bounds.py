@@ -24,7 +24,7 @@ def plot_bounds(found: Eq4) -> Figure:
     title = join_title(
         [
             found.data_name,
-            f"{found.num_examples:,} training images",
+            f"{number(found.num_examples)} training images",
             f"{len(found.networks)} networks at {found.selection}",
             "every layer with Frobenius norm 1",
         ]

@@ -226,6 +226,10 @@ def _draw_influence(axes: Axes, found: Explanation) -> None:
 def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
     """Draw 1 - R2 of lines with the logits also divided by a common temperature."""
     temperatures = np.array(logits.temperatures)
+    axes.set_title("Logits over norm x temperature")
+    if not np.isfinite(np.array(list(logits.temperature_r2.values()), np.float64)).any():
+        write_reason(axes, logits.reasons.get("fits.product_norm", "no line has an R²"))
+        return
     for name, color, label in (
         ("product_norm", TRAIN_COLOR, "Each network's own norm"),
         ("one_norm", TEST_COLOR, "One norm for all"),
@@ -238,7 +242,6 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(loc="best", fontsize=8)
-    axes.set_title("Logits over norm x temperature")
     _label(axes, "Temperature, log scale; 1: normalized, far left: as trained", "1 - R², log scale")
 
 
@@ -286,7 +289,7 @@ def _draw_sampling(axes: Axes, logits: LogitExplanation) -> None:
         axes.annotate(f" {number(value, 2)}", (value, place), va="center")
     _name_rows(axes, [name for name, _, _ in bars])
     axes.margins(x=0.22)
-    axes.set_xlabel(f"Nats; {sampling.num_examples:,} test examples")
+    axes.set_xlabel(f"Nats; {number(sampling.num_examples)} test examples")
     set_linear_ticks(axes.xaxis, 4)
 
 

@@ -1,12 +1,14 @@
 """Render templates; the only module that uses Jinja2."""
 
 import base64
+import html
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from normjax import formatting
 from normjax.files import replacing
@@ -19,7 +21,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render(template: str, **context: Any) -> str:
     """Render a template of `templates/`.
 
-    All values are escaped: HTML characters in both formats, and in Markdown also the bars and line
+    All values are escaped: HTML characters, in Markdown without quotes, but with the bars and line
     breaks that would break a table. Filters: `number`, `fixed`, `percent`, `interval`
     (`normjax.formatting`), `selection_name`, `norm_name`, and `data_uri` (embeds a PNG file).
 
@@ -57,8 +59,11 @@ def _environment(suffix: str) -> jinja2.Environment:
 
 
 def _in_one_cell(value: Any) -> Any:
-    """Escape text for a cell of a Markdown table."""
-    return " ".join(value.split()).replace("|", "\\|") if type(value) is str else value
+    """Escape text for a cell of a Markdown table; quotes would show escapes in code spans."""
+    if type(value) is not str:
+        return value
+    text = html.escape(" ".join(value.split()), quote=False)
+    return markupsafe.Markup(text.replace("|", "\\|"))
 
 
 def _data_uri(path: Path) -> str:

@@ -12,13 +12,8 @@ from normjax.controls.summary import SUMMARY_FILE, read_summary
 from normjax.files import read_object, read_text
 from normjax.plots.paper import figure_stem
 from normjax.report.render import write_page
-from normjax.results.metrics import (
-    METRICS_FILE,
-    read_metrics,
-    stopping_by_level,
-    stopping_epochs,
-)
-from normjax.results.table import RESULTS_FILE, groups, on_own_labels, read_results, select
+from normjax.results.metrics import METRICS_FILE, read_stops
+from normjax.results.table import NETWORK, RESULTS_FILE, groups, on_own_labels, read_results, select
 from normjax.training.record import REPORT_FILE
 
 
@@ -51,7 +46,6 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     stem = figure_stem("normalized_and_raw", headline.selection, headline.norm)
     figure = next((path for path in figures if path.stem == stem), None)
     flags, run = run_dir / "flags.txt", run_dir / "run.json"
-    metrics = read_metrics(run_dir) if (run_dir / METRICS_FILE).exists() else []
     write_page(
         run_dir / REPORT_FILE,
         "report.html",
@@ -62,7 +56,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         more_figures=[path for path in figures if path != figure],
         measure_names=MEASURE_NAMES,
         rows=select(table, selection=headline.selection, norm=headline.norm).to_dict("records"),
-        stops=stopping_by_level(stopping_epochs(metrics)) if metrics else [],
+        stops=read_stops(run_dir) if (run_dir / METRICS_FILE).exists() else [],
         flags=read_text(flags) if flags.exists() else "",
         run=_pretty(run) if run.exists() else "",
     )
@@ -72,7 +66,7 @@ def write_report(run_dir: str | os.PathLike) -> Path:
 def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: Path) -> None:
     """Raise unless the explanations match the table's networks, selections and norms."""
     table = on_own_labels(table)
-    num_members = table["member"].nunique()
+    num_members = len(table[NETWORK].drop_duplicates())
     are_same = [(found.selection, found.norm) for found in explanations] == groups(table) and all(
         found.num_networks + len(found.left_out) == num_members for found in explanations
     )

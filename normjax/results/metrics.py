@@ -230,6 +230,20 @@ def stopping_by_level(stops: Sequence[Stop]) -> list[LevelStops]:
     return levels
 
 
+def read_stops(run_dir: str | os.PathLike) -> list[LevelStops]:
+    """Return the stopping epochs of a run's networks with true labels, by level.
+
+    Returns:
+      An empty list if there are no such networks, or no test loss was measured.
+
+    Raises:
+      FileNotFoundError: metrics.jsonl does not exist.
+      ValueError: see `read_metrics`.
+    """
+    metrics = read_metrics(run_dir)
+    return stopping_by_level(stopping_epochs(metrics)) if metrics else []
+
+
 def has_true_labels(line: Mapping[str, Any]) -> bool:
     """Return whether the epoch used uncorrupted labels."""
     return line["phase"] == "train" or line["family"] != "pretrain" or line["level"] == 0

@@ -23,7 +23,7 @@ labels. The losses of a diverged network are NaN.
 import io
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import numpy as np
 import pandas as pd
 
 from normjax.files import one_line, read_text, replacing
+from normjax.norms import parse_norm
 
 RESULTS_FILE = "results.csv"
 COLUMNS: dict[str, type] = {
@@ -56,12 +57,14 @@ COLUMNS: dict[str, type] = {
     "normalized_test_excess": float,
 }
 FLOAT_COLUMNS = [name for name, kind in COLUMNS.items() if kind is float]
+RowName = Callable[[int], str]
 _DTYPES = {str: object, int: np.int64, float: np.float64}
 
 # Columns that rows with equal keys must share.
-_NETWORK, _EVALUATION = ["experiment", "member"], ["experiment", "member", "labels", "selection"]
+NETWORK = ["experiment", "member"]
+_EVALUATION = [*NETWORK, "labels", "selection"]
 _SHARED = (
-    (_NETWORK, ("seed", "family", "level")),
+    (NETWORK, ("seed", "family", "level")),
     (_EVALUATION, ("epoch", "train_loss", "train_error", "test_loss", "test_error")),
 )
 _TOLERANCE = 1e-6  # our own tables are accurate to 1e-15; rounded tables are accepted too
@@ -86,8 +89,7 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def write_results(path: str | os.PathLike, table: pd.DataFrame) -> None:
     """Write results.csv and replace the file at `path` atomically."""
-    dtypes = {name: _DTYPES[kind] for name, kind in COLUMNS.items()}
-    write_columns(path, table[list(COLUMNS)].astype(dtypes))
+    write_columns(path, _in_own_types(table))
 
 
 def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
@@ -133,26 +135,66 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
     path = Path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path.name} in {path.parent}")
     table = read_columns(path, COLUMNS)
-    _check_values(table, path)
-    _check_networks(table, path)
+    try:
+        return check_table(table, lambda row: f"line {row + 2}")
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None
+
+
+def check_table(table: pd.DataFrame, name_row: RowName = "row {}".format) -> pd.DataFrame:
+    """Return a table with the columns and dtypes of results.csv, rows numbered from 0.
+
+    Columns may be in any order; other columns are dropped. Names of norms become canonical: "fro"
+    is "2".
+
+    Args:
+      table: the table.
+      name_row: {position of a row: its name in error messages}.
+
+    Raises:
+      ValueError: a column is missing or has the wrong type, a value is invalid, or rows are
+        repeated or contradict each other; the message names the row.
+    """
+    names = list(table.columns)
+    for name, kind in COLUMNS.items():
+        if names.count(name) != 1:
+            raise ValueError(f"column {name} is {'repeated' if name in names else 'missing'}")
+        if kind is str:
+            is_kind = table[name].map(lambda value: isinstance(value, str)).all()
+        else:
+            is_kind = table[name].dtype.kind in ("iu" if kind is int else "iuf")
+        if not is_kind:
+            raise ValueError(f"column {name} is of type {table[name].dtype}, not {kind.__name__}")
+    table = table.assign(norm=table["norm"].map(_canonical_norm))
+    table = _in_own_types(table).reset_index(drop=True)
+    _check_values(table, name_row)
+    _check_networks(table, name_row)
     return table
 
 
 def select(
-    table: pd.DataFrame, *, selection: str | None = None, norm: str | None = None
+    table: pd.DataFrame, *, selection: str | None = None, norm: str | float | None = None
 ) -> pd.DataFrame:
     """Return the rows of one selection and one norm; None keeps all.
+
+    Norms are compared by their canonical names: 2, "2.0" and "fro" are "2".
 
     Raises:
       ValueError: no row has the selection or norm; the message lists the valid ones.
     """
-    for name, wanted in (("selection", selection), ("norm", norm)):
+    for name, wanted, canonical in (
+        ("selection", selection, str),
+        ("norm", norm, _canonical_norm),
+    ):
         if wanted is not None:
-            known = sorted(table[name].unique())
-            if wanted not in known:
-                raise ValueError(f"no results for {name} {wanted!r}; there are: {', '.join(known)}")
-            table = table[table[name] == wanted]
+            is_wanted = table[name].map(canonical) == canonical(wanted)
+            if not is_wanted.any():
+                known = ", ".join(sorted(table[name].unique()))
+                raise ValueError(f"no results for {name} {str(wanted)!r}; there are: {known}")
+            table = table[is_wanted]
     return table
 
 
@@ -195,9 +237,11 @@ def level_names(table: pd.DataFrame) -> list[str]:
 
 
 def member_names(table: pd.DataFrame) -> list[str]:
-    """Return, per row, the display name of the network."""
+    """Return, per row, the network's display name, with its experiment if there are several."""
+    has_several = table["experiment"].nunique() > 1
     return [
-        f"member {row.member} ({row.family}, level {row.level:g}, seed {row.seed})"
+        (f"{row.experiment}, " if has_several else "")
+        + f"member {row.member} ({row.family}, level {row.level:g}, seed {row.seed})"
         for row in table.itertuples()
     ]
 
@@ -207,6 +251,19 @@ def selection_name(selection: str) -> str:
     if selection == "final":
         return "last epoch"
     return selection.replace("loss=", "training loss nearest ")
+
+
+def _canonical_norm(norm: str | float) -> str:
+    """Return the canonical name of a norm; the name of a norm function stays as it is."""
+    try:
+        return parse_norm(str(norm)).name
+    except ValueError:
+        return str(norm)
+
+
+def _in_own_types(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of results.csv with their dtypes."""
+    return table[list(COLUMNS)].astype({name: _DTYPES[kind] for name, kind in COLUMNS.items()})
 
 
 def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
@@ -268,16 +325,14 @@ def _first(is_it: Any) -> int:
     return int(np.argmax(is_it))
 
 
-def _check_values(table: pd.DataFrame, path: Path) -> None:
+def _check_values(table: pd.DataFrame, name_row: RowName) -> None:
     """Raise unless every value is valid for its column; losses and errors may be NaN."""
 
     def check(is_possible: pd.Series, name: str, allowed: str) -> None:
         if not is_possible.all():
             row = _first(~is_possible)
             value = one_line(repr(table[name].tolist()[row]), 40)
-            raise ValueError(
-                f"{path}, line {row + 2}, column {name}: {value} is not possible: {allowed}"
-            )
+            raise ValueError(f"{name_row(row)}, column {name}: {value} is not possible: {allowed}")
 
     for name in ("experiment", "family", "selection", "norm"):
         check(table[name] != "", name, "it must not be empty")
@@ -290,10 +345,10 @@ def _check_values(table: pd.DataFrame, path: Path) -> None:
             check(~(table[name] < -_TOLERANCE), name, "at least 0")
         if name.endswith("_error"):
             check(~((table[name] < 0) | (table[name] > 1)), name, "from 0 to 1")
-    _check_num_classes(table, path)
+    _check_num_classes(table, name_row)
 
 
-def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
+def _check_num_classes(table: pd.DataFrame, name_row: RowName) -> None:
     """Raise unless loss - excess is ln K with the same integer K in all rows."""
     known = num_classes(table)
     if known is None:
@@ -306,12 +361,12 @@ def _check_num_classes(table: pd.DataFrame, path: Path) -> None:
         if not 2 <= known < 2**31 or bad.any():
             row = _first(bad)
             raise ValueError(
-                f"{path}, line {row + 2}: normalized {split} loss - excess is {ln_k[row]:g}; it "
-                "must be ln K of one number of classes in all lines"
+                f"{name_row(row)}: normalized {split} loss - excess is {ln_k[row]:g}; it must be "
+                "ln K of one number of classes everywhere"
             )
 
 
-def _check_networks(table: pd.DataFrame, path: Path) -> None:
+def _check_networks(table: pd.DataFrame, name_row: RowName) -> None:
     """Raise if rows are repeated, contradict each other or are missing."""
     for keys, names in _SHARED:
         for name in names:
@@ -321,16 +376,16 @@ def _check_networks(table: pd.DataFrame, path: Path) -> None:
                 row = _first(differs)
                 same = (table[keys] == table.loc[row, keys]).all(axis=1)
                 raise ValueError(
-                    f"{path}, line {row + 2}, column {name}: {one_line(column[row], 40)}, but line "
-                    f"{_first(same) + 2} of the same network has {one_line(first[row], 40)}"
+                    f"{name_row(row)}, column {name}: {one_line(column[row], 40)}, but "
+                    f"{name_row(_first(same))} of the same network has {one_line(first[row], 40)}"
                 )
     keys = [*_EVALUATION, "norm"]
     if (repeated := table.duplicated(keys)).any():
         row = _first(repeated)
         same = (table[keys] == table.loc[row, keys]).all(axis=1)
-        raise ValueError(f"{path}, line {row + 2}: repeats line {_first(same) + 2}")
+        raise ValueError(f"{name_row(row)}: repeats {name_row(_first(same))}")
     all_norms = set(table["norm"])
     for _, rows in table.groupby(_EVALUATION, sort=False):
         if missing := sorted(all_norms - set(rows["norm"])):
-            line, norm = _first(table.index == rows.index[0]) + 2, one_line(missing[0], 40)
-            raise ValueError(f"{path}, line {line}: this network has no line for norm {norm}")
+            norm = one_line(missing[0], 40)
+            raise ValueError(f"{name_row(rows.index[0])}: this network has no row for norm {norm}")

@@ -14,7 +14,7 @@ from scipy import stats
 from normjax.statistics.regression import check_points
 from normjax.statistics.resampling import interval, permute_within_levels, resample_counts
 
-NUM_DRAWS = 2000
+NUM_DRAWS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +60,14 @@ def rank_correlation(
       y: n numbers.
       levels: n labels; networks with the same label are not independent. Distinct labels make
         every network its own unit.
-      num_draws: number of bootstrap draws and of permutations.
+      num_draws: number of bootstrap draws and of permutations; for the Monte Carlo error see
+        `resampling.bootstrap_line`.
       seed: seed of both.
 
     Raises:
       ValueError: fewer than 3 networks, unequal lengths, NaN, or no spread in x or y.
     """
-    x, y = (_ranks(values) for values in (x, y))
+    x, y = (ranks(values) for values in (x, y))
     x, y = check_points(x, y, minimum=3)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("no spread: all networks have the same value")
@@ -114,12 +115,24 @@ def spearman_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.n
     centered = []
     for values in (x, y):
         # Up to a constant, twice the average rank is the number below minus the number above.
-        ranks = counts @ np.sign(values - values[:, None])
-        centered.append(ranks - np.sum(counts * ranks, axis=1, keepdims=True) / total)
+        rank = counts @ np.sign(values - values[:, None])
+        centered.append(rank - np.sum(counts * rank, axis=1, keepdims=True) / total)
     xx, xy, yy = (
         np.sum(counts * centered[i] * centered[j], axis=1) for i, j in ((0, 0), (0, 1), (1, 1))
     )
     return _divide(xy, np.sqrt(xx * yy))
+
+
+def ranks(values: ArrayLike) -> np.ndarray:
+    """Return the ranks of n numbers, with ties averaged; infinities have ranks.
+
+    Raises:
+      ValueError: a number is NaN.
+    """
+    values = np.asarray(values, np.float64)
+    if np.isnan(values).any():
+        raise ValueError(f"value {int(np.isnan(values).argmax())} is NaN; it has no rank")
+    return stats.rankdata(values)
 
 
 def _kendall_of_orders(x: np.ndarray, ys: np.ndarray, at_once: int = 200) -> np.ndarray:
@@ -131,14 +144,6 @@ def _kendall_of_orders(x: np.ndarray, ys: np.ndarray, at_once: int = 200) -> np.
         for part in np.split(ys, range(at_once, len(ys), at_once))
     ]
     return np.concatenate(sums) / spread
-
-
-def _ranks(values: ArrayLike) -> np.ndarray:
-    """Return ranks; infinities are allowed, NaN is not."""
-    values = np.asarray(values, np.float64)
-    if np.isnan(values).any():
-        raise ValueError(f"value {int(np.isnan(values).argmax())} is NaN; it has no rank")
-    return stats.rankdata(values)
 
 
 def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -65,14 +65,16 @@ def bootstrap_line(
     levels: Sequence[Hashable],
     ln_num_classes: float,
     *,
-    num_draws: int = 2000,
+    num_draws: int = 10_000,
     seed: int = 0,
 ) -> LineBootstrap:
     """Return bootstrap intervals for a line of losses.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. With few levels the
     intervals are too short: with 6 to 12 levels, nominal 95% intervals cover the slope and R2 in
-    about 90% of synthetic runs, and the RMSE, which resampling reduces, in 65% to 80%.
+    about 90% of synthetic runs, and the RMSE, which resampling reduces, in 65% to 80%. With 10,000
+    draws from a normal distribution, an end of an interval has a Monte Carlo standard error of 0.7%
+    of the interval's width.
 
     Args:
       x: n values of normalized training loss minus ln K.

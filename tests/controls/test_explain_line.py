@@ -145,3 +145,30 @@ def test_norms_that_are_zero_give_reasons_not_errors():
         assert found.verdict == "undecided"
         assert "every product norm must be positive" in found.reasons["margin_shuffle"]
         assert found.divisor_fit is None and found.fit is not None
+
+
+def test_tables_and_arguments_are_checked():
+    table = synthetic_table(norms=("2",))
+    with pytest.raises(ValueError, match="row 12: repeats row 0"):
+        explain_line(pd.concat([table, table]))
+    for wrong in ({"num_draws": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match="at least 1 and 0 are needed"):
+            explain_line(table, **wrong)
+
+
+def test_the_order_of_rows_and_the_spelling_of_the_norm_have_no_influence():
+    table = synthetic_table(levels=np.linspace(0, 1, 6))
+    shuffled = table.sample(frac=1, random_state=0).rename_axis("member")
+    expected = explain_line(table, num_draws=200)
+    for norm in ("2", 2, "fro", "2.0"):
+        assert explain_line(shuffled, norm=norm, num_draws=200) == expected
+
+
+def test_members_of_two_experiments_are_different_networks():
+    table = synthetic_table(norms=("2",))
+    other = table.assign(experiment="init_scale", family="init_scale")
+    other.loc[other["member"] == 4, "test_loss"] = math.nan
+    found = explain_line(pd.concat([table, other]), num_draws=200)
+    assert (found.num_networks, found.num_diverged, len(found.networks)) == (23, 1, 23)
+    assert list(found.left_out) == ["init_scale, member 4 (init_scale, level 0.1, seed 1)"]
+    assert len({network.name for network in found.networks}) == 23

@@ -28,7 +28,9 @@ def test_every_selection_and_norm_is_explained(table, explanations):
     assert [(found.selection, found.norm) for found in explanations] == pairs
     assert explanations[3] == explain_line(table, "loss=0.0044", "1/100")
     odd = table.assign(family="random_labels")  # evaluated on natural labels only
-    assert explain_all(pd.concat([table, odd.assign(selection="odd")])) == explanations
+    assert explain_all(pd.concat([table, odd.assign(member=odd["member"] + 100)])) == explanations
+    with pytest.raises(ValueError, match="row 72: repeats row 0"):
+        explain_all(pd.concat([table] * 2))
     for empty in (table.iloc[:0], odd):
         with pytest.raises(ValueError, match="no results to explain"):
             explain_all(empty)

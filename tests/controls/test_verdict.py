@@ -16,6 +16,7 @@ from normjax.controls.verdict import (
     UNDECIDED,
     judge,
 )
+from normjax.formatting import percent
 from tests.helpers.synthetic_lines import table_of
 
 
@@ -43,8 +44,8 @@ def test_thresholds(p_value, skill, verdict):
     assert found.verdict == verdict
     assert judge(MIN_NETWORKS - 1, shuffle_of(p_value), prediction_of(skill)).verdict == UNDECIDED
     if skill is not None:
-        assert f"{p_value:.2%}" in found.because
-        assert "worse than the norms alone" in found.because or f"{skill:.0%}" in found.because
+        assert percent(p_value) in found.because
+        assert "worse than the norms alone" in found.because or percent(skill) in found.because
 
 
 def test_known_answers_through_the_whole_of_explain():

@@ -153,6 +153,7 @@ def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     good = f"--from={run_dir}"
     assert "--from=: at least one run is needed" in error_of()
     assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}")
+    assert "no run may be repeated" in error_of(f"--from={run_dir},{run_dir}/")
     assert "no run here" in error_of(f"--from={tmp_path}")
     assert "it holds a run; give another folder" in error_of(good, f"--workdir={run_dir}")
     (tmp_path / "file").write_text("")
@@ -162,3 +163,12 @@ def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):
     message = error_of(good, "--selection=loss=9", f"--workdir={tmp_path / 'board'}")
     assert "no networks at selection 'loss=9'; there are: final" in message
     assert not (tmp_path / "board").exists()
+
+
+def test_networks_that_agree_in_all_factors_are_refused_before_measuring(run_dir, monkeypatch):
+    def factors_of(_, table):
+        return pd.DataFrame({"seed": ["0"] * len(table)})
+
+    monkeypatch.setattr(library, "factors_of", factors_of)
+    monkeypatch.setattr(library, "measure_networks", None)
+    assert "networks 0 and 1 agree in all factors" in error_of(f"--from={run_dir}")

@@ -11,6 +11,7 @@ from experiments.paper import ledger
 from experiments.paper.figures import FIGURES
 from experiments.paper.networks import choose_networks, settings_that_differ
 from normjax.controls.explain import explain_line
+from normjax.formatting import number
 from normjax.results.table import select
 from tests.helpers.synthetic_results import synthetic_table
 
@@ -251,16 +252,17 @@ def test_the_page(tmp_path, rows):
     ledger.write_markdown(tmp_path / "ledger.md", rows, [], "Not <known>.", runs)
     text = (tmp_path / "ledger.md").read_text()
     slope = rows[2]
-    low, high = (f"{x:.5f}" for x in (slope.ours_low, slope.ours_high))
-    assert f"| 5 | slope | 0.836 | {slope.ours:.5f} | {low} to {high} | 12 | [1] |\n" in text
+    low, high = (number(x, 5) for x in (slope.ours_low, slope.ours_high))
+    assert f"| 5 | slope | 0.836 | {number(slope.ours, 5)} | {low} to {high} | 12 | [1] |\n" in text
     assert "| 6 | R2 | 0.966 | not run | – | – | [2] |\n" in text
+    assert f"| 6 | RMSE | {number(6.3624e-5, 5)} | not run | – | – | [2] |\n" in text
     assert "| 3 | R2 | not printed | not run | – | – | – |\n" in text
     assert "\n- [1] epochs 6 instead of 300\n- [2] no data \\| at all\n" in text
     assert "\n## When to stop\n\nNot &lt;known&gt;.\n\n## Runs\n" in text
     assert text.endswith(
         "\n- `linear`: experiments.linear_margin, 3.5 s, commit abc\n"
         "- `net`: experiments.random_labels, convnet3, 14 networks, 5,000 training images "
-        "(Digits), 2 x cpu, 7.0 s, commit None\n"
+        "(Digits), 2 x cpu, 7 s, commit None\n"
     )
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows) and {line.count(" | ") for line in table[2:]} == {6}

@@ -224,5 +224,5 @@ def test_what_can_not_be_ranked():
     twice = {"corruption": ["0", "0", "1"], "std": ["x", "x", "x"]}
     with pytest.raises(ValueError, match="networks 0 and 1 agree in all factors"):
         rank({"m": [1, 2, 3]}, [1, 2, 3], factors=twice)
-    with pytest.raises(ValueError, match="NaN for a network"):
+    with pytest.raises(ValueError, match="is NaN; it has no rank"):
         ranking.granulated_tau([1, math.nan, 3], [1, 2, 3], {"seed": "012"})

@@ -25,7 +25,7 @@ def test_the_figure_shows_the_terms(labels):
     }
     assert points == {float(i): [value] for i, value in enumerate(terms, 1)}
     texts = [text.get_text() for text in axes.texts]
-    assert texts == ["0.0211", *(["0.0200"] if labels else []), "0.500", "60.0", "5.02"]
+    assert texts == ["0.0211", *(["0.02"] if labels else []), "0.5", "60", "5.02"]
 
 
 def test_gaps_standard_errors_and_chance():

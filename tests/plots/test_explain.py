@@ -256,3 +256,8 @@ def test_divisors_and_temperatures_without_a_line(found, logits):
     np.testing.assert_allclose(by_label(first, "One norm")[:, 0], logits.temperatures[1:])
     assert [text.get_text() for text in second.texts] == ["entrywise norms only"]
     assert [text.get_text() for text in last.texts] == ["no networks"]
+    nowhere = {name: (None,) * len(logits.temperatures) for name in temperatures}
+    few = dataclasses.replace(
+        logits, temperature_r2=nowhere, reasons={"fits.product_norm": "2 points"}
+    )
+    assert [text.get_text() for text in plot_logits(found, few).axes[0].texts] == ["2 points"]

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from normjax.controls.explain import explain_line
+from normjax.formatting import number
 from normjax.plots import paper, style
 from normjax.results.table import select
 from tests.helpers.synthetic_results import synthetic_table
@@ -88,7 +89,7 @@ def test_normalized_fit(table):
     rmse = math.sqrt(np.sum((y - line.intercept - line.slope * (x - x.mean())) ** 2) / 10)
     adjusted = 1 - (1 - line.rvalue**2) * 11 / 10
     assert left.texts[0].get_text() == (
-        f"R² {line.rvalue**2:.5f}    adjusted R² {adjusted:.5f}    RMSE {rmse:.7f}\n"
+        f"R² {line.rvalue**2:.5f}    adjusted R² {adjusted:.5f}    RMSE {number(rmse, 4)}\n"
         f"slope {line.slope:.4f}    intercept {line.intercept - line.slope * x.mean():.4f}"
     )
     assert left.get_xlabel() == "Normalized training cross-entropy (nats)"

@@ -14,14 +14,14 @@ def test_words_follow_the_numbers():
     text = page()
     assert text.startswith("# Eq. 4 on digits, convnet3, final\n\nThe median difference")
     assert "of the 2 networks" in text
-    assert "is 0.00750 nats (range 0.00500 to 0.0100)." in text
+    assert "is 0.0075 nats (range 0.005 to 0.01)." in text
     assert "(delta = 0.05, N = 100) is 0.0211 nats, 2.11 times the largest gap: tight." in text
     assert "an interval of length 1,972 nats; for that interval the term is 34.1 nats." in text
-    assert "With 4 draws of random signs, 2 R_N is at least 0.500 ± 0.10 nats, 50 times" in text
+    assert "With 4 draws of random signs, 2 R_N is at least 0.5 ± 0.1 nats, 50 times" in text
     assert "largest gap: not tight. This" in text and "holds for 2 of the 2 networks" in text
     assert "no networks trained on random labels" in text
     assert "the last quarter of its steps added 10%" in text
-    assert "is 5.02 nats (B; the largest is 60.0), 10.0 times the lower estimate" in text
+    assert "is 5.02 nats (B; the largest is 60), 10 times the lower estimate" in text
     assert "scaled" not in text and "diverged" not in text
     assert "\n\n\n" not in text and "  " not in text
 
@@ -30,13 +30,13 @@ def test_the_table():
     lines = page(labels=LABELS, labels_over_signs=0.04, diverged=[3, 5]).splitlines()
     start = lines.index("| term | nats | |")
     assert lines[start + 2 :] == [
-        "| Gap, median | 0.00750 | measured |",
-        "| Gap, largest | 0.0100 | measured |",
+        "| Gap, median | 0.0075 | measured |",
+        "| Gap, largest | 0.01 | measured |",
         "| Confidence term, losses in [0, 1] | 0.0211 | exact |",
         "| Confidence term, losses in [0, 1,972] | 34.1 | exact |",
-        "| 2 R_N, random labels | 0.0200 | at least |",
-        "| 2 R_N, random signs | 0.500 ± 0.10 | at least |",
-        "| 2 R_N, A | 60.0 | at most |",
+        "| 2 R_N, random labels | 0.02 | at least |",
+        "| 2 R_N, random signs | 0.5 ± 0.1 | at least |",
+        "| 2 R_N, A | 60 | at most |",
         "| 2 R_N, B | 5.02 | at most |",
         "",
         "Left out, diverged: networks 3, 5.",
@@ -54,7 +54,7 @@ def test_verdicts_in_words():
 def test_sentences_about_labels_and_fewer_images():
     labels = dataclasses.replace(LABELS, times_gap=2.04)
     text = page(labels=labels, labels_over_signs=0.041)
-    assert "are 0.0200 nats below ln K" in text
+    assert "are 0.02 nats below ln K" in text
     assert "2.04 times the largest gap, and 0.041 times the estimate" in text
     few = dataclasses.replace(SIGNS, num_examples=15)
     assert "It was estimated on 15 of the images and scaled by 1 / sqrt(N).\n" in page(signs=few)

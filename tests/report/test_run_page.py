@@ -14,10 +14,14 @@ from normjax.controls.summary import explain_all, write_summary
 from normjax.data import dataset_label
 from normjax.formatting import fixed, number
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
+from normjax.report.render import render
 from normjax.report.run_page import write_report
 from normjax.results.table import select, write_results
 from tests.helpers.synthetic_results import synthetic_table
 
+NEEDED = ("num_draws", "norm", "num_test", "num_environments", "error_rise", "sharpness_images")
+LISTS = {"num_noises": 1, "unit": "", "no_interval": "", "factors": [], "ranked": []}
+LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": []}
 HOSTILE = '"><script>alert(1)</script>&'
 
 
@@ -184,6 +188,21 @@ def test_random_labels_have_lines_of_their_own(make_run):
     assert page.tags.count("tr") == (1 + 1) + (1 + 4) + (1 + 1) + (1 + 1) + (1 + 14)
 
 
+def test_without_a_line_the_networks_are_still_counted(make_run):
+    table = synthetic_table(norms=("2",))
+    odd = table.iloc[2:4].assign(family="random_labels", labels="random", member=[30, 31])
+    page = Page(write_report(make_run(pd.concat([table[:2], odd]))).read_text())
+    assert "normalized4" in page.text and "normalized,\ntrue labels2–" in page.text
+
+
+def test_two_experiments_with_the_same_members_share_a_page(make_run):
+    table = synthetic_table()
+    page = Page(
+        write_report(make_run(pd.concat([table, table.assign(experiment="x")]))).read_text()
+    )
+    assert "The normalized test loss of 24 networks" in page.text
+
+
 def test_same_files_same_page_and_nothing_left_behind(make_run):
     run_dir = make_run(synthetic_table())
     first = write_report(run_dir).read_bytes()
@@ -258,3 +277,8 @@ def test_every_verdict_is_on_the_page(make_run):
     assert text.index("Verdict: ") < text.index("Lines")
     few = Page(write_report(make_run(table[table["member"] < 3])).read_text()).text
     assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few
+
+
+def test_quotes_stay_as_they_are_in_markdown():
+    page = render("leaderboard.md", **dict.fromkeys(NEEDED, 1), **LISTS, title="`a'b\"` <x> & a|b")
+    assert page.startswith("# Leaderboard: `a'b\"` &lt;x&gt; &amp; a\\|b\n")

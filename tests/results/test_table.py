@@ -11,6 +11,7 @@ from pandas.testing import assert_frame_equal
 from normjax.files import replacing
 from normjax.results.table import (
     COLUMNS,
+    check_table,
     groups,
     is_finite,
     level_names,
@@ -199,7 +200,7 @@ def test_broken_lines_are_named(written, number, change, message):
         ({"test_loss": 1.25}, "of the same network has 1.25"),
         ({"epoch": 99}, "line 5, column epoch: 100, but line 4 of the same network has 99"),
         ({"norm": "1/100"}, "line 5: repeats line 4"),
-        ({"norm": "7"}, "line 2: this network has no line for norm 7"),
+        ({"norm": "7"}, "line 2: this network has no row for norm 7"),
     ],
 )
 def test_what_cannot_be_is_named(table, written, changes, message):
@@ -249,7 +250,7 @@ def test_lines_and_columns_that_are_not_as_often_as_they_should_be(written):
     lines = written.read_text().splitlines(keepends=True)
     for content, message in (
         (lines + lines[3:4], "line 26: repeats line 4"),
-        (lines[:6] + lines[7:], "line 6: this network has no line for norm 1/100"),
+        (lines[:6] + lines[7:], "line 6: this network has no row for norm 1/100"),
         ([lines[0].replace("epoch", "seed"), *lines[1:]], "line 1: missing column epoch"),
         ([lines[0][:-1] + ",seed\n", *(f"{line[:-1]},1\n" for line in lines[1:])],
          "line 1: column seed is repeated"),
@@ -269,7 +270,7 @@ def test_cut_empty_and_binary_files(written):
     written.write_bytes(b"\xff\xfe\x00")
     assert "UTF-8" in refusal(written)
     written.unlink()
-    with pytest.raises(FileNotFoundError, match=r"results\.csv"):
+    with pytest.raises(FileNotFoundError, match=rf"^there is no results.csv in {written.parent}$"):
         read_results(written.parent)
 
 
@@ -298,6 +299,37 @@ def test_select():
     assert groups(table) == [(s, n) for s in ("final", "loss=0.0044") for n in ("2", "1/100")]
 
 
+def test_norms_have_one_name(table, written):
+    for norm in (2, 2.0, "2.0", "fro"):
+        assert select(table, norm=norm).equals(select(table, norm="2"))
+    odd = table.assign(norm=table["norm"].map({"2": "fro", "1/100": "my_norm"}))
+    assert len(select(odd, norm=2)) == len(select(odd, norm="my_norm")) == 12
+    write_results(written, odd)
+    assert groups(read_results(written)) == [("final", "2"), ("final", "my_norm")]
+    write_results(written, pd.concat([table, table.assign(norm="fro")]))
+    assert "line 26: repeats line 2" in refusal(written)
+
+
+def test_tables_are_checked_like_files(table):
+    shuffled = table.assign(extra=0).sample(frac=1, random_state=0)
+    shuffled.index.name = "member"
+    shuffled["member"] = shuffled["member"].astype(np.int32)
+    assert_frame_equal(check_table(shuffled).reset_index(drop=True), shuffled[list(COLUMNS)]
+                       .astype({"member": np.int64}).reset_index(drop=True))  # fmt: skip
+    for damaged, message in (
+        (table.drop(columns="norm"), "column norm is missing"),
+        (pd.concat([table, table["norm"]], axis=1), "column norm is repeated"),
+        (table.assign(member=0.5), "column member is of type float64, not int"),
+        (table.assign(test_loss="x"), "column test_loss is of type"),
+        (table.assign(norm=2), "column norm is of type int64, not str"),
+        (table.assign(test_error=[0.1] * 3 + [2.0] * 21), "row 3, column test_error: 2.0 is not"),
+        (pd.concat([table, table]), "row 24: repeats row 0"),
+        (table.assign(seed=[7] + [0] * 23), "row 1, column seed: 0, but row 0 of the same network"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_table(damaged)
+
+
 def test_own_labels_and_names(table):
     random = table["member"] < 2
     table.loc[random, "family"] = "random_labels"
@@ -307,5 +339,8 @@ def test_own_labels_and_names(table):
     assert ((own["labels"] == "random") == (own["member"] < 2)).all()
     assert member_names(table)[2] == "member 1 (random_labels, level 0, seed 1)"
     assert level_names(table)[-1] == "pretrain 1"
+    two = pd.concat([table[-1:], table[-1:].assign(experiment="other")])
+    name = "member 11 (pretrain, level 1, seed 2)"
+    assert member_names(two) == [f"random_pretrain, {name}", f"other, {name}"]
     assert selection_name("final") == "last epoch"
     assert selection_name("loss=0.0044") == "training loss nearest 0.0044"
