@@ -35,7 +35,7 @@ from normjax.training.processes import prepare_cpu
 class Config:
     """The settings of the command."""
 
-    source: str = setting(help="Folder of a finished run.", flag="from")
+    source: str = setting(help="Folder of a finished run.", flag="from", check=check_workdir)
     workdir: str | None = setting(
         None, "Output folder; default: the folder of --from.", check=check_workdir
     )

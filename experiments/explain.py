@@ -38,7 +38,7 @@ class Config:
     source: str = setting(
         help="Folder of a run, or a results.csv.",
         flag="from",
-        check=check_that(lambda path: Path(path).exists(), "no such file or folder"),
+        check=check_that(lambda path: path and Path(path).exists(), "no such file or folder"),
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
     norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")

@@ -67,7 +67,9 @@ class Config:
         None,
         "A workdir to redraw without training.",
         flag="from",
-        check=check_that(lambda path: (Path(path) / "runs").is_dir(), "it has no folder runs"),
+        check=check_that(
+            lambda path: path and (Path(path) / "runs").is_dir(), "it has no folder runs"
+        ),
     )
 
     @property

@@ -16,6 +16,7 @@ from jax import lax
 from normjax.types import Array, Norm, NormFn, at_least_float32
 
 _REAL = (int, float, np.integer, np.floating)
+_DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,10 @@ def parse_norm(text: str) -> NamedNorm:
       ValueError: an unknown norm, p < 1, or a scale that is not positive.
     """
     order, slash, divisor = text.strip().partition("/")
-    allowed = "allowed: spectral, fro, inf, any p >= 1, each with an optional /SCALE (1/100)"
+    allowed = "allowed: spectral, fro, inf, any p >= 1 in decimals; optional: /SCALE (1/100)"
     try:
-        scale = float(divisor) if slash else 1.0
-        norm = order if order == "spectral" else 2.0 if order == "fro" else float(order)
+        scale = _decimal(divisor) if slash else 1.0
+        norm = order if order == "spectral" else 2.0 if order == "fro" else _decimal(order)
     except ValueError:
         raise ValueError(f"unknown norm {text!r}; {allowed}") from None
     if not 0 < scale < math.inf:
@@ -187,9 +188,16 @@ def _largest_singular_values(matrices: Array) -> Array:
     return lax.map(largest, matrices.reshape(-1, *matrices.shape[-2:]))
 
 
+def _decimal(text: str) -> float:
+    """Parse a decimal number or "inf"; `float` would also accept "2_0", "nan" and "1e400"."""
+    if text != "inf" and not (re.fullmatch(_DECIMAL, text) and float(text) < math.inf):
+        raise ValueError(text)
+    return float(text)
+
+
 def _shortest(number: float) -> str:
-    """Return the shortest text that identifies a number: "2" for 2.0."""
-    return repr(number).removesuffix(".0")
+    """Return the shortest decimal text that identifies a number: "2" for 2.0."""
+    return np.format_float_positional(number, trim="-")
 
 
 def _norm_function(norm: Norm) -> NormFn:

@@ -58,7 +58,7 @@ def run_sweep(
       OSError: a file cannot be written.
     """
     finish_sweep(config, experiment, model=model, dataset=dataset)
-    return load_run(config.workdir, model=model, dataset=dataset)
+    return load_run(config.workdir, config.data_dir, model=model, dataset=dataset)
 
 
 def finish_sweep(
@@ -92,7 +92,10 @@ def finish_sweep(
                 stack.enter_context(record.locked(run_dir, is_new))
 
         def is_finished() -> bool:
-            return processes.is_first() and record.is_finished(run_dir, experiment, config)
+            finished = processes.is_first() and record.is_finished(run_dir, experiment, config)
+            if finished and given:  # refuse another network or other data of the same name
+                load_run(run_dir, config.data_dir, model=model, dataset=dataset)
+            return finished
 
         def start() -> None:
             if processes.is_first():

@@ -51,11 +51,12 @@ class Layers(nn.Module):
 
     activation: object = nn.relu
     num_classes: int = 3
+    num_hidden: int = 5
 
     @nn.compact
     def __call__(self, images):
         """Flatten, dense, activation, dense."""
-        x = self.activation(nn.Dense(5)(images.reshape(len(images), -1)))
+        x = self.activation(nn.Dense(self.num_hidden)(images.reshape(len(images), -1)))
         return nn.Dense(self.num_classes)(x)
 
 
@@ -145,15 +146,28 @@ def test_own_network_and_data(tmp_path):
         normjax.load_member(folder, 0)
     with pytest.raises(ValueError, match="the run's dataset is own data: pass it again"):
         load_run(folder, model=Small(True))
-    with pytest.raises(ValueError, match="the run's model is Small: pass it again"):
+    with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         load_run(folder, dataset=own_data())
     with pytest.raises(ValueError, match="the data own data differ from those of the run"):
         load_run(folder, model=Small(True), dataset=own_data(num_test=41))
 
 
+def test_a_finished_run_is_not_resumed_with_another_network_or_data(tmp_path, capsys):
+    config = normjax.SweepConfig(tmp_path / "run", **SMALL, resume=True)
+    normjax.run_sweep(config, model=Layers(), dataset=own_data())
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="the network's parameters differ from the run's"):
+        normjax.run_sweep(config, model=Layers(num_hidden=6), dataset=own_data())
+    with pytest.raises(ValueError, match="the data own data differ from those of the run"):
+        normjax.run_sweep(config, model=Layers(), dataset=own_data(num_test=50))
+    assert "this run is finished" not in capsys.readouterr().out
+    normjax.run_sweep(config, model=Layers(), dataset=own_data())
+    assert "this run is finished" in capsys.readouterr().out
+
+
 def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
     normjax.run_sweep(normjax.SweepConfig(tmp_path / "run", **SMALL))
-    with pytest.raises(ValueError, match="the run's model is linear: do not pass another"):
+    with pytest.raises(ValueError, match="the run's network is linear: do not pass another"):
         load_run(tmp_path / "run", model=Small())
     with pytest.raises(ValueError, match="the run's dataset is digits: do not pass another"):
         load_run(tmp_path / "run", dataset=load_dataset("digits"))
@@ -165,7 +179,7 @@ def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
         ("linear", "a Linen module is needed"),
         (nn.Dense(3), r"its logits have shape \(16, 9, 6, 3\), not \(16, 3\)"),
         (Layers(num_classes=4), r"its logits have shape \(16, 4\), not \(16, 3\)"),
-        (Layers(jnp.tanh), "it is not homogeneous in its layers' weights"),
+        (Layers(jnp.tanh), "a layer is not homogeneous in its weights, or the names of the layers"),
         (Layers(lambda x: x[:, :, 3]), "it cannot be applied to the images: "),
         (nn.Sequential([nn.BatchNorm(True), jnp.ravel]), "needs a field batch_norm|cannot be"),
         (nn.Dense(3, dtype=jnp.float32, param_dtype=jnp.bfloat16), "must be float32"),

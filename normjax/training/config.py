@@ -4,12 +4,15 @@ A configuration is a frozen dataclass with fields from `setting`. The metadata o
 help text and its allowed values for `validate` and the command line.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from normjax.data.labels import METHODS
 from normjax.networks.models import MODEL_NAMES
@@ -65,7 +68,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
         try:
             if not _is_of_type(value, kind):
                 name = kind.__name__ if isinstance(kind, type) else kind
-                raise ValueError(f"must be of type {name}")
+                raise ValueError(f"must be of type {name}, not {_type_name(value)}")
             if isinstance(value, str) and not _is_one_line(value):
                 raise ValueError("must be one line of Unicode text")
             if allowed and field.name not in given and value not in (None, *allowed):
@@ -98,7 +101,8 @@ not_negative = check_that(lambda value: value >= 0, "must not be negative")
 # JAX drops the upper bits of a larger seed.
 check_seed = check_that(lambda seed: 0 <= seed < 2**32, "must lie in [0, 2^32)")
 check_workdir = check_that(
-    lambda path: not os.path.exists(path) or os.path.isdir(path), "a folder is needed, not a file"
+    lambda path: path and (os.path.isdir(path) or not os.path.exists(path)),
+    "a folder is needed, not a file or an empty name",
 )
 
 
@@ -139,15 +143,19 @@ def _check_targets(targets: tuple[float, ...]) -> None:
 def _check_norms(names: tuple[str, ...]) -> None:
     if not names:
         raise ValueError("at least one norm is needed")
-    if len({parse_norm(name).name for name in names}) < len(names):
-        raise ValueError("no norm may be repeated")
+    canonical = [parse_norm(name).name for name in names]
+    if len(set(canonical)) < len(names):
+        pairs = zip(names, canonical, strict=True)
+        synonyms = [f"; {name} is {other}" for name, other in pairs if name != other]
+        raise ValueError("no norm may be repeated" + "".join(synonyms))
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """All settings of a sweep; each field has a flag of the same name.
 
-    Only `workdir` is required. Lists are converted to tuples, and paths to strings.
+    Only `workdir` is required. Paths are converted to strings, lists and arrays to tuples, NumPy
+    scalars to Python's, and norms to their canonical names.
     """
 
     workdir: str = setting(help="Folder for the output of the run.", check=check_workdir)
@@ -209,9 +217,15 @@ class SweepConfig:
     )
 
     def __post_init__(self) -> None:
-        """Convert paths to strings, lists to tuples, and integers to floats where needed."""
+        """Convert values to the types of their fields; `validate` refuses what remains."""
         for name, kind in get_type_hints(type(self)).items():
             object.__setattr__(self, name, _convert(getattr(self, name), kind))
+        if isinstance(self.norms, tuple):
+            names = tuple(str(x) if type(x) in (int, float) else x for x in self.norms)
+            with contextlib.suppress(ValueError, AttributeError):
+                _check_norms(names)
+                names = tuple(parse_norm(name).name for name in names)
+            object.__setattr__(self, "norms", names)
 
     def check_together(self) -> None:
         """Raise ValueError if two settings contradict each other."""
@@ -244,13 +258,16 @@ def _convert(value: Any, kind: Any) -> Any:
     """Convert a value to the type of its field if that loses nothing."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_convert(entry, get_args(kind)[0]) for entry in value)
-    return float(value) if kind is float and type(value) is int else value
+    is_exact = kind is float and type(value) is int and abs(value) <= 2**53
+    return float(value) if is_exact else value
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type; an int counts as a float, a bool does not."""
+    """Return whether a value has a type; a bool is no number."""
     if get_origin(kind) is UnionType:
         return any(_is_of_type(value, argument) for argument in get_args(kind))
     if get_origin(kind) is tuple:
@@ -258,7 +275,14 @@ def _is_of_type(value: Any, kind: Any) -> bool:
         return isinstance(value, tuple) and all(_is_of_type(item, entry) for item in value)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    return isinstance(value, kind)
+
+
+def _type_name(value: Any) -> str:
+    """Return the name of a value's type, with the types of a tuple's entries."""
+    if isinstance(value, tuple):
+        return f"tuple of {', '.join(sorted({_type_name(entry) for entry in value}))}"
+    return type(value).__name__
 
 
 def _is_one_line(text: str) -> bool:

@@ -22,9 +22,9 @@ from normjax.training.config import SweepConfig, validate
 from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
-from normjax.training.plan import Arrays, load_data, without_batch_norm
+from normjax.training.plan import Arrays, load_data
 from normjax.training.record import data_digest
-from normjax.training.saved import load_member
+from normjax.training.saved import MODEL_KINDS, choose_model, load_member
 from normjax.types import ApplyFn, Params
 
 
@@ -96,11 +96,11 @@ def load_run(
     run_dir = Path(run_dir)
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
-    run = read_object(path, given=list[str], data_digest=str)
-    for name, own in (("model", model), ("dataset", dataset)):
-        if (name in run["given"]) != (own is not None):
-            needed = "pass it again" if own is None else "do not pass another"
-            raise ValueError(f"{path}: the run's {name} is {getattr(config, name)}: {needed}")
+    run = read_object(path, data_digest=str, **MODEL_KINDS)
+    if ("dataset" in run["given"]) != (dataset is not None):
+        needed = "pass it again" if dataset is None else "do not pass another"
+        raise ValueError(f"{path}: the run's dataset is {config.dataset}: {needed}")
+    plain = choose_model(path, run, model)
     table = on_own_labels(read_results(run_dir))
     if unknown := set(table["member"]) - set(members):
         raise ValueError(
@@ -112,8 +112,7 @@ def load_run(
     if data_digest(data) != run["data_digest"]:
         raise ValueError(f"{path}: the data {config.dataset} differ from those of the run")
     trained = model or make_model(config.model, data.num_classes, batch_norm=config.batch_norm)
-    apply_fn = make_apply(without_batch_norm(trained))
-    return FinishedRun(run_dir, config, data, members, table, trained, model, apply_fn)
+    return FinishedRun(run_dir, config, data, members, table, trained, model, make_apply(plain))
 
 
 def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:

@@ -162,7 +162,8 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
             for i, member in enumerate(members):
                 if selection.exists[i]:
                     network = take_member(kept, i)
-                    saved.save_network(run_dir, member.index, selection.name, network)
+                    seed = sweep.config.seed
+                    saved.save_network(run_dir, seed, member, selection.name, network)
         rows += evaluate_selection(sweep, members, selection, variables)
     rows.sort(key=lambda row: row["member"])
     if processes.is_first():

@@ -213,6 +213,7 @@ def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member
     check = check_homogeneity(apply_fn, params, images)
     if not check.relative_error < _TOLERANCE:
         raise ValueError(
-            f"{name}: it is not homogeneous in its layers' weights; normalizing changes its "
-            f"predictions (relative error {check.relative_error:.2g})"
+            f"{name}: normalizing changes its predictions (relative error "
+            f"{check.relative_error:.2g}): a layer is not homogeneous in its weights, or the names "
+            "of the layers are not in the order of their application"
         )

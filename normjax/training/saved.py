@@ -7,9 +7,11 @@ DIR/checkpoints/groups/000.csv.sha256   the digest of the rows, in the format of
 
 import hashlib
 import io
+import json
+import operator
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +23,38 @@ import pandas as pd
 from normjax.batch_norm import absorb_batch_norm
 from normjax.files import one_line, read_object, replacing
 from normjax.networks.models import make_model
-from normjax.results.table import read_results, write_results
+from normjax.results.table import RESULTS_FILE, read_results, write_results
 from normjax.training.checkpoints import RUN_FILE
+from normjax.training.ensemble import Member
 from normjax.training.plan import abstract_params, parameter_shapes, path_name, without_batch_norm
 from normjax.types import Params
 
+MODEL_KINDS = {"model": str, "num_classes": int, "image_shape": list[int]}
+MODEL_KINDS |= {"given": list[str], "parameters": dict}
+"""Fields of run.json that `choose_model` needs, and their types."""
 
-def save_network(run_dir: str | os.PathLike, number: int, selection: str, variables: Any) -> None:
+
+def save_network(
+    run_dir: str | os.PathLike, run_seed: int, member: Member, selection: str, variables: Any
+) -> None:
     """Save a network at one selection, with batch normalization absorbed.
+
+    The comment of the zip archive identifies the network, so that a renamed file is refused.
 
     Args:
       run_dir: the folder of the run.
-      number: the index of the member.
+      run_seed: the seed of the run.
+      member: the definition of the network.
       selection: "final" or "loss=0.0044".
       variables: the trained variables, NumPy arrays.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
+        archive.comment = identity(run_seed, member._asdict(), selection)
         for path, leaf in jax.tree.leaves_with_path(absorb_batch_norm(variables)):
             with archive.open(f"{path_name(path)}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(leaf), allow_pickle=False)
-    with replacing(network_path(run_dir, number, selection)) as temporary:
+    with replacing(network_path(run_dir, member.index, selection)) as temporary:
         temporary.write_bytes(content.getvalue())
 
 
@@ -50,17 +63,26 @@ def network_path(run_dir: str | os.PathLike, number: int, selection: str) -> Pat
     return Path(run_dir) / "checkpoints" / "members" / f"{number:03d}_{selection}.npz"
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def identity(run_seed: int, member: Mapping[str, Any], selection: str) -> bytes:
+    """Return the comment in a network's file, JSON; `member` is as in run.json."""
+    return json.dumps({"run_seed": run_seed, **member, "selection": selection}).encode()
+
+
+def read_arrays(path: Path, expected: bytes) -> dict[str, np.ndarray]:
     """Return the arrays in a network's file by name.
+
+    Args:
+      path: the file.
+      expected: the `identity` of the network.
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: the file is damaged; each array has a checksum.
+      ValueError: the file is damaged (each array has a checksum) or holds another network.
     """
     content = io.BytesIO(path.read_bytes())
     try:
         with zipfile.ZipFile(content) as archive:
-            return {
+            arrays = {
                 name.removesuffix(".npy"): np.lib.format.read_array(
                     io.BytesIO(archive.read(name)), allow_pickle=False
                 )
@@ -68,6 +90,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             }
     except Exception as error:  # zipfile and numpy raise many kinds
         raise ValueError(f"{path}: damaged, it cannot be read: {one_line(error)}") from error
+    if archive.comment != expected:
+        found = archive.comment.decode(errors="replace")
+        raise ValueError(
+            f"{path}: damaged or renamed, it holds {one_line(found)!r}, not {expected.decode()!r}"
+        )
+    return arrays
 
 
 def load_member(
@@ -90,28 +118,28 @@ def load_member(
       [N, H, W, C]. The variables are NumPy arrays, with batch normalization absorbed.
 
     Raises:
-      FileNotFoundError: the folder has no run, or the network is not trained yet.
+      FileNotFoundError: the folder has no run, the network is not trained yet, or its file is
+        missing.
+      TypeError: `member` is not an integer.
       ValueError: the member or selection does not exist (the message lists the valid ones), the
-        file is damaged, or the run used your own network and `model` is missing.
+        file is damaged or of another network, or the run used your own network and `model` is
+        missing.
     """
+    member = operator.index(member)
     path = Path(run_dir) / RUN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
-    kinds = {"groups": list[list[int]], "model": str, "num_classes": int}
-    run = read_object(path, **kinds, image_shape=list[int], given=list[str], parameters=dict)
-    num_members = sum(map(len, run["groups"]))
+    kinds = {"groups": list[list[int]], "members": list[dict], "seed": int, "finished": bool}
+    run = read_object(path, **kinds, **MODEL_KINDS)
+    num_members = len(run["members"])
     if member not in range(num_members):
         raise ValueError(f"{run_dir}: no member {member}; there are 0 to {num_members - 1}")
     file = network_path(run_dir, member, selection)
-    known = sorted(path.stem.partition("_")[2] for path in file.parent.glob(f"{member:03d}_*.npz"))
-    if not known:
-        raise FileNotFoundError(f"{run_dir}: member {member} is not fully trained yet")
-    if selection not in known:
-        raise ValueError(
-            f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
-        )
+    if not file.exists():
+        raise _why_missing(file, run_dir, run, member, selection)
     model = choose_model(path, run, model)
-    return model, {"params": _load_params(file, model, run["image_shape"])}
+    expected = identity(run["seed"], run["members"][member], selection)
+    return model, {"params": _load_params(file, expected, model, run["image_shape"])}
 
 
 def choose_model(path: Path, run: dict[str, Any], own: nn.Module | None) -> nn.Module:
@@ -178,11 +206,31 @@ def _digest_line(path: Path, name: str) -> str:
     return f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n"
 
 
-def _load_params(path: Path, model: nn.Module, image_shape: Sequence[int]) -> Params:
+def _why_missing(
+    file: Path, run_dir: str | os.PathLike, run: dict[str, Any], member: int, selection: str
+) -> Exception:
+    """Return the error for a network without a file."""
+    rows = Path(run_dir) / RESULTS_FILE
+    if not run["finished"]:
+        group = next((i for i, group in enumerate(run["groups"]) if member in group), 0)
+        rows = rows_path(run_dir, group)
+        if not rows.exists():
+            return FileNotFoundError(f"{run_dir}: member {member} is not fully trained yet")
+    table = read_results(rows)
+    known = sorted(set(table["selection"][table["member"] == member]))
+    if selection in known:
+        return FileNotFoundError(f"{file}: the file of a trained network is missing")
+    return ValueError(
+        f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
+    )
+
+
+def _load_params(
+    path: Path, expected: bytes, model: nn.Module, image_shape: Sequence[int]
+) -> Params:
     """Return a network's parameters as a tree."""
-    arrays = read_arrays(path)
-    expected = abstract_params(model, image_shape)
-    leaves, structure = jax.tree.flatten_with_path(expected)
+    arrays = read_arrays(path, expected)
+    leaves, structure = jax.tree.flatten_with_path(abstract_params(model, image_shape))
     wanted = {path_name(place): (leaf.shape, leaf.dtype) for place, leaf in leaves}
     if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
         raise ValueError(f"{path}: damaged, its arrays are not the network's parameters")

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from normjax.data import Dataset
-from normjax.norms import parse_norm
 from normjax.training import processes
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import (
@@ -153,6 +152,6 @@ def member_rows(
         by_norm[f"normalized_{split}_error"] = means.normalized_error
         by_norm[f"normalized_{split}_excess"] = excess
     return [
-        {**shared, "norm": parse_norm(norm).name, **{k: v[i] for k, v in by_norm.items()}}
+        {**shared, "norm": norm, **{k: v[i] for k, v in by_norm.items()}}
         for i, norm in enumerate(sweep.config.norms)
     ]

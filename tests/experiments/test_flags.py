@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import flags
@@ -188,7 +189,10 @@ def test_the_papers_settings():
         (["--norms=2,l2"], "unknown norm 'l2'; allowed: spectral, fro, inf, any p >= 1"),
         (["--norms=0.5"], "norm '0.5' has p < 1"),
         (["--norms="], "--norms=: at least one norm is needed"),
-        (["--norms=2,2"], "no norm may be repeated"),
+        (["--norms=2,2"], "--norms=2,2: no norm may be repeated"),
+        (["--norms=2,fro"], "--norms=2,fro: no norm may be repeated; fro is 2"),
+        (["--norms=2_0"], "--norms=2_0: unknown norm '2_0'"),
+        (["--workdir="], "--workdir=: a folder is needed, not a file or an empty name"),
         (["--batch_norm"], "--batch_norm=true: only convnet5 has it"),
         (["--distributed=all"], "--distributed=all: allowed are none, auto and host:port,n,i"),
         (["--distributed=localhost:1,2"], "allowed are none, auto and host:port,n,i"),
@@ -304,12 +308,16 @@ def test_every_kind_of_field():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"epochs": "3"}, "--epochs=3: must be of type int"),
-        ({"epochs": True}, "--epochs=true: must be of type int"),
-        ({"learning_rate": None}, "--learning_rate=None: must be of type float"),
-        ({"norms": "2"}, "--norms=2: must be of type tuple[str, ...]"),
-        ({"norms": (2,)}, "--norms=2: must be of type tuple[str, ...]"),
-        ({"train_size": 1.0}, "--train_size=1.0: must be of type int | None"),
+        ({"epochs": "3"}, "--epochs=3: must be of type int, not str"),
+        ({"epochs": True}, "--epochs=true: must be of type int, not bool"),
+        ({"epochs": np.float32(3)}, "--epochs=3.0: must be of type int, not float"),
+        ({"learning_rate": None}, "--learning_rate=None: must be of type float, not NoneType"),
+        ({"learning_rate": 10**17}, f"--learning_rate={10**17}: must be of type float, not int"),
+        ({"norms": "2"}, "--norms=2: must be of type tuple[str, ...], not str"),
+        ({"norms": (True,)}, "--norms=True: must be of type tuple[str, ...], not tuple of bool"),
+        ({"norms": (2, "fro")}, "--norms=2,fro: no norm may be repeated; fro is 2"),
+        ({"train_size": 1.0}, "--train_size=1.0: must be of type int | None, not float"),
+        ({"workdir": ""}, "--workdir=: a folder is needed, not a file or an empty name"),
         ({"model": "resnet"}, "--model=resnet: allowed are convnet3, convnet5, linear"),
         ({"corruption": "shuffle"}, "--corruption=shuffle: allowed are swap, redraw"),
         ({"dataset": "a\nb"}, r"--dataset='a\nb': must be one line of Unicode text"),
@@ -317,7 +325,7 @@ def test_every_kind_of_field():
 )
 def test_python_gets_the_same_line(values, message):
     with pytest.raises(ValueError) as error:
-        validate(SweepConfig("x", **values))
+        validate(SweepConfig(**{"workdir": "x"} | values))
     assert str(error.value) == message
 
 
@@ -325,6 +333,33 @@ def test_lists_and_paths_are_taken():
     config = SweepConfig(Path("a/b"), norms=["2", "inf"], corruption_levels=[0, 1])
     assert (config.workdir, config.norms, config.corruption_levels) == ("a/b", ("2", "inf"), (0, 1))
     validate(config)
+
+
+def test_numpy_values_are_taken():
+    config = SweepConfig(
+        "x",
+        epochs=np.int64(3),
+        learning_rate=np.float32(0.25),
+        corruption_levels=np.array([0, 0.5]),
+        batch_norm=np.False_,
+        norms=np.array([2, 1.5, np.inf]),
+    )
+    validate(config)
+    assert config == SweepConfig(
+        "x", epochs=3, learning_rate=0.25, corruption_levels=(0.0, 0.5), norms=(2, "1.5", "inf")
+    )
+    assert "--norms=2,1.5,inf\n" in to_flagfile(config)
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    for number in (10**400, 10**5000):
+        with pytest.raises(ValueError):
+            validate(SweepConfig("x", learning_rate=number))
+
+
+def test_a_norm_is_recorded_under_its_canonical_name():
+    assert parse("--norms=fro,1/100.0") == parse("--norms=2.0,1/100")
+    assert "--norms=2,1/100\n" in to_flagfile(parse("--norms=fro,1/100.0"))
 
 
 def test_help_names_every_flag(tmp_path):

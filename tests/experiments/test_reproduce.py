@@ -147,6 +147,8 @@ def test_defaults():
         (["--figures=04"], "--figures=04: allowed are"),
         (["--figures="], "--figures=: allowed are"),
         (["--scale=tiny"], "full|small|smoke"),
+        (["--from="], "--from=: it has no folder runs"),
+        (["--workdir="], "--workdir=: a folder is needed"),
         (["--from=no/such"], "--from=no/such: it has no folder runs"),
         (["--workdir=setup.cfg"], "--workdir=setup.cfg: a folder is needed, not a file"),
         (["--epochs=3"], "Unknown command line flag 'epochs'"),

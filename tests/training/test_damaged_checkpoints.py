@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from normjax.networks.models import make_model
 from normjax.training import checkpoints
-from normjax.training.ensemble import take_member
+from normjax.training.ensemble import Member, take_member
 from normjax.training.plan import parameter_shapes
 from normjax.training.saved import load_member, save_network
 
@@ -73,11 +73,13 @@ def saved(tmp_path_factory):
     with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
         for epoch in (1, 2):
             checkpoints.save_progress(checkpointer, epoch, as_jax(random_tree(epoch)), [0, 1, 2])
-    for member in range(3):
-        save_network(folder, member, "final", take_member(random_tree(3), member))
+    members = [Member(index, index, "pretrain", 0.5) for index in range(3)]
+    for member in members:
+        save_network(folder, 0, member, "final", take_member(random_tree(3), member.index))
     shapes = parameter_shapes(make_model("linear"), (5, 4, 1))
     run = {"model": "linear", "num_classes": 10, "groups": [[0, 1, 2]], "given": []}
-    run |= {"image_shape": [5, 4, 1], "parameters": shapes}
+    run |= {"image_shape": [5, 4, 1], "parameters": shapes, "seed": 0, "finished": False}
+    run["members"] = [member._asdict() for member in members]
     (folder / "run.json").write_text(json.dumps(run))
     return folder
 

@@ -10,9 +10,18 @@ import pytest
 
 from normjax.batch_norm import absorb_batch_norm
 from normjax.networks.models import make_model
-from normjax.training.ensemble import take_member
+from normjax.results.table import write_results
+from normjax.training.ensemble import Member, take_member
 from normjax.training.plan import parameter_shapes
-from normjax.training.saved import load_member, network_path, read_arrays, save_network
+from normjax.training.saved import (
+    identity,
+    load_member,
+    network_path,
+    read_arrays,
+    save_network,
+    save_rows,
+)
+from tests.helpers.synthetic_results import synthetic_table
 
 IMAGE_SHAPE = (8, 8, 1)
 
@@ -27,11 +36,22 @@ def random_variables(model, seed=0):
     )
 
 
+def member_of(number, seed=0):
+    """One of a run's networks."""
+    return Member(number, seed, "pretrain", 0.5)
+
+
+def save(run_dir, number, selection, variables, run_seed=0):
+    """Save a network of a run."""
+    save_network(run_dir, run_seed, member_of(number), selection, variables)
+
+
 def write_record(run_dir, model, groups, **changes):
     """The run.json of a run."""
     run_dir.mkdir(exist_ok=True)
     run = {"model": model, "num_classes": 10, "groups": groups, "given": []}
-    run |= {"image_shape": IMAGE_SHAPE}
+    members = [member_of(number)._asdict() for number in range(sum(map(len, groups)))]
+    run |= {"image_shape": IMAGE_SHAPE, "members": members, "seed": 0, "finished": False}
     if "parameters" not in changes:
         run["parameters"] = parameter_shapes(make_model(model), IMAGE_SHAPE)
     (run_dir / "run.json").write_text(json.dumps(run | changes))
@@ -46,7 +66,7 @@ def test_members_come_back_as_they_were_saved(tmp_path):
         )
     }
     for (member, selection), variables in trained.items():
-        save_network(tmp_path, member, selection, variables)
+        save(tmp_path, member, selection, variables)
     images = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, *IMAGE_SHAPE)
     for (member, selection), variables in trained.items():
         model, loaded = load_member(tmp_path, member, selection)
@@ -66,7 +86,7 @@ def test_one_network_is_read_alone(tmp_path):
     write_record(tmp_path, "linear", [[0, 1]])
     for member in (0, 1):
         for selection in ("final", "loss=0.05"):
-            save_network(tmp_path, member, selection, random_variables(make_model("linear")))
+            save(tmp_path, member, selection, random_variables(make_model("linear")))
     for path in (tmp_path / "checkpoints").rglob("*.npz"):
         if path != network_path(tmp_path, 1, "final"):
             path.write_bytes(b"")
@@ -77,7 +97,7 @@ def test_one_network_is_read_alone(tmp_path):
 
 def test_equal_networks_make_equal_bytes(tmp_path):
     for folder in ("a", "b"):
-        save_network(tmp_path / folder, 0, "final", random_variables(make_model("convnet3")))
+        save(tmp_path / folder, 0, "final", random_variables(make_model("convnet3")))
     ours, theirs = (network_path(tmp_path / folder, 0, "final") for folder in ("a", "b"))
     assert ours.read_bytes() == theirs.read_bytes()
 
@@ -87,7 +107,7 @@ def test_a_loaded_member_has_its_batch_norm_absorbed(tmp_path):
     stacked = [random_variables(make_model("convnet5", batch_norm=True), seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
     for member in (0, 1):
-        save_network(tmp_path, member, "final", take_member(stacked, member))
+        save(tmp_path, member, "final", take_member(stacked, member))
     model, loaded = load_member(tmp_path, 1)
     assert model == make_model("convnet5") and loaded.keys() == {"params"}
     expected = absorb_batch_norm(jax.tree.map(lambda x: x[1], stacked))
@@ -103,17 +123,50 @@ def test_loading_what_is_not_there(tmp_path):
     # Member 1 never came near its target, member 2 is not trained yet.
     write_record(tmp_path, "linear", [[0, 1], [2]])
     for member, selection in ((0, "final"), (0, "loss=0.05"), (1, "final")):
-        save_network(tmp_path, member, selection, random_variables(make_model("linear")))
+        save(tmp_path, member, selection, random_variables(make_model("linear")))
     for member in (3, -1):
         with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
             load_member(tmp_path, member)
     with pytest.raises(FileNotFoundError, match="member 2 is not fully trained yet"):
         load_member(tmp_path, 2)
+    with pytest.raises(TypeError, match="integer"):
+        load_member(tmp_path, 1.0)
+    table = synthetic_table((0.5,), 2, ("2",), ("final", "loss=0.05"))
+    save_rows(tmp_path, 0, table[(table["member"] == 0) | (table["selection"] == "final")])
     for member, selection, known in ((0, "best", "final, loss=0.05"), (1, "loss=0.05", "final")):
         message = f"member {member} has no network '{selection}'; it has: {known}$"
         with pytest.raises(ValueError, match=message):
             load_member(tmp_path, member, selection)
-    assert load_member(tmp_path, 0, "loss=0.05")[1]["params"]
+    path = network_path(tmp_path, 0, "loss=0.05")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path}: the file of a trained network is miss"):
+        load_member(tmp_path, 0, "loss=0.05")
+
+
+def test_a_file_of_a_finished_run_is_missing(tmp_path):
+    write_record(tmp_path, "linear", [[0, 1]], finished=True)
+    write_results(tmp_path / "results.csv", synthetic_table((0.5,), 2, ("2",)))
+    with pytest.raises(FileNotFoundError, match=r"001_final.npz: the file of a trained network"):
+        load_member(tmp_path, 1)
+
+
+def test_a_file_of_another_network_is_refused(tmp_path):
+    """Of another member, of another selection, and of a run with another seed."""
+    write_record(tmp_path, "linear", [[0, 1]])
+    for number, selection in ((0, "final"), (0, "loss=0.05"), (1, "final")):
+        save(tmp_path, number, selection, random_variables(make_model("linear")))
+    path = network_path(tmp_path, 1, "final")
+    whole = path.read_bytes()
+    for selection in ("final", "loss=0.05"):
+        path.write_bytes(network_path(tmp_path, 0, selection).read_bytes())
+        message = f'{path}: damaged or renamed, it holds .*index": 0.*{selection}.*, not .*": 1,'
+        with pytest.raises(ValueError, match=message):
+            load_member(tmp_path, 1)
+    save(tmp_path, 1, "final", random_variables(make_model("linear")), run_seed=3)
+    with pytest.raises(ValueError, match="damaged or renamed"):
+        load_member(tmp_path, 1)
+    path.write_bytes(whole)
+    assert load_member(tmp_path, 1)[1]["params"]
 
 
 class Narrow(nn.Module):
@@ -132,7 +185,7 @@ def test_an_own_network_must_be_given_again(tmp_path):
     shapes = parameter_shapes(Narrow(3), IMAGE_SHAPE)
     write_record(tmp_path, "Narrow", [[0]], given=["model"], parameters=shapes)
     variables = random_variables(Narrow(3))
-    save_network(tmp_path, 0, "final", variables)
+    save(tmp_path, 0, "final", variables)
     model, loaded = load_member(tmp_path, 0, model=Narrow(3))
     assert model == Narrow(3)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
@@ -159,7 +212,7 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path):
     shapes = parameter_shapes(Tiny(), IMAGE_SHAPE)
     write_record(tmp_path, "Tiny", [[0]], given=["model"], parameters=shapes)
     variables = random_variables(Tiny())
-    save_network(tmp_path, 0, "final", variables)
+    save(tmp_path, 0, "final", variables)
     path = network_path(tmp_path, 0, "final")
     whole = path.read_bytes()
     expected = {f"Dense_0/{name}": x for name, x in variables["params"]["Dense_0"].items()}
@@ -169,7 +222,7 @@ def test_flipped_bits_are_refused_or_harmless(tmp_path):
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         try:
-            arrays = read_arrays(path)
+            arrays = read_arrays(path, identity(0, member_of(0)._asdict(), "final"))
             if arrays.keys() != expected.keys():  # a flip in the list of arrays can hide one
                 load_member(tmp_path, 0, model=Tiny())
         except ValueError as error:
