@@ -4,6 +4,8 @@ python -m experiments
 """
 
 import ast
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -17,9 +19,14 @@ def list_commands(folder: Path = Path(__file__).parent) -> dict[str, str]:
     return commands
 
 
-def main() -> None:
-    """Print the commands."""
+def main(arguments: Sequence[str]) -> None:
+    """Print the commands; refuse arguments, which belong after the name of a command."""
     commands = list_commands()
+    if set(arguments) - {"--help"}:
+        sys.exit(
+            f"error: {' '.join(arguments)!r}: the form is python -m experiments.COMMAND; "
+            f"commands: {', '.join(commands)}"
+        )
     width = max(map(len, commands))
     print("Usage: python -m experiments.COMMAND --help\n")
     for name, summary in commands.items():
@@ -27,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

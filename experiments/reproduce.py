@@ -28,6 +28,7 @@ from normjax.files import one_line
 from normjax.plots.curves import plot_curves
 from normjax.plots.style import save_figure
 from normjax.results.metrics import (
+    METRICS_FILE,
     LevelStops,
     read_metrics,
     read_stops,
@@ -96,13 +97,15 @@ def reproduce(config: Config) -> None:
     runs_dir = Path(config.source or workdir) / "runs"
     for run in RUNS:
         is_finished(runs_dir / run)  # fails on a damaged record before anything is trained
-    impossible: dict[str, str] = {}  # why a run cannot be provided, or ""
+    absent: dict[str, str] = {}  # why a figure has no data, or ""
     reasons: dict[str, str] = {}  # why a figure is not drawn, or ""
     figures = tuple(dict.fromkeys(config.figures))
     for run in dict.fromkeys(map(run_of, figures)):
-        impossible[run], reason = provide_run(run, config, runs_dir / run)
+        impossible, reason = provide_run(run, config, runs_dir / run)
         for name in [name for name in figures if run_of(name) == run]:
-            reasons[name] = reason or draw(name, runs_dir / run, workdir / "figures")
+            absent[name] = impossible or ("" if reason else why_no_metrics(name, runs_dir / run))
+            folder = workdir / "figures"
+            reasons[name] = reason or absent[name] or draw(name, runs_dir / run, folder)
 
     rows = []
     for name in FIGURES:
@@ -111,18 +114,14 @@ def reproduce(config: Config) -> None:
     records = runs.finished_runs(runs_dir)
     ledger.write_markdown(workdir / "ledger.md", rows, *stopping_of(runs_dir), records)
 
-    for run, reason in impossible.items():
+    for run, reason in dict.fromkeys((run_of(name), absent[name]) for name in figures):
         if reason:
-            left_out = ", ".join(name for name in figures if run_of(name) == run)
-            print(f"figures skipped: {left_out} (run {run}: {reason})")
+            skipped = [name for name in figures if (run_of(name), absent[name]) == (run, reason)]
+            print(f"figures skipped: {', '.join(skipped)} (run {run}: {reason})")
     drawn = [name for name in figures if not reasons[name]]
     print(f"figures drawn in {workdir / 'figures'}: {', '.join(drawn) or 'none'}")
     print(f"{workdir / 'ledger.md'}: {sum(row.ours is not None for row in rows)} numbers measured")
-    failures = [
-        f"{name} ({reason})"
-        for name, reason in reasons.items()
-        if reason and not impossible[run_of(name)]
-    ]
+    failures = [f"{n} ({reason})" for n, reason in reasons.items() if reason and not absent[n]]
     if failures:
         sys.exit(f"error: figures not drawn: {', '.join(failures)}")
     if not drawn:
@@ -146,6 +145,13 @@ def provide_run(run: str, config: Config, run_dir: Path) -> tuple[str, str]:
         return reason, reason
     command = runs.command_of(run, config.scale, dataset, config.data_dir, run_dir)
     return "", runs.train(run, command)
+
+
+def why_no_metrics(name: str, run_dir: Path) -> str:
+    """Return why a figure lacks the metrics.jsonl of its finished run, or ""."""
+    if name != "monitor" or (run_dir / METRICS_FILE).exists():
+        return ""
+    return f"the run has no {METRICS_FILE}"
 
 
 def draw(name: str, run_dir: Path, folder: Path) -> str:
@@ -197,6 +203,8 @@ def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
     run_dir = runs_dir / run_of("monitor")
     if not is_finished(run_dir):
         return [], "The run is not finished."
+    if reason := why_no_metrics("monitor", run_dir):
+        return [], f"Unknown: {reason}."
     try:
         stops = read_stops(run_dir)
     except (ValueError, OSError) as error:

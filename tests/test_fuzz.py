@@ -307,6 +307,7 @@ def run_record():
         "parameters": parameter_shapes(make_model("convnet3"), (8, 8, 1)),
         "given": [],
         "groups": [[0], [1]],
+        "seed": 0,
         "members": [member._asdict() for member in members],
         "devices": ["cpu", "cpu"],
         "git_commit": None,

@@ -381,6 +381,15 @@ def test_the_commands_are_listed():
     assert all(summary in done.stdout for summary in commands.values())
 
 
+def test_a_command_without_its_dot_is_one_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments", "nonsense"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: 'nonsense': the form is python -m experiments.COMMAND; ")
+    assert done.stderr.endswith(f"; commands: {', '.join(list_commands())}\n")
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,16 @@ def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
         if line["figure"] in ("3", "5", "10", "11"):
             assert line == again[line["figure"], line["quantity"]]
     assert parse(f"--from={workdir}").folder == workdir
+
+
+def test_a_run_without_metrics_has_no_monitor(workdir, tmp_path, capsys):
+    shutil.copytree(workdir / "runs", tmp_path / "runs")
+    (tmp_path / "runs" / "convnet3" / "metrics.jsonl").unlink()
+    reproduce.main(parse("--figures=linear,monitor", f"--from={tmp_path}"))
+    said = capsys.readouterr().out
+    assert "figures skipped: monitor (run convnet3: the run has no metrics.jsonl)\n" in said
+    text = (tmp_path / "ledger.md").read_text().split("## When to stop")[1]
+    assert text.strip().startswith("Unknown: the run has no metrics.jsonl.")
 
 
 def test_a_run_with_other_settings_is_an_error(workdir, capfd):
