@@ -56,9 +56,11 @@ def open_progress(
     Raises:
       OSError: the last checkpoint could not be written.
     """
+    folder = _progress_folder(run_dir, group)
+    _drop_unreadable(folder)
     policies = ocp.training
     checkpointer = ocp.training.Checkpointer(
-        os.fspath(_progress_folder(run_dir, group)),
+        os.fspath(folder),
         save_decision_policy=cast(Any, policies.save_decision_policies.FixedIntervalPolicy(every)),
         preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
     )
@@ -67,6 +69,20 @@ def open_progress(
     finally:
         with _writing(checkpointer.directory):
             checkpointer.close()
+
+
+def _drop_unreadable(folder: Path) -> None:
+    """Delete checkpoints with damaged metadata, on which orbax's Checkpointer fails as a whole."""
+    for step in sorted(path for path in folder.glob("*") if path.name.isdecimal()):
+        try:
+            ocp.metadata(step)
+        except Exception as error:  # a damaged file can raise anything
+            _say_unreadable(step.name, error)
+            shutil.rmtree(step)
+
+
+def _say_unreadable(epoch: int | str, error: Exception) -> None:
+    print(f"checkpoint of epoch {epoch} cannot be read: {_one_line(error)}", file=sys.stderr)
 
 
 def save_progress(
@@ -106,10 +122,7 @@ def restore_progress(
         try:
             saved = _load_progress(checkpointer, checkpoint.step, state, members)
         except Exception as error:  # a damaged file can raise anything
-            print(
-                f"checkpoint of epoch {checkpoint.step} cannot be read: {_one_line(error)}",
-                file=sys.stderr,
-            )
+            _say_unreadable(checkpoint.step, error)
             saved = None
         if saved is not None:
             return saved, checkpoint.step
