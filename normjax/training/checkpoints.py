@@ -75,7 +75,7 @@ def _drop_unreadable(folder: Path) -> None:
     """Delete checkpoints with damaged metadata, on which orbax's Checkpointer fails as a whole."""
     for step in sorted(path for path in folder.glob("*") if path.name.isdecimal()):
         try:
-            ocp.metadata(step)
+            ocp.metadata(os.fspath(step))
         except Exception as error:  # a damaged file can raise anything
             _say_unreadable(step.name, error)
             shutil.rmtree(step)
