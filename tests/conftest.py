@@ -1,8 +1,11 @@
 """Settings of the whole test run, made before JAX starts, and the experiment as tests call it."""
 
+import gc
 import os
+import resource
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +35,8 @@ if IS_OURS:
 
 import jax  # noqa: E402 - reads the variables above
 
+MEMORY = Path("/proc/self/statm")  # in pages: all, resident, ...
+
 
 def pytest_configure(config):
     """A warning that nobody expects is an error."""
@@ -45,10 +50,19 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def bounded_memory():
-    """JAX keeps every compiled program: without this a worker grows to 4 GB."""
+def compiled_anew():
+    """JAX keeps every compiled program; a module starts without those of the modules before."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Within a module they are dropped too once the process is large (on Linux)."""
+    yield
+    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * resource.getpagesize() > 1.5e9:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -160,5 +160,7 @@ def test_runs_of_another_kind_are_refused():
         return SimpleNamespace(config=SimpleNamespace(**names | {"model": model}), run_dir=model)
 
     leaderboard.check_same_kind([run("linear"), run("linear")])
-    with pytest.raises(ValueError, match="convnet3 has --model=convnet3 and linear --model=linear"):
+    with pytest.raises(
+        ValueError, match="convnet3 has --model=convnet3 and linear has --model=linear"
+    ):
         leaderboard.check_same_kind([run("linear"), run("convnet3")])
