@@ -49,6 +49,8 @@ from tests.helpers.cifar_archives import (
 from tests.helpers.damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
 from tests.helpers.synthetic_results import CONFIG, synthetic_table
 
+pytestmark = pytest.mark.slow
+
 
 def read_or_refuse(read, path):
     """What a reader makes of a file; None if it refuses it in one line that names it."""

@@ -31,6 +31,7 @@ from tests.helpers.networks import (
 # Eq. 2, on networks of every kind.
 
 
+@pytest.mark.slow
 @every_norm
 @settings(deadline=None, max_examples=15)
 @given(
