@@ -24,6 +24,8 @@ from normjax.training.ensemble import (
     take_process_members,
 )
 
+pytestmark = pytest.mark.slow
+
 A = Member(0, 0, "pretrain", 0.0)
 B = Member(1, 0, "pretrain", 1.0)
 C = Member(2, 1, "pretrain", 1.0)

@@ -20,6 +20,8 @@ from normjax.training.ensemble import Member, make_ensemble, make_order_key, sha
 from normjax.training.memory import group_memory, host_memory, is_out_of_memory, networks_that_fit
 from tests.helpers.tables import assert_close
 
+pytestmark = pytest.mark.slow
+
 NUM_TRAIN, NUM_TEST, NUM_PARAMS, NUM_TARGETS = 90, 40, 64 * 10, 2
 SHAPES = {"train_shape": (NUM_TRAIN, 8, 8, 1)}
 
