@@ -60,7 +60,7 @@ def compiled_anew():
 def bounded_memory():
     """Within a module they are dropped too once the process is large (on Linux)."""
     yield
-    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * resource.getpagesize() > 1.5e9:
+    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * resource.getpagesize() > 1.7e9:
         jax.clear_caches()
         gc.collect()
 

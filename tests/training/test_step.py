@@ -20,6 +20,8 @@ from normjax.training.step import (
 )
 from tests.helpers import reference
 
+pytestmark = pytest.mark.slow
+
 LEARNING_RATE, MOMENTUM = 0.05, 0.9
 TX = optax.sgd(LEARNING_RATE, momentum=MOMENTUM)
 
