@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
 
-MIN_UNITS = 6  # with 4 units, 95% intervals cover the slope in only 69% of synthetic runs
+MIN_UNITS = 6  # with 4 units, 95% intervals cover the slope in only two thirds of synthetic runs
 _MIN_DIFFERENT = 3  # a line through two networks always has R2 = 1
 
 
