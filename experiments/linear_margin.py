@@ -81,7 +81,9 @@ def main(config: Config) -> None:
     is_new = not (run_dir / RUN_FILE).exists()
     with contextlib.ExitStack() as stack:
         try:
-            if record.is_finished(run_dir, EXPERIMENT, config) or _is_marked_finished(run_dir):
+            if record.is_finished(run_dir, EXPERIMENT, config) or record.is_marked_finished(
+                run_dir
+            ):
                 print(f"{run_dir}: this run is finished; nothing to do")
                 return
             sets = linear_sweep.draw_training_sets(
@@ -149,12 +151,6 @@ def start_run(run_dir: Path, config: Config) -> None:
         "config": dataclasses.asdict(config),
     }
     write_json(run_dir / RUN_FILE, run)
-
-
-def _is_marked_finished(run_dir: Path) -> bool:
-    """Return whether run.json is marked finished; `record.is_finished` also needs a report."""
-    path = run_dir / RUN_FILE
-    return path.exists() and read_object(path, finished=bool)["finished"]
 
 
 if __name__ == "__main__":

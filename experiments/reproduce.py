@@ -22,7 +22,7 @@ from experiments import flags, linear_margin
 from experiments.paper import ledger, runs
 from experiments.paper.figures import FIGURES, OTHER_FIGURES, RUNS, SCALES, run_of, stem_of
 from experiments.paper.networks import networks_of, settings_that_differ
-from experiments.paper.runs import flagfile_of, is_finished, read_flags
+from experiments.paper.runs import flagfile_of, read_flags
 from normjax.data import dataset_label
 from normjax.files import one_line
 from normjax.plots.curves import plot_curves
@@ -34,6 +34,7 @@ from normjax.results.metrics import (
     read_stops,
 )
 from normjax.training.config import check_that, check_workdir, setting
+from normjax.training.record import is_marked_finished
 
 ALL_FIGURES = (*FIGURES, *OTHER_FIGURES)
 NOT_ASKED = "its figure was not requested"
@@ -96,7 +97,7 @@ def reproduce(config: Config) -> None:
     workdir = config.folder
     runs_dir = Path(config.source or workdir) / "runs"
     for run in RUNS:
-        is_finished(runs_dir / run)  # fails on a damaged record before anything is trained
+        is_marked_finished(runs_dir / run)  # fails on a damaged record before anything is trained
     absent: dict[str, str] = {}  # why a figure has no data, or ""
     reasons: dict[str, str] = {}  # why a figure is not drawn, or ""
     figures = tuple(dict.fromkeys(config.figures))
@@ -137,7 +138,7 @@ def provide_run(run: str, config: Config, run_dir: Path) -> tuple[str, str]:
       cannot be drawn for this or another reason. Both are one line, or "".
     """
     if config.source is not None:
-        reason = "" if is_finished(run_dir) else f"no finished run in {run_dir}"
+        reason = "" if is_marked_finished(run_dir) else f"no finished run in {run_dir}"
         return reason, reason
     datasets = {"cifar10": config.cifar10, "cifar100": config.cifar100}
     dataset = runs.dataset_of(run, config.scale, datasets)
@@ -188,7 +189,7 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
       run_dir: folder of its run.
       reason: why the figure is not drawn, or "".
     """
-    if reason not in ("", NOT_ASKED) or not is_finished(run_dir):
+    if reason not in ("", NOT_ASKED) or not is_marked_finished(run_dir):
         return ledger.missing_rows(name, reason)
     try:
         paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
@@ -201,7 +202,7 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
 def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:
     """Return the stopping epochs by level, and why they are unknown, or ""."""
     run_dir = runs_dir / run_of("monitor")
-    if not is_finished(run_dir):
+    if not is_marked_finished(run_dir):
         return [], "The run is not finished."
     if reason := why_no_metrics("monitor", run_dir):
         return [], f"Unknown: {reason}."

@@ -12,6 +12,7 @@ from experiments.paper.figures import FLAGFILES, RUNS, stem_of
 from normjax.data import dataset_label, load_dataset
 from normjax.files import one_line, read_object, read_text
 from normjax.training.checkpoints import RUN_FILE
+from normjax.training.record import is_marked_finished
 
 # Fields of run.json for a run of networks.
 _NETWORKS = {"dataset": str, "model": str, "train_images": int, "groups": list[list[int]]}
@@ -90,16 +91,6 @@ def train(run: str, command: list[str]) -> str:
     return "" if process.returncode == 0 else lines[-1] or f"exit code {process.returncode}"
 
 
-def is_finished(run_dir: Path) -> bool:
-    """Return whether the folder holds a finished run.
-
-    Raises:
-      ValueError, OSError: run.json is damaged or cannot be read.
-    """
-    path = run_dir / RUN_FILE
-    return path.exists() and read_object(path, finished=bool)["finished"]
-
-
 def finished_runs(runs_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the records of the finished runs, for the ledger.
 
@@ -112,7 +103,7 @@ def finished_runs(runs_dir: Path) -> dict[str, dict[str, Any]]:
     """
     records = {}
     for run in RUNS:
-        if not is_finished(runs_dir / run):
+        if not is_marked_finished(runs_dir / run):
             continue
         path = runs_dir / run / RUN_FILE
         record = read_object(path, experiment=str, wall_time_s=float, git_commit=str | None)

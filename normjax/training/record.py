@@ -53,6 +53,16 @@ def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
     return run["finished"] and (run_dir / REPORT_FILE).exists()
 
 
+def is_marked_finished(run_dir: Path) -> bool:
+    """Return whether run.json exists and marks the run as finished.
+
+    Raises:
+      ValueError, OSError: run.json is damaged or cannot be read.
+    """
+    path = run_dir / RUN_FILE
+    return path.exists() and read_object(path, finished=bool)["finished"]
+
+
 @contextlib.contextmanager
 def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
     """Create a folder and lock it; the kernel releases the lock when the process ends.

@@ -17,6 +17,7 @@ from experiments.paper.figures import FIGURES, FLAGFILES, OTHER_FIGURES, RUNS, S
 from normjax.formatting import number
 from normjax.results import metrics
 from normjax.results.table import on_own_labels, read_results, write_results
+from normjax.training.record import is_marked_finished
 from tests.helpers import commands
 from tests.helpers.synthetic_results import synthetic_table
 
@@ -316,10 +317,10 @@ def test_a_configuration_is_frozen():
 
 
 def test_runs_are_finished_when_they_say_so(tmp_path):
-    assert not runs.is_finished(tmp_path)
+    assert not is_marked_finished(tmp_path)
     for finished in (False, True):
         (tmp_path / "run.json").write_text(json.dumps({"finished": finished}))
-        assert runs.is_finished(tmp_path) == finished
+        assert is_marked_finished(tmp_path) == finished
 
 
 def test_a_damaged_record_of_a_run_is_one_line(tmp_path, capsys):
