@@ -11,9 +11,9 @@ import pandas as pd
 from normjax.data import dataset_label, standardize_images
 from normjax.generalization import bounds, rademacher
 from normjax.layers import find_layers
-from normjax.networks.models import make_model
 from normjax.results.table import select
 from normjax.training.finished_run import FinishedRun
+from normjax.training.plan import without_batch_norm
 
 TIGHT = 3.0
 """A term is called tight if it is at most this many times the largest gap."""
@@ -139,7 +139,7 @@ def class_of(run: FinishedRun) -> bounds.NetworkClass:
     Raises:
       ValueError: later layers have biases.
     """
-    model = make_model(run.config.model, run.dataset.num_classes)
+    model = without_batch_norm(run.model)
     image = jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32)
 
     def shapes(image):
@@ -262,7 +262,7 @@ def _climb(
 ) -> rademacher.RademacherEstimate:
     """Return a lower estimate of R_N of the losses, on the first images."""
     num = min(num_examples, len(images))
-    model = make_model(run.config.model, run.dataset.num_classes)
+    model = without_batch_norm(run.model)
     return rademacher.estimate_rademacher(
         run.apply_fn,
         lambda key: model.init(key, images[:1])["params"],

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normjax.training import processes
 from normjax.training.ensemble import gather_members, take_process_members
 
 RUN_FILE = "run.json"
@@ -72,16 +73,20 @@ def open_progress(
 
 
 def _drop_unreadable(folder: Path) -> None:
-    """Delete checkpoints with damaged metadata, on which orbax's Checkpointer fails as a whole."""
+    """Delete checkpoints with damaged metadata, which make Orbax's Checkpointer fail as a whole."""
     for step in sorted(path for path in folder.glob("*") if path.name.isdecimal()):
+        problem = None
         try:
             ocp.metadata(os.fspath(step))
         except Exception as error:  # a damaged file can raise anything
-            _say_unreadable(step.name, error)
+            problem = error
+        if processes.all_max(problem is not None) and processes.is_first():
+            _say_unreadable(step.name, problem)
             shutil.rmtree(step)
+        processes.sync()  # no process opens the folder before the others agree on it
 
 
-def _say_unreadable(epoch: int | str, error: Exception) -> None:
+def _say_unreadable(epoch: int | str, error: Exception | None) -> None:
     print(f"checkpoint of epoch {epoch} cannot be read: {_one_line(error)}", file=sys.stderr)
 
 

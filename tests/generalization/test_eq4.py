@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
 from normjax.generalization import eq4
 from normjax.generalization.bounds import LayerShape, NetworkClass
+from normjax.networks.models import make_model
 from normjax.results.table import COLUMNS, make_table
 
 
@@ -34,19 +36,31 @@ def test_gaps_are_those_of_the_frobenius_norm():
         eq4.frobenius_gaps(SimpleNamespace(table=table[1:2], run_dir="a"), "final")
 
 
-def test_the_classes_of_our_networks():
+class Own(nn.Module):
+    """A user's network: one dense layer."""
+
+    @nn.compact
+    def __call__(self, images):
+        """Flatten and multiply."""
+        return nn.Dense(10, use_bias=False, name="read")(images.reshape(len(images), -1))
+
+
+def test_the_classes_of_networks():
     def class_of(model):
         dataset = SimpleNamespace(num_classes=10, image_shape=(32, 32, 3))
-        return eq4.class_of(SimpleNamespace(config=SimpleNamespace(model=model), dataset=dataset))
+        return eq4.class_of(SimpleNamespace(model=model, dataset=dataset))
 
     last = {"window": 1, "positions": 1, "width": 10}
-    assert class_of("linear") == NetworkClass((LayerShape(**last, reads=1),), 3072, False)
+    assert class_of(make_model("linear")) == NetworkClass(
+        (LayerShape(**last, reads=1),), 3072, False
+    )
+    assert class_of(Own()) == class_of(make_model("linear"))
     first = {"window": 25, "width": 24, "reads": 25}
     layers = (
         LayerShape(**first, positions=784),
         LayerShape(**first, positions=576),
         LayerShape(**last, reads=576),
     )
-    assert class_of("convnet3") == NetworkClass(layers, 3072, True)
+    assert class_of(make_model("convnet3")) == NetworkClass(layers, 3072, True)
     with pytest.raises(ValueError, match="layer 'Conv_1' has a bias"):
-        class_of("convnet5")
+        class_of(make_model("convnet5", batch_norm=True))
