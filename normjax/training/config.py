@@ -296,4 +296,6 @@ def _to_text(value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 10_000:  # Python refuses to print these
+        return f"an integer of {value.bit_length()} bits"
     return repr(value) if isinstance(value, str) and not _is_one_line(value) else str(value)

@@ -37,11 +37,7 @@ parse = functools.partial(commands.parse, leaderboard.Config)
 
 
 def error_of(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        leaderboard.main(parse(*arguments))
-    message = stop.value.code
-    assert message.startswith("error: ") and "\n" not in message
-    return message
+    return commands.error_of(lambda: leaderboard.main(parse(*arguments)))
 
 
 @pytest.fixture(scope="module")

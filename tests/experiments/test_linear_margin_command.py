@@ -162,14 +162,6 @@ def test_the_teachers_run(tmp_path, undrawn):
     assert table["test_error"][row] == pytest.approx(expected, rel=1e-10)
 
 
-def error_of(function, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        function(*arguments)
-    message = stop.value.code
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -187,23 +179,23 @@ def error_of(function, *arguments):
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
-    assert message in error_of(parse, *arguments)
+    assert message in commands.error_of(parse, *arguments)
 
 
 def test_a_folder_in_use(run_dir, tmp_path, capsys):
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
-    assert f"--workdir={run_dir} already holds a run" in error_of(run, run_dir)
-    message = error_of(run, run_dir, "--resume", "--seed=1")
+    assert f"--workdir={run_dir} already holds a run" in commands.error_of(run, run_dir)
+    message = commands.error_of(run, run_dir, "--resume", "--seed=1")
     assert message == f"error: --resume: the run in {run_dir} has a different --seed"
     run(run_dir, "--resume")
     assert "this run is finished" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     (tmp_path / "results.csv").write_text("a,b\n")
-    assert "holds other results" in error_of(run, tmp_path)
+    assert "holds other results" in commands.error_of(run, tmp_path)
 
 
 def test_training_sets_that_are_hardly_ever_separable(tmp_path):
-    message = error_of(run, tmp_path / "new", "--train_size=60", "--dimension=2")
+    message = commands.error_of(run, tmp_path / "new", "--train_size=60", "--dimension=2")
     assert "training sets are separable, 10 are needed" in message
     assert not (tmp_path / "new").exists()
 

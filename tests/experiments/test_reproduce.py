@@ -31,14 +31,6 @@ STDS += (0.115, 0.125, 0.135, 0.15, 0.175, 0.19)
 parse = functools.partial(commands.parse, reproduce.Config)
 
 
-def error_of(function, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        function(*arguments)
-    message = stop.value.code
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
 def ledger_of(workdir):
     with open(workdir / "ledger.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -159,7 +151,7 @@ def test_defaults():
 )
 def test_mistakes_are_one_line(monkeypatch, arguments, message):
     monkeypatch.chdir(FLAGFILES.parent.parent)
-    assert message in error_of(parse, *arguments)
+    assert message in commands.error_of(parse, *arguments)
 
 
 # --- from end to end
@@ -294,7 +286,7 @@ def test_a_run_without_metrics_has_no_monitor(workdir, tmp_path, capsys):
 def test_a_run_with_other_settings_is_an_error(workdir, capfd):
     before = (workdir / "runs" / "linear" / "results.csv").read_bytes()
     config = parse("--figures=linear", f"--workdir={workdir}")
-    message = error_of(reproduce.main, config)
+    message = commands.error_of(reproduce.main, config)
     assert message.startswith("error: figures not drawn: linear (error: --resume: the run in ")
     assert "has a different --train_size" in message and "has a different" in capfd.readouterr().err
     assert (workdir / "runs" / "linear" / "results.csv").read_bytes() == before
@@ -303,7 +295,7 @@ def test_a_run_with_other_settings_is_an_error(workdir, capfd):
 def test_without_any_data(tmp_path, capsys):
     nowhere = f"--cifar100=folder:{tmp_path / 'none'}"
     config = parse("--figures=12,15", nowhere, f"--workdir={tmp_path / 'x'}")
-    assert "none of these figures has data" in error_of(reproduce.main, config)
+    assert "none of these figures has data" in commands.error_of(reproduce.main, config)
     said = capsys.readouterr().out
     assert "figures skipped: 12 (run cifar100_pretrain: " in said and "figures drawn" in said
     lines = [line for line in ledger_of(tmp_path / "x") if line["figure"] == "15"]
@@ -330,7 +322,7 @@ def test_a_damaged_record_of_a_run_is_one_line(tmp_path, capsys):
         path.write_text(content)
         for arguments in (["--figures=linear"], ["--figures=12", f"--from={tmp_path}"]):
             config = parse(*arguments, f"--workdir={tmp_path}", f"--cifar100=folder:{tmp_path}")
-            assert error_of(reproduce.main, config).startswith(f"error: {path}: ")
+            assert commands.error_of(reproduce.main, config).startswith(f"error: {path}: ")
 
 
 def test_damaged_tables_are_a_reason(tmp_path):

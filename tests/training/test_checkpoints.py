@@ -25,6 +25,7 @@ from normjax.training.checkpoints import (
     save_progress,
 )
 from normjax.training.saved import load_member, rows_path
+from tests.helpers import soak
 
 ROOT = Path(__file__).parents[2]
 
@@ -162,22 +163,7 @@ def test_each_group_has_its_own_progress_until_it_is_dropped(tmp_path):
 
 # --- a run that is interrupted
 
-RUN = [
-    "--dataset=digits",
-    "--train_size=90",
-    "--test_size=40",
-    "--model=linear",
-    "--corruption_levels=0,1",
-    "--num_seeds=2",
-    "--members_per_group=2",
-    "--pretrain_epochs=4",
-    "--epochs=20",
-    "--batch_size=32",
-    "--learning_rate=0.2",
-    "--target_losses=0.1",
-    "--norms=2",
-    "--checkpoint_every=4",
-]
+RUN = [*soak.RUN, "--pretrain_epochs=4", "--epochs=20", "--test_every=0", "--checkpoint_every=4"]
 
 KILLED_AT_STEP_6 = """
 import os, signal
