@@ -17,6 +17,7 @@ from normjax.plots.style import LABEL_COLOR, STAR, TEST_COLOR
 
 RANDOM_LABELS = "RL"
 _NEAR = np.array([0.11, 0.07])  # texts closer than this fraction of a panel would overlap
+_BESIDE = (-8, 9)  # points from a star to the center of its text
 
 Level = float | None
 
@@ -62,26 +63,33 @@ def draw_stars(
 
 
 def write_levels(axes: Axes, x: np.ndarray, y: np.ndarray, levels: Sequence[Level]) -> None:
-    """Write each level once, at the mean of its networks, above the highest one.
+    """Write each level once, beside its highest network.
 
     Call this after the scales and margins of the panel are final. A label that would overlap
-    another one is omitted.
+    another one, or stand closer to a network of another level, is omitted: the legend has it.
     """
     axes.autoscale_view()
+    stars = axes.transData.transform(np.stack([x, y], axis=1))
+    to_panel = axes.transAxes.inverted().transform
     written: list[np.ndarray] = []
     for level in level_colors(levels):
         own = _of_level(levels, level)
-        above = x[own].mean(), y[own].max()
-        place = axes.transAxes.inverted().transform(axes.transData.transform(above))
+        highest = np.flatnonzero(own)[y[own].argmax()]
+        text = stars[highest] + np.array(_BESIDE) * axes.figure.dpi / 72
+        distances = np.linalg.norm(stars - text, axis=1)
+        if distances[~own].min(initial=np.inf) < distances[own].min():
+            continue
+        place = to_panel(text)
         if any((np.abs(place - other) < _NEAR).all() for other in written):
             continue
         written.append(place)
         axes.annotate(
             level_text(level),
-            above,
-            (-8, 6),
+            (x[highest], y[highest]),
+            _BESIDE,
             textcoords="offset points",
             ha="center",
+            va="center",
             fontsize=8.5,
             color=LABEL_COLOR,
             zorder=2,  # below the stars

@@ -142,7 +142,7 @@ def test_losses_against_level(table):
     assert (loss.get_ylabel(), error.get_ylabel()) == ("Cross-entropy (nats)", "Error (%)")
 
 
-def test_a_level_is_written_once_at_its_mean_and_covers_no_other(table):
+def test_a_level_is_written_once_beside_its_highest_star_and_covers_no_other(table):
     figure = draw(paper.plot_four_panels, table)
     figure.draw_without_rendering()
     for axes in figure.axes:
@@ -152,11 +152,34 @@ def test_a_level_is_written_once_at_its_mean_and_covers_no_other(table):
         drawn = stars(axes)
         for label in labels:
             own = drawn[label.get_text()]
-            np.testing.assert_allclose(label.xy, (own[:, 0].mean(), own[:, 1].max()), rtol=1e-12)
+            np.testing.assert_array_equal(label.xy, own[own[:, 1].argmax()])
         boxes = [label.get_window_extent() for label in labels]
         for index, box in enumerate(boxes):
             assert axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 + 1
             assert not any(box.overlaps(other) for other in boxes[:index])
+
+
+def test_a_text_closest_to_a_star_of_another_level_is_left_to_the_legend(table):
+    """Level 0.1 is scattered around the others; its highest star stands beside one of level 0."""
+    mixed = table.assign(product_norm=1000.0 + 100 * table["member"], test_error=0.5)
+    place, error = mixed.columns.get_loc("product_norm"), mixed.columns.get_loc("test_error")
+    highest = np.flatnonzero(mixed["level"] == 0.1)[0]
+    other = np.flatnonzero(mixed["level"] == 0)[0]
+    mixed.iloc[highest, [place, error]] = 1500.0, 0.6
+    mixed.iloc[other, [place, error]] = 1480.0, 0.605
+    figure = draw(paper.plot_error_against_product_norm, mixed)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = {label.get_text(): label for label in level_labels(axes)}
+    assert "0" in texts and "0.1" not in texts
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(LEVELS)
+    points = np.concatenate(list(stars(axes).values()))
+    owners = np.repeat(LEVELS, [len(own) for own in stars(axes).values()])
+    for level, label in texts.items():
+        box = label.get_window_extent()
+        center = np.array([box.x0 + box.x1, box.y0 + box.y1]) / 2
+        distances = np.linalg.norm(axes.transData.transform(points) - center, axis=1)
+        assert owners[distances.argmin()] == level
 
 
 def test_levels_too_near_each_other_are_left_to_the_legend(table):
