@@ -31,7 +31,7 @@ _MODULE_OF = {
     "read_results": "results.table",
     "run_sweep": "sweep",
     "spectral_norm": "norms",
-    "trace_structure": "trace",
+    "trace_structure": "tracing.trace",
     "standardize_images": "data",
 }
 

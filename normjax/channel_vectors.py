@@ -73,23 +73,21 @@ def factors(vector: Vector) -> list[Leaf]:
 
 def divided_by(vector: Vector, leaf: Leaf) -> Vector | None:
     """Return an expression divided by a leaf to which it is proportional; None stands for 1."""
-    if vector == leaf:
+    if not isinstance(vector, tuple) or vector == leaf:
         return None
-    name, *operands = vector  # pyright: ignore[reportGeneralTypeIssues]
-    rest = [
-        _one_if_none(divided_by(operand, leaf)) if leaf in factors(operand) else operand
-        for operand in operands
-    ]
-    return (name, *rest)
+
+    def rest_of(operand: Any) -> Any:
+        if leaf not in factors(operand):
+            return operand
+        rest = divided_by(operand, leaf)
+        return 1.0 if rest is None else rest
+
+    return (vector[0], *map(rest_of, vector[1:]))
 
 
 def statistics(vector: Vector) -> set[Leaf]:
     """Return the leaves that an expression uses only below a root or in a denominator."""
     return set(vector_leaves(vector)) - set(_numerator_leaves(vector))
-
-
-def _one_if_none(vector: Vector | None) -> Vector:
-    return 1.0 if vector is None else vector
 
 
 def _numerator_leaves(vector: Vector) -> Iterator[Leaf]:

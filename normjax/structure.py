@@ -101,9 +101,8 @@ class NetworkStructure:
 
     def __str__(self) -> str:
         """Return the certificate, or what prevents it, as a text of several lines."""
-        power = {1: ""}
         product = " ".join(
-            f"rho_{number}{power.get(matrix.degree, f'^({matrix.degree})')}"
+            f"rho_{number}" + (f"^({matrix.degree})" if matrix.degree != 1 else "")
             for number, matrix in enumerate(self.matrices, 1)
             if matrix.degree
         )

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from normjax.channel_vectors import factors, vector_exponents
 from normjax.exponents import Equation, Exponents, Leaf, solve, substitute
-from normjax.jaxpr_scaling import Value, Walk, leaf_value
 from normjax.structure import ELEMENTWISE, LayerMatrix, Layout, NetworkStructure
+from normjax.tracing.rules import Value
+from normjax.tracing.walk import Walk, leaf_value
 
 LeafShapes = Sequence[tuple[str, tuple[int, ...]]]
 
@@ -63,7 +64,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
     closed = jax.make_jaxpr(apply_to_arrays)(shapes, x)
     values = [_argument(i, arrays[i]) for i in sorted(arrays)]
     values += [Value({}, is_data=True)] * (len(closed.jaxpr.invars) - len(values))
-    walk = Walk()
+    walk = Walk([])
     outputs = [
         value
         for value, aval in zip(walk.run(closed, values), closed.out_avals, strict=True)

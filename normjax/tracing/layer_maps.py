@@ -18,22 +18,11 @@ from normjax.structure import ELEMENTWISE, Layout
 Dims = tuple[int, ...]
 
 MOVES = frozenset(
-    [
-        "reshape",
-        "transpose",
-        "broadcast_in_dim",
-        "squeeze",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "name",
-    ]
+    "reshape transpose broadcast_in_dim squeeze convert_element_type copy copy_p name".split()
 )
 """Primitives that move the entries of one operand, and keep their values."""
 
-_VECTOR_OPERATIONS = frozenset(
-    ["add", "sub", "mul", "div", "neg", "sqrt", "rsqrt", "square", "integer_pow"]
-)
+_VECTOR_OPERATIONS = frozenset("add sub mul div neg sqrt rsqrt square integer_pow".split())
 
 
 class Relaid(NamedTuple):
