@@ -24,6 +24,18 @@ class Layout(NamedTuple):
     groups: int = 1
 
 
+class Reads(NamedTuple):
+    """Whose units a layer reads, if each of them may be rescaled alone.
+
+    Attributes:
+      layer: the number of the layer before, or None for the network's inputs.
+      inner: input i comes from unit `i // inner % number of units`.
+    """
+
+    layer: int | None
+    inner: int
+
+
 ELEMENTWISE = Layout((), (), (), 0)
 """The layout of a learned scale, before the shape of its leaf is known."""
 
@@ -44,6 +56,7 @@ class LayerMatrix:
       factor: the factor of each output channel, or None.
       offset: what is added to each output channel after the factor, or None.
       is_joint: whether the offset is part of the matrix.
+      reads: whose units the layer reads; None if they may not be rescaled one by one.
     """
 
     path: str
@@ -53,6 +66,7 @@ class LayerMatrix:
     factor: Vector | None = None
     offset: Vector | None = None
     is_joint: bool = False
+    reads: Reads | None = None
 
     @property
     def bias(self) -> Vector | None:
@@ -118,6 +132,10 @@ class NetworkStructure:
         for row in table:
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             lines.append(f"  {'  '.join(cells)}".rstrip())
+        divided = {leaf.number for leaf, _ in self.divisors}
+        same = [path for i, (path, _) in enumerate(self.leaves) if i not in divided]
+        if same:
+            lines.append(f"Not divided: {', '.join(same)}")
         return "\n".join(lines)
 
     def _row(self, number: int) -> tuple[str, str, str, str]:

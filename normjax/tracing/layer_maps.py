@@ -18,7 +18,8 @@ from normjax.structure import ELEMENTWISE, Layout
 Dims = tuple[int, ...]
 
 MOVES = frozenset(
-    "reshape transpose broadcast_in_dim squeeze convert_element_type copy copy_p name".split()
+    "reshape transpose broadcast_in_dim squeeze convert_element_type copy copy_p name"
+    " device_put optimization_barrier".split()
 )
 """Primitives that move the entries of one operand, and keep their values."""
 
@@ -61,12 +62,29 @@ class Channels(NamedTuple):
     dims: Dims
 
 
+class Units(NamedTuple):
+    """The units of the layer behind a value, each of which may still be rescaled alone.
+
+    Attributes:
+      kernel: the kernel of the layer.
+      dim: the axis of the units; along it, index i belongs to unit `i // inner % number of units`.
+      inner: see `dim`.
+      is_scaled: whether the value scales with the units; a comparison with 0 does not.
+    """
+
+    kernel: Leaf
+    dim: int
+    inner: int = 1
+    is_scaled: bool = True
+
+
 class Facts(NamedTuple):
     """What is known of a value besides its exponents; see the classes of these names."""
 
     relaid: Relaid | None = None
     spread: Spread | None = None
     channels: Channels | None = None
+    units: Units | None = None
 
 
 class LinearMap(NamedTuple):
@@ -246,8 +264,8 @@ def _dot_layout(params: Any, side: int, shapes: Sequence[Dims]) -> tuple[Layout,
 
 def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) -> Facts:
     """Return what is known of a value whose entries were moved."""
-    merged = _merged_axes(name, params, shape, new_shape)
-    relaid, spread, channels = fact
+    merged = merged_axes(name, params, shape, new_shape)
+    relaid, spread, channels, _ = fact
     if relaid is not None:
         axes = None
         if merged is not None and relaid.axes is not None:
@@ -263,7 +281,7 @@ def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) ->
     return Facts(relaid, spread, channels)
 
 
-def _merged_axes(name: str, params: Any, shape: Dims, new_shape: Dims) -> list[Dims] | None:
+def merged_axes(name: str, params: Any, shape: Dims, new_shape: Dims) -> list[Dims] | None:
     """Return the old axes that each new axis merges, `()` for a new one; None if it splits one."""
     if name == "transpose":
         return [(axis,) for axis in params["permutation"]]

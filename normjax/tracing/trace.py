@@ -84,7 +84,7 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
       outputs: the outputs that must scale alike.
     """
     output = walk.equate(outputs, "the network's outputs, which do not scale alike")
-    walk.maps.end([value.facts for value in outputs])
+    walk.end(outputs)
     whole = _whole_leaves(walk, output or {})
     equations = [Equation(substitute(form, whole), why) for form, why in walk.equations]
     order: dict[Leaf, int] = {}
@@ -121,7 +121,8 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         if layout == ELEMENTWISE:
             layout = Layout((), (), tuple(range(len(shape))), math.prod(shape))
         degree = scaled.get(carrier, 0)
-        matrices.append(LayerMatrix(path, kernel, layout, degree, factor, offset, is_joint))
+        reads = walk.units.reads(list(carriers), len(matrices))
+        matrices.append(LayerMatrix(path, kernel, layout, degree, factor, offset, is_joint, reads))
     divisors = []
     for leaf in sorted(order):
         powers = sorted((numbers[free], power) for free, power in exponents(leaf).items())

@@ -11,6 +11,7 @@ from normjax.exponents import Equation, Leaf
 from normjax.tracing.layer_maps import MOVES, Facts, LayerMaps, leaf_facts, part_axes
 from normjax.tracing.rules import ADDITIVE, Demands, Value, apply_rule, constant_value
 from normjax.tracing.source_lines import source_line
+from normjax.tracing.units import UnitFlow
 
 _UNROLLED_STEPS = 32
 """Longer scans that read no leaf step by step are treated as loops with a fixed scaling."""
@@ -40,6 +41,7 @@ class Walk(Demands):
       added: leaves that are added to such values, or compared with them.
       divided: leaves that divide such values, or multiply them below a root, as variances do.
       maps: the linear maps of the layers.
+      units: the hidden units of the layers.
     """
 
     def __init__(self, equations: list[Equation], calls: Sequence[Any] = ()) -> None:
@@ -55,6 +57,7 @@ class Walk(Demands):
         self.added: set[Leaf] = set()
         self.divided: set[Leaf] = set()
         self.maps = LayerMaps()
+        self.units = UnitFlow()
         self.calls: list[Any] = list(calls)
 
     def reason(self) -> str:
@@ -89,6 +92,11 @@ class Walk(Demands):
             for v, is_wanted in zip(plain.outvars, wanted, strict=True)
         ]
 
+    def end(self, values: Sequence[Value]) -> None:
+        """End what is followed through these values, which something else uses."""
+        self.maps.end([value.facts for value in values])
+        self.units.lose(values)
+
     def _apply(self, eqn: Any, values: list[Value], wanted: list[bool]) -> list[Value]:
         """Return the outputs of one operation."""
         name, params = eqn.primitive.name, eqn.params
@@ -96,22 +104,23 @@ class Walk(Demands):
             return self.run(params[_CALLS[name]], values, wanted)
         if name in _CONTROL_FLOW:
             if not params.get("branches_platforms"):
-                self.maps.end([value.facts for value in values])
+                self.end(values)
             return _CONTROL_FLOW[name](self, params, values)
         self._note_roles(name, values)
         exponents = apply_rule(self, eqn, values)
         is_data = any(value.is_data for value in values)
         leaves = frozenset() if is_data else frozenset().union(*(v.leaves for v in values))
         if isinstance(exponents, list):
-            self.maps.end([value.facts for value in values])
+            self.end(values)
             return [Value(e, is_data, leaves) for e in exponents]
         facts = Facts()
         if values and len(eqn.outvars) == 1:
             facts = self.maps.follow(eqn, [v.facts for v in values], [v.is_data for v in values])
+            facts = facts._replace(units=self.units.follow(eqn, values))
             if (part := facts.relaid) and part.leaf not in leaves and not is_data:
                 exponents, leaves = {part.leaf: 1}, frozenset([part.leaf])
         else:
-            self.maps.end([value.facts for value in values])
+            self.end(values)
         return [Value(exponents, is_data, leaves, facts)] * len(eqn.outvars)
 
     def _note_roles(self, name: str, values: Sequence[Value]) -> None:
@@ -199,7 +208,7 @@ def _scan(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
         )
         carry = found[:num_carry]
         collected.append(found[num_carry:])
-    walk.maps.end([value.facts for values in collected for value in values])
+    walk.end([value for values in collected for value in values])
     return [*carry, *(_merge(walk, outputs) for outputs in zip(*collected, strict=True))]
 
 
