@@ -126,7 +126,8 @@ class NetworkStructure:
             if self.matrices:
                 lines += ['With tied="keep", only these layers are normalized:']
         if self.matrices:
-            lines += [f"f(W; x) = {product} f(W~; x)"]
+            claim = "" if self.problems or not self.is_traced else "Certified: "
+            lines.append(f"{claim}f(W; x) = {product} f(W~; x)")
         table = [self._row(number) for number in range(len(self.matrices))]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for row in table:
@@ -167,7 +168,7 @@ def _layout_text(layout: Layout | None, shape: tuple[int, ...]) -> str:
     inputs, outputs = (
         math.prod(shape[axis] for axis in axes) for axes in (layout.inputs, layout.outputs)
     )
-    if not layout.inputs:
+    if not layout.inputs and not layout.window:
         return f"a factor for each of {outputs}"
     window = " x ".join(str(shape[axis]) for axis in layout.window)
     groups = f", {layout.groups} groups" if layout.groups > 1 else ""

@@ -19,7 +19,7 @@ Dims = tuple[int, ...]
 
 MOVES = frozenset(
     "reshape transpose broadcast_in_dim squeeze convert_element_type copy copy_p name"
-    " device_put optimization_barrier".split()
+    " device_put optimization_barrier stop_gradient rev".split()
 )
 """Primitives that move the entries of one operand, and keep their values."""
 
@@ -32,10 +32,12 @@ class Relaid(NamedTuple):
     Attributes:
       leaf: the leaf.
       axes: for each axis of the value, the leaf's axes that it merges; None if unknown.
+      flipped: the leaf's axes whose order is reversed.
     """
 
     leaf: Leaf
     axes: tuple[Dims, ...] | None
+    flipped: frozenset[int] = frozenset()
 
 
 class Spread(NamedTuple):
@@ -122,14 +124,14 @@ class LayerMaps:
             part = _part(name, params, facts[0].relaid, shapes[0])
             return leaf_facts(*part) if part else Facts(spread=_operate(eqn, facts))
         channels = None
-        if len(facts) == 2 and is_data[0] != is_data[1]:
+        if name == "gather" and is_data[1] and facts[0].relaid is not None:
+            self._look_up(params["dimension_numbers"], facts[0].relaid, shapes[0])
+        elif len(facts) == 2 and is_data[0] != is_data[1]:
             data = is_data.index(True)
             if name in ("conv_general_dilated", "dot_general"):
                 channels = self._start(eqn, data, facts[1 - data].relaid, shapes)
             elif name in ("mul", "add") or (name in ("sub", "div") and data == 0):
                 channels = self._extend(name, facts[data].channels, facts[1 - data].spread)
-        elif name == "gather" and is_data[1] and facts[0].relaid is not None:
-            self._look_up(params["dimension_numbers"], facts[0].relaid, shapes[0])
         if channels is None or name in ("conv_general_dilated", "dot_general"):
             self.end(facts)
         return Facts(channels=channels)
@@ -183,7 +185,7 @@ class LayerMaps:
         found = read(eqn.params, 1 - data, shapes)
         layout, dims = (None, None) if found is None else found
         if layout is not None:
-            layout = _on_leaf(layout, kernel.axes)
+            layout = _on_leaf(layout, kernel)
         self._steps.append(("kernel", layout))
         step = len(self._steps) - 1
         self._first[kernel.leaf].append(step)
@@ -210,7 +212,7 @@ class LayerMaps:
     def _look_up(self, dimensions: Any, table: Relaid, shape: Dims) -> None:
         """Record an embedding: a row of the table is its product with a one-hot vector."""
         if dimensions.start_index_map == (0,) and dimensions.collapsed_slice_dims == (0,):
-            layout = _on_leaf(Layout((), (0,), tuple(range(1, len(shape)))), table.axes)
+            layout = _on_leaf(Layout((), (0,), tuple(range(1, len(shape)))), table)
             self._steps.append(("kernel", layout))
             self._first[table.leaf].append(len(self._steps) - 1)
 
@@ -226,13 +228,16 @@ def _unordered(layout: Layout | None) -> Any:
     return frozenset((layout.inputs, layout.outputs))
 
 
-def _on_leaf(layout: Layout, axes: tuple[Dims, ...] | None) -> Layout | None:
-    """Return a layout in terms of the leaf's axes, given those that each axis merges."""
+def _on_leaf(layout: Layout, kernel: Relaid) -> Layout | None:
+    """Return a layout in terms of the leaf's axes; None if they are unknown, or out of order."""
+    axes = kernel.axes
     if axes is None:
         return None
     window, inputs, outputs = (
         tuple(itertools.chain.from_iterable(axes[axis] for axis in part)) for part in layout[:3]
     )
+    if not kernel.flipped <= set(window):
+        return None
     return Layout(window, inputs, outputs, layout.groups)
 
 
@@ -266,12 +271,16 @@ def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) ->
     """Return what is known of a value whose entries were moved."""
     merged = merged_axes(name, params, shape, new_shape)
     relaid, spread, channels, _ = fact
+    if name == "rev":  # vectors and channels must keep their order
+        spread = channels = None
     if relaid is not None:
         axes = None
         if merged is not None and relaid.axes is not None:
             old = relaid.axes
             axes = tuple(tuple(itertools.chain(*(old[a] for a in group))) for group in merged)
-        relaid = relaid._replace(axes=axes)
+        flipped = [axes[dim] for dim in params["dimensions"]] if axes and name == "rev" else ()
+        flipped = relaid.flipped ^ frozenset(itertools.chain(*flipped))
+        relaid = Relaid(relaid.leaf, axes, flipped)
     if spread is not None:
         dims = _moved_dims(spread.dims, merged, shape)
         spread = None if dims is None else spread._replace(dims=dims)

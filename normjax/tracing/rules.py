@@ -187,7 +187,7 @@ _KEPT = """
     reshape transpose broadcast_in_dim squeeze expand_dims rev slice split unstack tile
     reduce_sum reduce_max reduce_min cumsum cummax cummin
     reduce_window_sum reduce_window_max reduce_window_min neg abs copy copy_p
-    real imag conj reduce_precision name fft
+    real imag conj reduce_precision name fft stop_gradient
 """
 _ALIKE = "add sub max min add_any concatenate stack clamp pad rem complex"
 _COMPARED = "eq ne lt le gt ge sign is_finite argmax argmin atan2"

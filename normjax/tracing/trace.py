@@ -71,7 +71,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
         if jnp.issubdtype(aval.dtype, jnp.inexact)
     ]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in entries]
-    leaves = [(name, jnp.shape(arrays.get(i, ()))) for i, name in enumerate(names)]
+    leaves = [(name, tuple(arrays[i].shape) if i in arrays else ()) for i, name in enumerate(names)]
     return build_structure(leaves, walk, outputs)
 
 
@@ -112,7 +112,8 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         return {free: power for free, power in form.items() if free in numbers}
 
     scaled = substitute(solution.exponents(output or {}), {})
-    paths = _layer_paths([leaves[kernel.number][0] for kernel in carriers], list(carriers), leaves)
+    paths = [leaf_name(leaves[leaf.number][0], leaf.part) for leaf in (*carriers, *tied)]
+    paths = _layer_paths(paths)[: len(carriers)]
     matrices = []
     for (kernel, carrier), path in zip(carriers.items(), paths, strict=True):
         layout, factor, offset = maps[kernel]
@@ -182,19 +183,13 @@ def _problem(name: str, others: Sequence[str], reason: str) -> str:
     return f"{name} is held by {reason}"
 
 
-def _layer_paths(kernels: Sequence[str], leaves: Sequence[Leaf], shapes: LeafShapes) -> list[str]:
-    """Return the path of each layer: its module's, or its kernel's if a module has several."""
-    counts: dict[str, int] = defaultdict(int)
-    for path in kernels:
-        counts[_parent(path)] += 1
+def _layer_paths(weights: Sequence[str]) -> list[str]:
+    """Return the path of each weight's module, or the weight's own if its module has several."""
+    parents = [path.removesuffix("/value").rpartition("/")[0] or "." for path in weights]
     return [
-        _parent(path) if counts[_parent(path)] == 1 else leaf_name(path, leaf.part)
-        for path, leaf in zip(kernels, leaves, strict=True)
+        parent if parents.count(parent) == 1 else path
+        for parent, path in zip(parents, weights, strict=True)
     ]
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0] or "."
 
 
 def _whole_leaves(walk: Walk, output: Exponents) -> dict[Leaf, Exponents]:

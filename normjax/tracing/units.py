@@ -106,6 +106,8 @@ def _kept(eqn: Any, values: Sequence[Value]) -> Units | None:
     if len(values) > 1 and name != "pad":
         return None
     shape = eqn.invars[0].aval.shape
+    if name == "rev" and units.dim in params["dimensions"]:
+        return None
     if name in MOVES:
         return _moved(units, merged_axes(name, params, shape, eqn.outvars[0].aval.shape), shape)
     if name in _MAPS:
