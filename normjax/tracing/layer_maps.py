@@ -119,7 +119,10 @@ class LayerMaps:
         name, params = eqn.primitive.name, eqn.params
         shapes = [var.aval.shape for var in eqn.invars]
         if name in MOVES:
-            return _moved(facts[0], shapes[0], name, params, eqn.outvars[0].aval.shape)
+            moved = _moved(facts[0], shapes[0], name, params, eqn.outvars[0].aval.shape)
+            if moved.channels is None:
+                self.end(facts)
+            return moved
         if not any(is_data):
             part = _part(name, params, facts[0].relaid, shapes[0])
             return leaf_facts(*part) if part else Facts(spread=_operate(eqn, facts))
@@ -270,22 +273,21 @@ def _dot_layout(params: Any, side: int, shapes: Sequence[Dims]) -> tuple[Layout,
 def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) -> Facts:
     """Return what is known of a value whose entries were moved."""
     merged = merged_axes(name, params, shape, new_shape)
+    flipped_dims = params["dimensions"] if name == "rev" else ()
     relaid, spread, channels, _ = fact
-    if name == "rev":  # vectors and channels must keep their order
-        spread = channels = None
     if relaid is not None:
         axes = None
         if merged is not None and relaid.axes is not None:
             old = relaid.axes
             axes = tuple(tuple(itertools.chain(*(old[a] for a in group))) for group in merged)
-        flipped = [axes[dim] for dim in params["dimensions"]] if axes and name == "rev" else ()
+        flipped = [axes[dim] for dim in flipped_dims] if axes else ()
         flipped = relaid.flipped ^ frozenset(itertools.chain(*flipped))
         relaid = Relaid(relaid.leaf, axes, flipped)
     if spread is not None:
-        dims = _moved_dims(spread.dims, merged, shape)
+        dims = _moved_dims(spread.dims, merged, shape, flipped_dims)
         spread = None if dims is None else spread._replace(dims=dims)
     if channels is not None:
-        dims = _moved_dims(channels.dims, merged, shape)
+        dims = _moved_dims(channels.dims, merged, shape, flipped_dims)
         channels = None if dims is None else channels._replace(dims=dims)
     return Facts(relaid, spread, channels)
 
@@ -314,9 +316,9 @@ def merged_axes(name: str, params: Any, shape: Dims, new_shape: Dims) -> list[Di
     return merged
 
 
-def _moved_dims(dims: Dims, merged: list[Dims] | None, shape: Dims) -> Dims | None:
+def _moved_dims(dims: Dims, merged: list[Dims] | None, shape: Dims, flipped: Dims) -> Dims | None:
     """Return the new axes of some old ones; None if their order changes or others join them."""
-    if merged is None:
+    if merged is None or any(dim in flipped for dim in dims):
         return None
     new = [i for i, group in enumerate(merged) if any(axis in dims for axis in group)]
     old = [axis for i in new for axis in merged[i] if shape[axis] > 1]

@@ -18,6 +18,9 @@ def source_line(calls: Sequence[Any]) -> str:
     """
     name = repr(calls[-1].primitive.name)
     for eqn in reversed(calls):
+        scope = str(eqn.source_info.name_stack)
+        if scope.startswith("'"):  # a translated program names operation and line itself
+            return scope
         frames = _frames(eqn)
         # JAX keeps a function's first trace: frames beyond its boundary may be another caller's.
         if eqn is not calls[0]:
@@ -25,8 +28,7 @@ def source_line(calls: Sequence[Any]) -> str:
             frames = frames[:boundary]
         own = next((frame for frame in frames if not _is_library(frame.file_name)), None)
         if own is not None:
-            scope = str(eqn.source_info.name_stack) or own.function_name
-            return f"{name} in {scope} ({Path(own.file_name).name}:{own.line_num})"
+            return f"{name} in {scope or own.function_name} ({Path(own.file_name).name}:{own.line_num})"
     return name
 
 

@@ -185,7 +185,10 @@ def _problem(name: str, others: Sequence[str], reason: str) -> str:
 
 def _layer_paths(weights: Sequence[str]) -> list[str]:
     """Return the path of each weight's module, or the weight's own if its module has several."""
-    parents = [path.removesuffix("/value").rpartition("/")[0] or "." for path in weights]
+    parents = []
+    for path in weights:
+        path = path.removesuffix("/value")  # the last key of an NNX variable
+        parents.append(path.rpartition("/" if "/" in path else ".")[0] or ".")
     return [
         parent if parents.count(parent) == 1 else path
         for parent, path in zip(parents, weights, strict=True)
