@@ -28,7 +28,8 @@ def source_line(calls: Sequence[Any]) -> str:
             frames = frames[:boundary]
         own = next((frame for frame in frames if not _is_library(frame.file_name)), None)
         if own is not None:
-            return f"{name} in {scope or own.function_name} ({Path(own.file_name).name}:{own.line_num})"
+            line = f"{Path(own.file_name).name}:{own.line_num}"
+            return f"{name} in {scope or own.function_name} ({line})"
     return name
 
 
