@@ -20,12 +20,26 @@ import numpy as np
 from jax.core import Tracer
 from scipy.special import logsumexp
 
-from normjax.layers import Layer, find_layers
+from normjax.exponents import Leaf
+from normjax.layers import choose_structure
+from normjax.matrices import arrange, restore
 from normjax.norms import entrywise_exponent
+from normjax.structure import Layout, NetworkStructure
 from normjax.types import Norm, Params
 
 _TOLERANCE = 1e-12  # largest change of a log scale between two sweeps
 _MAX_SWEEPS = 20_000
+
+
+class _Layer(NamedTuple):
+    """A layer of a chain: the numbers of its leaves, and how it acts; see `LayerMatrix`."""
+
+    path: str
+    kernel: int
+    bias: int | None
+    is_joint: bool
+    layout: Layout
+    inner: int
 
 
 class _Weights(NamedTuple):
@@ -43,7 +57,11 @@ class _Weights(NamedTuple):
 
 
 def balance_params(
-    params: Params, norm: Norm = 2, *, layers: Sequence[str] | None = None
+    params: Params,
+    norm: Norm = 2,
+    *,
+    layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
 ) -> Params:
     """Rescale the hidden units of a ReLU network to minimize the product of norms.
 
@@ -59,8 +77,9 @@ def balance_params(
 
     The norms are those of `param_norms`: the first layer's bias is part of its matrix; later biases
     scale with their units but are not part of a norm. The units of a convolution are its channels.
-    Flattening between a convolution and a dense layer has the order (height, width, channel): input
-    i of the dense layer belongs to channel `i % channels`.
+    A structure says which unit each input of a layer comes from. Without one, flattening between a
+    convolution and a dense layer has the order (height, width, channel): input i of the dense layer
+    belongs to channel `i % channels`.
 
     A unit without weights on one side has no minimum, only a limit in which the other side
     vanishes. The limit is used if it keeps the function: a unit that no other unit reads, or whose
@@ -83,7 +102,8 @@ def balance_params(
         ReLU between them and batch normalization absorbed; concrete NumPy or JAX arrays (not under
         `jit` or `vmap`). The computation uses float64.
       norm: 2 or `"fro"`, or any finite p >= 1.
-      layers: paths in order of application, if it differs from the natural order.
+      layers, structure: see `normalize_params`. The structure must be a chain of layers, whose
+        hidden units each may be rescaled alone.
 
     Returns:
       The balanced parameters: same tree, shapes, dtypes and array types.
@@ -91,27 +111,34 @@ def balance_params(
     Raises:
       ValueError: another norm, traced or non-finite leaves, layers that do not form a chain, no
         path of weights from inputs to outputs, a unit with only a positive bias, or weights too
-        large for the dtype; see also `find_layers`.
+        large for the dtype; see also `normalize_params`.
     """
     p = _exponent(norm)
-    found = find_layers(params, layers)
+    structure = choose_structure(params, layers, structure)
+    chain = _read_chain(structure)
     leaves, treedef = jax.tree.flatten(params)
     weights: list[_Weights] = []
-    for layer in found:
+    for layer in chain:
         weights.append(_read_layer(layer, leaves, p, weights))
-    alive = _alive_units(found, leaves, [layer.powers for layer in weights])
+    link_powers = [layer.powers for layer in weights]
+    alive = _alive_units(chain, leaves, link_powers, structure.is_traced)
     powers = [
         weight.powers[np.ix_(*units)]
         for weight, units in zip(weights, pairwise(alive), strict=True)
     ]
     scales = pairwise(_minimize(powers, p))
-    for layer, weight, (a, b), (v, u) in zip(found, weights, pairwise(alive), scales, strict=True):
+    for layer, weight, (a, b), (v, u) in zip(chain, weights, pairwise(alive), scales, strict=True):
         shifts = np.full(weight.powers.shape, -np.inf)
         shifts[np.ix_(a, b)] = u - v[:, None]
-        leaves[layer.kernel] = _rescale(leaves[layer.kernel], shifts[weight.owners], layer.path)
+        kernel = leaves[layer.kernel]
+        matrix = arrange(np.asarray(kernel), layer.layout)
+        shifts = np.broadcast_to(shifts[weight.owners], matrix.shape)
+        shifts = restore(shifts, layer.layout, kernel.shape)
+        leaves[layer.kernel] = _rescale(kernel, shifts, layer.path)
         if layer.bias is not None:
             shifts = np.full(weight.powers.shape[1], -np.inf)
             shifts[b] = u
+            shifts = shifts.reshape(leaves[layer.bias].shape)
             leaves[layer.bias] = _rescale(leaves[layer.bias], shifts, layer.path)
     return jax.tree.unflatten(treedef, leaves)
 
@@ -127,26 +154,45 @@ def _exponent(norm: Norm) -> float:
     return p
 
 
+def _read_chain(structure: NetworkStructure) -> list[_Layer]:
+    """Return the layers, or raise unless each one alone reads the units of the one before."""
+    chain = []
+    for k, layer in enumerate(structure.matrices):
+        kernel, offset, layout, reads = layer.kernel, layer.offset, layer.layout, layer.reads
+        if reads is None or reads.layer != (k - 1 if k else None):
+            reason = "it is not certain that it alone reads the units of the layer before"
+        elif layer.degree != 1 or layer.factor is not None:
+            reason = "it is applied several times, or scaled after its kernel"
+        elif layout is None or layout.groups > 1:
+            reason = "its outputs form groups, or how its kernel acts could not be read"
+        elif kernel.part is not None or not isinstance(offset, Leaf | None):
+            reason = "its kernel is a part of a leaf, or its bias is not a leaf"
+        else:
+            bias = None if offset is None else offset.number
+            chain.append(
+                _Layer(layer.path, kernel.number, bias, layer.is_joint, layout, reads.inner)
+            )
+            continue
+        raise ValueError(f"layer {layer.path!r} cannot be balanced: {reason}")
+    return chain
+
+
 def _read_layer(
-    layer: Layer, leaves: Sequence[Any], p: float, before: Sequence[_Weights]
+    layer: _Layer, leaves: Sequence[Any], p: float, before: Sequence[_Weights]
 ) -> _Weights:
     """Return a layer's powers and the owners of its inputs."""
-    kernel = _log_magnitudes(leaves[layer.kernel], layer.path)
+    kernel = arrange(_log_magnitudes(leaves[layer.kernel], layer.path), layer.layout)
     num_in, num_out = kernel.shape[-2:]
     num_before = before[-1].powers.shape[1] if before else 1
-    if num_in % num_before:
-        raise ValueError(
-            f"layer {layer.path!r} takes {num_in} inputs, which does not match the {num_before} "
-            "outputs of the previous layer: the layers do not form a chain; give layers if the "
-            "order is wrong"
-        )
-    # Flattened inputs i, i + C, i + 2C, ... are one channel; the norm treats them as window.
-    grouped = kernel.reshape(-1, num_before, num_out)
+    # Inputs that belong to one unit are places of a flattened window; the norm treats them alike.
+    grouped = np.moveaxis(kernel.reshape(-1, num_before, layer.inner, num_out), 2, 1)
+    grouped = grouped.reshape(-1, num_before, num_out)
     if layer.bias is not None:
-        bias = _log_magnitudes(leaves[layer.bias], layer.path)
-        if not before:
+        bias = _log_magnitudes(leaves[layer.bias], layer.path).reshape(-1)
+        if layer.is_joint:
             grouped = np.concatenate([grouped, bias[None, None]])
-    return _Weights(np.arange(num_in) % num_before, _logsumexp(p * grouped, axis=0))
+    owners = np.arange(num_in) // layer.inner % num_before
+    return _Weights(owners, _logsumexp(p * grouped, axis=0))
 
 
 def _log_magnitudes(leaf: Any, path: str) -> np.ndarray:
@@ -166,7 +212,10 @@ def _logsumexp(x: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 
 def _alive_units(
-    found: Sequence[Layer], leaves: Sequence[Any], powers: Sequence[np.ndarray]
+    chain: Sequence[_Layer],
+    leaves: Sequence[Any],
+    powers: Sequence[np.ndarray],
+    is_traced: bool,
 ) -> list[np.ndarray]:
     """Return the units on a path from inputs to outputs: before all layers, and after each."""
     linked = [np.isfinite(power) for power in powers]
@@ -181,14 +230,18 @@ def _alive_units(
             "no path of nonzero weights leads from the inputs to the outputs: the smallest product "
             "of norms is 0"
         )
-    for layer, is_reached, is_read in zip(found, reached[1:], read[1:], strict=True):
-        if layer.bias is None or layer is found[-1]:
+    for layer, is_reached, is_read in zip(chain[:-1], reached[1:-1], read[1:-1], strict=True):
+        if layer.bias is None:
             continue
-        constant = np.flatnonzero(~is_reached & is_read & (np.asarray(leaves[layer.bias]) > 0))
+        bias = np.asarray(leaves[layer.bias]).reshape(-1)
+        # After ReLU, a unit whose inputs are 0 and whose bias is negative is always 0.
+        is_constant = bias != 0 if is_traced else bias > 0
+        constant = np.flatnonzero(~is_reached & is_read & is_constant)
         if constant.size:
             raise ValueError(
-                f"unit {constant[0]} of layer {layer.path!r} has a positive bias but no path of "
-                "weights from the inputs: no rescaling minimizes the product of norms"
+                f"unit {constant[0]} of layer {layer.path!r} has a "
+                f"{'' if is_traced else 'positive '}bias but no path of weights from the inputs: "
+                "no rescaling minimizes the product of norms"
             )
     units = [np.flatnonzero(a & b) for a, b in zip(reached, read, strict=True)]
     units[-1] = np.arange(reached[-1].size)  # an output without weights keeps its bias

@@ -1,28 +1,34 @@
 """Normalization of layers, `W_k = rho_k * W~_k` with `||W~_k|| = 1` (paper, eq. 2)."""
 
-import functools
-import operator
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
-from normjax.layers import find_layers
-from normjax.norms import make_norm
+from normjax import powers
+from normjax.eager import run
+from normjax.layers import choose_structure
+from normjax.matrices import layer_norms
+from normjax.rescaling import find_violation
+from normjax.structure import NetworkStructure
 from normjax.types import ApplyFn, Array, Norm, Params, at_least_float32
 
 
 class HomogeneityCheck(NamedTuple):
-    """The errors of eq. 2, `f(W; x) = (prod rho_k) * f(W~; x)`, on given inputs.
+    """How a network satisfies eq. 2, `f(W; x) = (prod rho_k) * f(W~; x)`, on given inputs.
 
     Attributes:
       max_abs_error: largest `|f(W; x) - (prod rho_k) * f(W~; x)|` over examples and classes.
-      relative_error: `max_abs_error` divided by the largest `|f(W; x)|`.
+      relative_error: `max_abs_error` divided by the largest `|f(W; x)|`; with float32, rounding
+        makes it about 1e-6.
       same_classes: whether both networks predict the same class for every input.
       product_norm: `prod rho_k`.
       layers: paths of the layers in order of application.
+      ok: whether scaling the layers by powers of two scales the outputs exactly alike.
+      reason: why not, one sentence; empty if `ok`.
     """
 
     max_abs_error: float
@@ -30,6 +36,8 @@ class HomogeneityCheck(NamedTuple):
     same_classes: bool
     product_norm: float
     layers: tuple[str, ...]
+    ok: bool
+    reason: str
 
 
 def param_norms(
@@ -38,12 +46,15 @@ def param_norms(
     *,
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> dict[str, Array]:
     """Return the norm of each layer, the paper's `rho_k`.
 
     The first layer's kernel and bias form one matrix `[W_1, b_1]`: the bias multiplies a constant
     input. Later biases are not part of a norm, because they scale with the product of all norms up
-    to their layer.
+    to their layer. Batch normalization in evaluation mode that follows a layer is part of its
+    matrix, as `absorb_batch_norm` folds it in.
 
     Example:
       >>> import numpy as np
@@ -54,28 +65,28 @@ def param_norms(
       {'Dense_0': 4.0, 'Dense_1': 2.0}
 
     Args:
-      params: nested mapping of `kernel` and `bias` leaves of one network; use `jax.vmap` for
-        stacked networks.
+      params: the parameters of one network, any pytree that fits `structure`; without a structure,
+        nested mappings of `kernel` and `bias` leaves. Use `jax.vmap` for stacked networks.
       norm: see `make_norm`.
       scale: divisor of each norm.
-      layers: paths in order of application, if it differs from the natural order.
+      layers: without a structure, the paths of all layers in order of application, if names do not
+        prove the order.
+      structure: the result of `trace_structure` for this network. Without it, names and shapes must
+        prove the order of the layers (see `find_layers`); they cannot see activations and skips.
+      tied: what to do with weights that cannot be scaled on their own, as in residual networks:
+        `"refuse"` them, or `"keep"` them as they are and normalize the other layers.
 
     Returns:
-      `{path: norm}` in order of application; float32 scalars (float64 for float64 leaves), 0
-      for a layer of zeros.
+      `{path: norm}` in order of application: float32 scalars (float64 for float64 leaves), NumPy's
+      if all leaves are NumPy's; 0 for a layer of zeros.
 
     Raises:
-      ValueError: see `find_layers` and `make_norm`.
+      ValueError: the structure is not certified, or does not belong to this tree; see also
+        `find_layers` and `make_norm`.
     """
-    norm_fn = make_norm(norm, scale)
-    leaves = jax.tree.leaves(params)
-    norms = {}
-    for depth, layer in enumerate(find_layers(params, layers)):
-        parts = {"kernel": leaves[layer.kernel]}
-        if depth == 0 and layer.bias is not None:
-            parts["bias"] = leaves[layer.bias]
-        norms[layer.path] = norm_fn(parts)
-    return norms
+    structure = choose_structure(params, layers, structure, tied)
+    norms = run(layer_norms, params, structure, norm, scale)
+    return dict(zip(structure.layers, norms, strict=True))
 
 
 def product_norm(
@@ -84,11 +95,14 @@ def product_norm(
     *,
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> Array:
     """Return the product of the layers' norms, `rho_1 * ... * rho_K` (paper, eq. 2 and fig. 9).
 
-    Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in `normalize_params`, which keeps
-    eq. 2 exact.
+    Each norm has the power with which it multiplies the network's output, which is 1 unless a
+    layer is applied several times. Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in
+    `normalize_params`, which keeps eq. 2 exact, and a product that is too large is infinite.
 
     Example:
       >>> import numpy as np
@@ -99,16 +113,60 @@ def product_norm(
       2.0
 
     Args:
-      params, norm, scale, layers: see `param_norms`.
+      params, norm, scale, layers, structure, tied: see `param_norms`.
 
     Returns:
       A float32 scalar (float64 for float64 leaves).
 
     Raises:
-      ValueError: a layer has norm 0, outside of transformations; see also `param_norms`.
+      ValueError: outside of transformations, a norm is 0, negative, infinite or NaN, or the product
+        is too large or too small for its dtype (use `log_product_norm`); see also `param_norms`.
     """
-    divisors = _divisors(param_norms(params, norm, scale=scale, layers=layers))
-    return functools.reduce(operator.mul, divisors.values())
+    structure = choose_structure(params, layers, structure, tied)
+    norms, product, _ = run(_norms_and_product, params, structure, norm, scale)
+    _check_norms(norms, structure)
+    if not isinstance(product, Tracer):
+        info = jnp.finfo(product.dtype)
+        if not float(info.tiny) <= product <= float(info.max):
+            raise ValueError(
+                f"the product of the norms is too {'large' if product > 1 else 'small'} for "
+                f"{product.dtype}; log_product_norm gives its logarithm"
+            )
+    return product
+
+
+def log_product_norm(
+    params: Params,
+    norm: Norm = 2,
+    *,
+    scale: float = 1.0,
+    layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
+) -> Array:
+    """Return the natural logarithm of `product_norm`, which neither overflows nor underflows.
+
+    Example:
+      >>> import numpy as np
+      >>> import normjax
+      >>> params = {f"Dense_{k}": {"kernel": np.ones((10, 10), np.float32)} for k in range(60)}
+      >>> round(float(normjax.log_product_norm(params, norm=1)) / np.log(10), 3)
+      120.0
+
+    Args:
+      params, norm, scale, layers, structure, tied: see `param_norms`.
+
+    Returns:
+      A float32 scalar (float64 for float64 leaves).
+
+    Raises:
+      ValueError: outside of transformations, a norm is 0, negative, infinite or NaN; see also
+        `param_norms`.
+    """
+    structure = choose_structure(params, layers, structure, tied)
+    norms, _, log_product = run(_norms_and_product, params, structure, norm, scale)
+    _check_norms(norms, structure)
+    return log_product
 
 
 def normalize_params(
@@ -117,13 +175,19 @@ def normalize_params(
     *,
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> Params:
     """Divide each layer by its norm: `f(W; x) = (prod rho_k) f(W~; x)` (paper, eq. 2).
 
-    Eq. 2 holds exactly for a chain of layers with positively homogeneous activations (ReLU, leaky
-    ReLU, max and average pooling, identity); `check_homogeneity` tests it. Kernels and the first
-    bias are divided by the norm of their layer, the bias of a later layer k by `rho_1 * ... *
-    rho_k`. Inside `jit`, `vmap` and `grad`, a layer of norm 0 is unchanged, with finite gradients.
+    Eq. 2 holds exactly for networks with a certified structure. Kernels and the first bias are
+    divided by the norm of their layer, the bias of a later layer k by `rho_1 * ... * rho_k`; a
+    structure says what else scales. Without a structure, the network must be a chain of layers
+    with positively homogeneous activations (ReLU, leaky ReLU, max and average pooling, identity),
+    which names cannot show.
+
+    Inside `jit`, `vmap` and `grad`, a layer of norm 0 is unchanged, with finite gradients. Entries
+    too small for their dtype become 0.
 
     Example:
       >>> import jax
@@ -137,22 +201,21 @@ def normalize_params(
       (3, 2, 2)
 
     Args:
-      params, norm, scale, layers: see `param_norms`.
+      params, norm, scale, layers, structure, tied: see `param_norms`.
 
     Returns:
-      The normalized parameters `W~`: same tree, shapes and dtypes.
+      The normalized parameters `W~`: same tree, shapes, dtypes and types of arrays.
 
     Raises:
-      ValueError: a layer has norm 0, outside of transformations; see also `param_norms`.
+      ValueError: outside of transformations, a norm is 0, negative, infinite or NaN; see also
+        `param_norms`.
     """
-    divisors = _divisors(param_norms(params, norm, scale=scale, layers=layers))
+    structure = choose_structure(params, layers, structure, tied)
+    norms, divided = run(_norms_and_divided, params, structure, norm, scale)
+    _check_norms(norms, structure)
     leaves, treedef = jax.tree.flatten(params)
-    passed = []
-    for layer in find_layers(params, layers):
-        passed.append(divisors[layer.path])
-        leaves[layer.kernel] = _divide(leaves[layer.kernel], passed[-1:])
-        if layer.bias is not None:
-            leaves[layer.bias] = _divide(leaves[layer.bias], passed)
+    for number, leaf in divided.items():
+        leaves[number] = leaf
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -164,12 +227,27 @@ def check_homogeneity(
     norm: Norm = 2,
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> HomogeneityCheck:
-    """Measure how accurately a network satisfies eq. 2 of the paper on the inputs `x`.
+    """Check eq. 2 of the paper, `f(W; x) = (prod rho_k) f(W~; x)`, on the inputs `x`.
 
-    Both networks run at the highest matmul precision. A relative error near 1e-6 is float32
-    rounding. A relative error above 1e-4 means that the network is not homogeneous, or that the
-    order of its layers is wrong (see `layers`).
+    `ok` is the answer. Several times, all layers are scaled by powers of two, small and large, and
+    the outputs must be the predicted multiples, bit by bit: powers of two are exact in every dtype,
+    so there is no tolerance.
+
+    This check runs the network and `trace_structure` reads its computation. They see different
+    things:
+
+    - The check tests only the given parameters and inputs. It cannot see what these do not reach,
+      such as a threshold that no unit crosses when scaled by 2^30, or a branch that is not taken.
+      It refuses to certify where it would be blind: outputs that are not finite, outputs of zero,
+      or a bias of zeros, as in an untrained network.
+    - The trace covers all parameters and inputs, in exact arithmetic, and finds the layers and
+      their order itself. It refuses operations that it does not know, and cannot see Python control
+      flow that depends on values, nor rounding and overflow.
+
+    Both networks run at the highest matmul precision.
 
     Example:
       >>> import jax
@@ -180,47 +258,89 @@ def check_homogeneity(
       >>> def apply_fn(params, x):
       ...     return jax.nn.relu(x @ params["Dense_0"]["kernel"]) @ params["Dense_1"]["kernel"]
       >>> check = normjax.check_homogeneity(apply_fn, params, np.ones((1, 3), np.float32))
-      >>> check.layers, check.relative_error < 1e-6, check.same_classes
-      (('Dense_0', 'Dense_1'), True, True)
+      >>> check.ok, check.layers, check.relative_error < 1e-6
+      (True, ('Dense_0', 'Dense_1'), True)
 
     Args:
       apply_fn: pure function `(params, x) -> logits [batch, num_classes]`.
-      params, norm, scale, layers: see `param_norms`.
+      params, norm, scale, layers, structure, tied: see `param_norms`.
       x: inputs `[batch, ...]`.
 
     Returns:
-      The errors, as Python numbers.
+      The answer and the errors, as Python numbers.
 
     Raises:
-      ValueError: see `normalize_params`.
+      ValueError: see `product_norm`.
     """
-    product = product_norm(params, norm, scale=scale, layers=layers)
-    normalized = normalize_params(params, norm, scale=scale, layers=layers)
-    with jax.default_matmul_precision("highest"):
-        logits = apply_fn(params, x)
-        normalized_logits = apply_fn(normalized, x)
-    max_abs_error = float(jnp.max(jnp.abs(logits - product * normalized_logits)))
-    largest = float(jnp.max(jnp.abs(logits)))
-    same_classes = jnp.argmax(logits, axis=-1) == jnp.argmax(normalized_logits, axis=-1)
+    structure = choose_structure(params, layers, structure, tied)
+    how: dict[str, Any] = {"scale": scale, "structure": structure, "tied": tied}
+    product = float(product_norm(params, norm, **how))
+    normalized = normalize_params(params, norm, **how)
+    leaves, treedef = jax.tree.flatten(params)
+
+    def apply(leaves: list[Any]) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return apply_fn(jax.tree.unflatten(treedef, leaves), x)
+
+    logits, normalized_logits = (
+        np.asarray(apply(part)).astype(np.float64) for part in (leaves, jax.tree.leaves(normalized))
+    )
+    max_abs_error = float(np.max(np.abs(logits - product * normalized_logits)))
+    largest = float(np.max(np.abs(logits)))
+    same_classes = np.argmax(logits, axis=-1) == np.argmax(normalized_logits, axis=-1)
+    reason = find_violation(apply, leaves, structure)
     return HomogeneityCheck(
         max_abs_error=max_abs_error,
         relative_error=max_abs_error / largest if largest else max_abs_error,
-        same_classes=bool(jnp.all(same_classes)),
-        product_norm=float(product),
-        layers=tuple(layer.path for layer in find_layers(params, layers)),
+        same_classes=bool(np.all(same_classes)),
+        product_norm=product,
+        layers=structure.layers,
+        ok=not reason,
+        reason=reason,
     )
 
 
-def _divisors(norms: Mapping[str, Array]) -> dict[str, Array]:
-    """Replace norms of 0 by 1; raise if a concrete norm is 0 or negative."""
-    if not any(isinstance(rho, Tracer) for rho in norms.values()):
-        for path, rho in jax.device_get(norms).items():
-            if rho <= 0:
-                raise ValueError(f"layer {path!r} has norm {rho}: it cannot be normalized")
-    return {path: jnp.where(rho == 0, 1, rho) for path, rho in norms.items()}
+def _norms_and_product(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
+    """Return the layers' norms, their product, and its logarithm."""
+    norms = layer_norms(leaves, structure, *how)
+    degrees = tuple((k, matrix.degree) for k, matrix in enumerate(structure.matrices))
+    (product,) = powers.multiply(_without_zeros(norms), [degrees])
+    return norms, powers.value(product), powers.log(product)
 
 
-def _divide(leaf: Array, norms: Sequence[Array]) -> Array:
-    """Divide by one norm at a time, because their product may overflow; keep the dtype."""
-    wide = at_least_float32(leaf)
-    return functools.reduce(operator.truediv, norms, wide).astype(jnp.result_type(leaf))
+def _norms_and_divided(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
+    """Return the layers' norms, and the leaves that normalization changes, by number."""
+    norms = layer_norms(leaves, structure, *how)
+    divisors = _without_zeros(norms)
+    several = [exponents for _, exponents in structure.divisors if not _is_own_norm(exponents)]
+    products = dict(zip(several, powers.multiply(divisors, several), strict=True))
+    divided: dict[int, Array] = {}
+    for leaf, exponents in structure.divisors:
+        whole = divided.get(leaf.number, jnp.asarray(leaves[leaf.number]))
+        part = at_least_float32(whole if leaf.part is None else whole[leaf.part])
+        if _is_own_norm(exponents):
+            part = part / divisors[exponents[0][0]].astype(part.dtype)
+        else:
+            part = powers.divide(part, products[exponents])
+        part = part.astype(whole.dtype)
+        divided[leaf.number] = part if leaf.part is None else whole.at[leaf.part].set(part)
+    return norms, divided
+
+
+def _is_own_norm(exponents: powers.Powers) -> bool:
+    """Return whether a leaf scales with one layer alone, as its kernel does."""
+    return len(exponents) == 1 and exponents[0][1] == 1
+
+
+def _without_zeros(norms: Sequence[Array]) -> list[Array]:
+    """Replace norms of 0 by 1."""
+    return [jnp.where(rho == 0, 1, rho) for rho in norms]
+
+
+def _check_norms(norms: Sequence[Array], structure: NetworkStructure) -> None:
+    """Raise unless all norms are positive and finite; pass traced norms."""
+    if any(isinstance(rho, Tracer) for rho in norms):
+        return
+    for path, rho in zip(structure.layers, jax.device_get(norms), strict=True):
+        if not 0 < rho < np.inf:
+            raise ValueError(f"layer {path!r} has norm {rho}: it cannot be normalized")

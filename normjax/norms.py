@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ from jax import lax
 
 from normjax.types import Array, Norm, NormFn, at_least_float32
 
-_REAL = (int, float, np.integer, np.floating)
 _DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
 
 
@@ -51,7 +50,7 @@ def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
       ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The returned
         function raises it if a custom `norm` does not return a scalar.
     """
-    if not isinstance(scale, _REAL) or not 0 < scale < math.inf:
+    if not _is_real(scale) or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, not {scale!r}")
     layer_norm_fn = _norm_function(norm)
 
@@ -103,7 +102,7 @@ def norm_name(name: str) -> str:
 def entrywise_exponent(norm: Norm) -> float | None:
     """Return the p of an entrywise Lp norm, 2 for `"fro"`; None for any other norm."""
     p = 2 if isinstance(norm, str) and norm == "fro" else norm
-    return float(p) if isinstance(p, _REAL) and p >= 1 else None
+    return float(p) if _is_real(p) and p >= 1 else None
 
 
 def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
@@ -188,6 +187,11 @@ def _largest_singular_values(matrices: Array) -> Array:
     return lax.map(largest, matrices.reshape(-1, *matrices.shape[-2:]))
 
 
+def _is_real(x: Any) -> TypeGuard[float]:
+    """Return whether `x` is a real number; Python counts booleans as integers."""
+    return isinstance(x, (int, float, np.integer, np.floating)) and not isinstance(x, bool)
+
+
 def _decimal(text: str) -> float:
     """Parse a decimal number or "inf"; `float` would also accept "2_0", "nan" and "1e400"."""
     if text != "inf" and not (re.fullmatch(_DECIMAL, text) and float(text) < math.inf):
@@ -214,7 +218,7 @@ def _norm_function(norm: Norm) -> NormFn:
         )
     if p in (1, math.inf):
         return _with_zero(_sum_of_magnitudes if p == 1 else _largest_magnitude)
-    return lambda leaves: _entrywise_norm(leaves, p)
+    return lambda leaves: _compiled_entrywise_norm(leaves, p)
 
 
 def _with_zero(norm_fn: NormFn) -> NormFn:
@@ -285,3 +289,7 @@ def _entrywise_norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[Array, A
         for name, leaf in leaves.items()
     )
     return value, reduce(operator.add, parts)
+
+
+# Without this, each eager call would compile the loop anew.
+_compiled_entrywise_norm = jax.jit(_entrywise_norm, static_argnums=1, inline=True)

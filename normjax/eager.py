@@ -1,0 +1,65 @@
+"""Run functions of a network's leaves: in place under a transformation, else compiled once."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from normjax.channel_vectors import vector_leaves
+from normjax.norms import make_norm
+from normjax.structure import NetworkStructure
+from normjax.types import Norm, Params
+
+
+def run(
+    fn: Callable[..., Any], params: Params, structure: NetworkStructure, norm: Norm, scale: float
+) -> Any:
+    """Call `fn(leaves, structure, norm, scale)`, compiled unless leaves are traced.
+
+    Only the leaves that the structure uses are passed; the others are None. If all of them are
+    NumPy's, so are the results. NumPy's float64 stays float64, in every mode of JAX.
+    """
+    make_norm(norm, scale)  # raises ValueError
+    used = _used_leaves(structure)
+    leaves = [leaf if i in used else None for i, leaf in enumerate(jax.tree.leaves(params))]
+    arrays = [leaf for leaf in leaves if leaf is not None]
+    if any(isinstance(leaf, Tracer) for leaf in arrays):
+        return fn(leaves, structure, norm, scale)
+    # A function of the user's may not be traceable.
+    compiled = fn if callable(norm) else _compile(fn)
+    kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
+    is_double = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
+    with jax.enable_x64(True) if is_double else contextlib.nullcontext():
+        result = compiled(leaves, structure, norm, scale)
+
+    def as_numpy(x: Any) -> Any:
+        is_kept = isinstance(x, Tracer) or (None in kinds and x.dtype != np.float64)
+        return x if is_kept else np.asarray(x)[()]
+
+    return result if kinds == {None} else jax.tree.map(as_numpy, result)
+
+
+def is_numpy(leaf: Any) -> bool:
+    """Return whether a leaf is NumPy's."""
+    return isinstance(leaf, (np.ndarray, np.generic))
+
+
+@functools.cache
+def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(fn, static_argnums=(1, 2, 3))
+
+
+@functools.lru_cache(maxsize=256)
+def _used_leaves(structure: NetworkStructure) -> frozenset[int]:
+    """Return the numbers of the leaves that are scaled or part of a norm."""
+    leaves = {leaf for leaf, _ in structure.divisors}
+    for layer in structure.matrices:
+        leaves.add(layer.kernel)
+        for vector in (layer.factor, layer.bias):
+            leaves.update([] if vector is None else vector_leaves(vector))
+    return frozenset(leaf.number for leaf in leaves)
