@@ -22,6 +22,11 @@ class Leaf(NamedTuple):
     part: int | None = None
 
 
+def leaf_key(leaf: Leaf) -> tuple[int, int]:
+    """Return a sort key: leaves in order, a whole leaf before its parts."""
+    return leaf.number, -1 if leaf.part is None else leaf.part
+
+
 Number = int | Fraction
 
 Exponents = Mapping[Leaf, Number]

@@ -23,7 +23,7 @@ MOVES = frozenset(
 )
 """Primitives that move the entries of one operand, and keep their values."""
 
-_VECTOR_OPERATIONS = frozenset("add sub mul div neg sqrt rsqrt square integer_pow".split())
+_VECTOR_OPERATIONS = frozenset("add sub mul div neg sqrt rsqrt square integer_pow pow".split())
 
 
 class Relaid(NamedTuple):
@@ -124,8 +124,11 @@ class LayerMaps:
                 self.end(facts)
             return moved
         if not any(is_data):
-            part = _part(name, params, facts[0].relaid, shapes[0])
-            return leaf_facts(*part) if part else Facts(spread=_operate(eqn, facts))
+            relaid = facts[0].relaid if name == "slice" else None
+            part = leaf_part(params, relaid, eqn.invars[0]) if relaid else None
+            if relaid is None or relaid.axes is None or part is None:
+                return Facts(spread=_operate(eqn, facts))
+            return leaf_facts(part, ((), *part_axes(relaid.axes)), (1, *shapes[0][1:]))
         channels = None
         if name == "gather" and is_data[1] and facts[0].relaid is not None:
             self._look_up(params["dimension_numbers"], facts[0].relaid, shapes[0])
@@ -297,7 +300,11 @@ def merged_axes(name: str, params: Any, shape: Dims, new_shape: Dims) -> list[Di
     if name == "transpose":
         return [(axis,) for axis in params["permutation"]]
     if name == "broadcast_in_dim":
-        origin = {new: (old,) for old, new in enumerate(params["broadcast_dimensions"])}
+        origin = {
+            new: (old,)
+            for old, new in enumerate(params["broadcast_dimensions"])
+            if shape[old] == new_shape[new]
+        }
         return [origin.get(axis, ()) for axis in range(len(new_shape))]
     if name == "squeeze":
         return [(axis,) for axis in range(len(shape)) if axis not in params["dimensions"]]
@@ -335,6 +342,8 @@ def _operate(eqn: Any, facts: Sequence[Facts]) -> Spread | None:
     if len(dims) > 1:
         return None
     operands = [spread.vector for spread in known]
+    if name == "pow" and not isinstance(operands[1], float):
+        return None
     if name in ("square", "integer_pow"):
         name, operands = "pow", [*operands, float(eqn.params.get("y", 2))]
     return Spread((name, *operands), dims.pop() if dims else ())
@@ -351,15 +360,13 @@ def part_axes(axes: tuple[Dims, ...]) -> tuple[Dims, ...]:
     return tuple(tuple(axis - 1 for axis in group) for group in axes[1:])
 
 
-def _part(
-    name: str, params: Any, relaid: Relaid | None, shape: Dims
-) -> tuple[Leaf, tuple[Dims, ...], Dims] | None:
-    """Return the part of a leaf that `leaf[index:index + 1]` reads, with its axes and shape."""
-    if name != "slice" or relaid is None or relaid.leaf.part is not None or not relaid.axes:
+def leaf_part(params: Any, relaid: Relaid | None, operand: Any) -> Leaf | None:
+    """Return the part of a leaf that a slice reads as `leaf[index:index + 1]`, else None."""
+    shape = operand.aval.shape
+    if relaid is None or relaid.leaf.part is not None or not relaid.axes:
         return None
     (start, *starts), (stop, *stops) = params["start_indices"], params["limit_indices"]
     is_row = stop == start + 1 and shape[0] > 1 and params["strides"] is None
     is_whole_row = not any(starts) and tuple(stops) == shape[1:] and relaid.axes[0] == (0,)
-    if not is_row or not is_whole_row:
-        return None
-    return Leaf(relaid.leaf.number, start), ((), *part_axes(relaid.axes)), (1, *shape[1:])
+    is_plain = not relaid.flipped
+    return Leaf(relaid.leaf.number, start) if is_row and is_whole_row and is_plain else None

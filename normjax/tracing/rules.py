@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import Literal
 
 from normjax.exponents import Equation, Exponents, Leaf, combine
-from normjax.tracing.layer_maps import Facts, Spread
+from normjax.tracing.layer_maps import MOVES, Facts, Spread
 
 
 class Value(NamedTuple):
@@ -73,7 +72,7 @@ def constant_value(value: Any) -> Value:
         return Value({})
     numbers = np.asarray(value)
     facts = Facts()
-    if numbers.ndim == 0 and jnp.issubdtype(numbers.dtype, jnp.floating):
+    if numbers.ndim == 0 and jnp.issubdtype(numbers.dtype, jnp.floating) and np.isfinite(numbers):
         facts = Facts(spread=Spread(float(numbers), ()))
     numbers = numbers.astype(np.complex128 if numbers.dtype.kind == "c" else np.float64)
     return Value({} if np.any(np.isfinite(numbers) & (numbers != 0)) else None, facts=facts)
@@ -129,9 +128,9 @@ def _integer_power(demands: Demands, eqn: Any, values: list[Value]) -> Exponents
 
 
 def _general_power(demands: Demands, eqn: Any, values: list[Value]) -> Exponents | None:
-    exponent = eqn.invars[1]
-    if isinstance(exponent, Literal) and math.isfinite(exponent.val):
-        return _times(Fraction(float(exponent.val)), values[0].exponents)
+    exponent = values[1].facts.spread
+    if exponent is not None and isinstance(exponent.vector, float):
+        return _times(Fraction(exponent.vector), values[0].exponents)
     return _held(demands, eqn, values)
 
 
@@ -162,9 +161,11 @@ def _chosen(*positions: int) -> Callable:
             return _held(demands, eqn, values)
         chosen = [values[i] for i in positions]
         demands.hold(value for i, value in enumerate(values) if i not in positions)
-        fill = eqn.params.get("fill_value")
-        if fill is not None and math.isfinite(fill) and fill != 0:
-            chosen.append(Value({}))
+        if (fill := eqn.params.get("fill_value")) is not None:
+            chosen.append(constant_value(fill))
+        update = eqn.params.get("update_jaxpr")
+        if eqn.primitive.name == "scatter" and update and update.outvars != update.invars[1:]:
+            return _held(demands, eqn, values)  # x.at[i].apply(function)
         return demands.equate(chosen)
 
     return rule
@@ -221,4 +222,7 @@ ADDITIVE = frozenset(f"{_ALIKE} {_COMPARED} {_SCATTERED} select_n dynamic_update
 
 def apply_rule(demands: Demands, eqn: Any, values: list[Value]) -> Any:
     """Return the exponents of the output of an operation, or a list for several outputs."""
-    return RULES.get(eqn.primitive.name, _held)(demands, eqn, values)
+    exponents = RULES.get(eqn.primitive.name, _held)(demands, eqn, values)
+    # Of integers, only the constant 0 is the same at every scale: operations may wrap around.
+    is_exact_zero = exponents is None and eqn.primitive.name in MOVES
+    return {} if exponents is None and not _is_inexact(eqn) and not is_exact_zero else exponents

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax.channel_vectors import factors, vector_exponents
-from normjax.exponents import Equation, Exponents, Leaf, solve, substitute
+from normjax.exponents import Equation, Exponents, Leaf, leaf_key, solve, substitute
 from normjax.structure import ELEMENTWISE, LayerMatrix, Layout, NetworkStructure
 from normjax.tracing.rules import Value
 from normjax.tracing.walk import Walk, leaf_value
@@ -85,10 +85,12 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
     """
     output = walk.equate(outputs, "the network's outputs, which do not scale alike")
     walk.end(outputs)
+    walk.note_whole(outputs)
     whole = _whole_leaves(walk, output or {})
+    output = substitute(output or {}, whole)
     equations = [Equation(substitute(form, whole), why) for form, why in walk.equations]
     order: dict[Leaf, int] = {}
-    for leaf in [*walk.order, *sorted(_leaves_of(equations, output or {}))]:
+    for leaf in [*walk.order, *sorted(_leaves_of(equations, output), key=leaf_key)]:
         order.setdefault(_only(whole, leaf), len(order))
     uses = _counted(walk.multiplied, whole)
     added = {_only(whole, leaf) for leaf in walk.added | walk.divided} - uses.keys()
@@ -111,7 +113,7 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         form = solution.exponents({leaf: 1})
         return {free: power for free, power in form.items() if free in numbers}
 
-    scaled = substitute(solution.exponents(output or {}), {})
+    scaled = solution.exponents(output)
     paths = [leaf_name(leaves[leaf.number][0], leaf.part) for leaf in (*carriers, *tied)]
     paths = _layer_paths(paths)[: len(carriers)]
     matrices = []
@@ -125,7 +127,7 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         reads = walk.units.reads(list(carriers), len(matrices))
         matrices.append(LayerMatrix(path, kernel, layout, degree, factor, offset, is_joint, reads))
     divisors = []
-    for leaf in sorted(order):
+    for leaf in sorted(order, key=leaf_key):
         powers = sorted((numbers[free], power) for free, power in exponents(leaf).items())
         if powers:
             divisors.append((leaf, tuple(powers)))
@@ -185,20 +187,20 @@ def _problem(name: str, others: Sequence[str], reason: str) -> str:
 
 def _layer_paths(weights: Sequence[str]) -> list[str]:
     """Return the path of each weight's module, or the weight's own if its module has several."""
-    parents = []
+    modules = []
     for path in weights:
         path = path.removesuffix("/value")  # the last key of an NNX variable
-        parents.append(path.rpartition("/" if "/" in path else ".")[0] or ".")
+        modules.append(path.rpartition("/" if "/" in path else ".")[0])
     return [
-        parent if parents.count(parent) == 1 else path
-        for parent, path in zip(parents, weights, strict=True)
+        module if module and modules.count(module) == 1 else path
+        for module, path in zip(modules, weights, strict=True)
     ]
 
 
 def _whole_leaves(walk: Walk, output: Exponents) -> dict[Leaf, Exponents]:
     """Map each part of a leaf to the whole leaf, if that is also used as a whole."""
     used = {*walk.order, *_leaves_of(walk.equations, output)}
-    wholes = {leaf.number for leaf in used if leaf.part is None}
+    wholes = {leaf.number for leaf in used | walk.whole if leaf.part is None}
     return {
         leaf: {Leaf(leaf.number): 1}
         for leaf in used

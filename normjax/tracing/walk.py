@@ -6,9 +6,9 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from normjax.channel_vectors import statistics
-from normjax.exponents import Equation, Leaf
-from normjax.tracing.layer_maps import MOVES, Facts, LayerMaps, leaf_facts, part_axes
+from normjax.channel_vectors import statistics, vector_leaves
+from normjax.exponents import Equation, Leaf, leaf_key
+from normjax.tracing.layer_maps import MOVES, Facts, LayerMaps, leaf_facts, leaf_part, part_axes
 from normjax.tracing.rules import ADDITIVE, Demands, Value, apply_rule, constant_value
 from normjax.tracing.source_lines import source_line
 from normjax.tracing.units import UnitFlow
@@ -40,6 +40,7 @@ class Walk(Demands):
       multiplied: how many values that depend on the inputs each leaf multiplies.
       added: leaves that are added to such values, or compared with them.
       divided: leaves that divide such values, or multiply them below a root, as variances do.
+      whole: leaves of which all parts are used together.
       maps: the linear maps of the layers.
       units: the hidden units of the layers.
     """
@@ -56,6 +57,7 @@ class Walk(Demands):
         self.multiplied: Counter[Leaf] = Counter()
         self.added: set[Leaf] = set()
         self.divided: set[Leaf] = set()
+        self.whole: set[Leaf] = set()
         self.maps = LayerMaps()
         self.units = UnitFlow()
         self.calls: list[Any] = list(calls)
@@ -97,6 +99,10 @@ class Walk(Demands):
         self.maps.end([value.facts for value in values])
         self.units.lose(values)
 
+    def note_whole(self, values: Sequence[Value]) -> None:
+        """Note which leaves these values depend on as a whole."""
+        self.whole.update(leaf for v in values for leaf in v.leaves if leaf.part is None)
+
     def _apply(self, eqn: Any, values: list[Value], wanted: list[bool]) -> list[Value]:
         """Return the outputs of one operation."""
         name, params = eqn.primitive.name, eqn.params
@@ -107,6 +113,9 @@ class Walk(Demands):
                 self.end(values)
             return _CONTROL_FLOW[name](self, params, values)
         self._note_roles(name, values)
+        is_part = name == "slice" and leaf_part(eqn.params, values[0].facts.relaid, eqn.invars[0])
+        if name not in MOVES and not is_part:
+            self.note_whole(values)
         exponents = apply_rule(self, eqn, values)
         is_data = any(value.is_data for value in values)
         leaves = frozenset() if is_data else frozenset().union(*(v.leaves for v in values))
@@ -128,25 +137,33 @@ class Walk(Demands):
         if name in MOVES or not any(value.is_data for value in values):
             return
         for value in values:
-            for leaf in sorted(value.leaves):
+            for leaf in sorted(value.leaves, key=leaf_key):
                 self.order.setdefault(leaf, len(self.order))
             if value.is_data or not value.leaves:
                 continue
             if name in ADDITIVE:
                 self.added |= value.leaves
                 continue
-            spread = value.facts.spread if name in ("mul", "div") else None
-            below = statistics(spread.vector) if spread else set()
+            below = _divisors(name, value)
             self.divided |= below
             self.multiplied.update(value.leaves - below)
 
 
+def _divisors(name: str, value: Value) -> set[Leaf]:
+    """Return the leaves of a value without data that divide a value with data."""
+    spread = value.facts.spread
+    if spread is None or name not in ("mul", "div"):
+        return set()
+    return set(vector_leaves(spread.vector)) if name == "div" else statistics(spread.vector)
+
+
 def live_equations(jaxpr: Jaxpr, outputs: Sequence[Any]) -> tuple[list[Any], set[Any]]:
-    """Return the equations that the outputs depend on, in order, and the variables in use."""
+    """Return the equations that the outputs may depend on, in order, and the variables in use."""
     used = {v for v in outputs if not isinstance(v, Literal)}
     live = []
     for eqn in reversed(jaxpr.eqns):
-        if any(v in used for v in eqn.outvars):
+        has_effects = bool(eqn.effects) and not eqn.primitive.name.startswith("debug_")
+        if has_effects or any(v in used for v in eqn.outvars):
             live.append(eqn)
             used.update(v for v in eqn.invars if not isinstance(v, Literal))
     return live[::-1], used
@@ -158,6 +175,7 @@ def live_equations(jaxpr: Jaxpr, outputs: Sequence[Any]) -> tuple[list[Any], set
 def _cond(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
     index, *operands = values
     walk.hold([index])
+    walk.note_whole([index])
     if params.get("branches_platforms"):
         # One function in several algorithms: all must scale alike, the last shows its layers.
         *others, shown = params["branches"]
@@ -168,8 +186,7 @@ def _cond(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
                 walk.equate(pair)
         return results
     results = [walk.run(branch, operands) for branch in params["branches"]]
-    merged = [_merge(walk, outputs) for outputs in zip(*results, strict=True)]
-    return [v._replace(is_data=True) if index.is_data else v for v in merged]
+    return [_chosen_by(_merge(walk, outputs), [index]) for outputs in zip(*results, strict=True)]
 
 
 def _while(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
@@ -177,8 +194,11 @@ def _while(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
     consts = values[num_cond : num_cond + num_body]
 
     def step(carry):
-        walk.hold(walk.run(params["cond_jaxpr"], [*values[:num_cond], *carry]))
-        return walk.run(params["body_jaxpr"], [*consts, *carry])
+        conditions = walk.run(params["cond_jaxpr"], [*values[:num_cond], *carry])
+        walk.hold(conditions)
+        walk.note_whole(conditions)
+        results = walk.run(params["body_jaxpr"], [*consts, *carry])
+        return [_chosen_by(value, conditions) for value in results]
 
     return _settled(walk, step, values[num_cond + num_body :])
 
@@ -187,8 +207,11 @@ def _scan(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
     rows = values[num_consts + num_carry :]
+    if params["length"] == 0:
+        empty = len(params["jaxpr"].out_avals) - num_carry
+        return [*(v._replace(facts=Facts()) for v in carry), *[Value(None)] * empty]
     has_parts = any(_has_parts(value) for value in rows)
-    if not has_parts and not 0 < params["length"] <= _UNROLLED_STEPS:
+    if not has_parts and params["length"] > _UNROLLED_STEPS:
         outputs: list[Value] = []
         plain_rows = [value._replace(facts=Facts()) for value in rows]
 
@@ -227,6 +250,14 @@ def _merge(walk: Walk, values: Sequence[Value]) -> Value:
     is_data = any(value.is_data for value in values)
     leaves = frozenset() if is_data else frozenset().union(*(v.leaves for v in values))
     return Value(walk.equate(values), is_data, leaves)
+
+
+def _chosen_by(value: Value, conditions: Sequence[Value]) -> Value:
+    """Return a value that also depends on conditions."""
+    if value.is_data or any(condition.is_data for condition in conditions):
+        return value._replace(is_data=True, leaves=frozenset(), facts=Facts())
+    leaves = value.leaves.union(*(condition.leaves for condition in conditions))
+    return value._replace(leaves=leaves, facts=Facts())
 
 
 def _has_parts(value: Value) -> bool:
