@@ -23,6 +23,7 @@ _MODULE_OF = {
     "load_dataset": "data",
     "load_member": "training.saved",
     "make_model": "networks.models",
+    "log_product_norm": "normalize",
     "margins": "losses",
     "monitor": "losses",
     "normalize_params": "normalize",
