@@ -74,8 +74,10 @@ def constant_value(value: Any) -> Value:
     facts = Facts()
     if numbers.ndim == 0 and jnp.issubdtype(numbers.dtype, jnp.floating) and np.isfinite(numbers):
         facts = Facts(spread=Spread(float(numbers), ()))
-    numbers = numbers.astype(np.complex128 if numbers.dtype.kind == "c" else np.float64)
-    return Value({} if np.any(np.isfinite(numbers) & (numbers != 0)) else None, facts=facts)
+    is_number = any(
+        np.any(np.isfinite(part) & (part != 0)) for part in (numbers.real, numbers.imag)
+    )
+    return Value({} if is_number else None, facts=facts)
 
 
 Rule = Callable[[Demands, Any, list[Value]], Exponents | list[Exponents | None] | None]

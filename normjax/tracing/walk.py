@@ -265,7 +265,7 @@ def _has_parts(value: Value) -> bool:
     relaid = value.facts.relaid
     if relaid is None or relaid.leaf.part is not None or not relaid.axes:
         return False
-    return relaid.axes[0] == (0,)
+    return relaid.axes[0] == (0,) and not relaid.flipped
 
 
 def _row(value: Value, shape: tuple[int, ...], step: int) -> Value:
