@@ -1,8 +1,8 @@
 """Normalized losses of deep networks predict their test performance.
 
-The library of "Classical generalization bounds are surprisingly tight for Deep Networks" (Liao et
-al., 2018): pure functions on trees of parameters. Names are loaded at first use, so
-`import normjax` costs little more than `import jax`.
+The library of "A Surprising Linear Relationship Predicts Test Performance in Deep Networks" (Liao
+et al. 2018, arXiv 1807.09659): pure functions on trees of parameters. Names are loaded at first
+use, so `import normjax` costs little more than `import jax`.
 """
 
 import importlib
