@@ -62,6 +62,7 @@ def balance_params(
     *,
     layers: Sequence[str] | None = None,
     structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> Params:
     """Rescale the hidden units of a ReLU network to minimize the product of norms.
 
@@ -102,8 +103,8 @@ def balance_params(
         ReLU between them and batch normalization absorbed; concrete NumPy or JAX arrays (not under
         `jit` or `vmap`). The computation uses float64.
       norm: 2 or `"fro"`, or any finite p >= 1.
-      layers, structure: see `normalize_params`. The structure must be a chain of layers, whose
-        hidden units each may be rescaled alone.
+      layers, structure, tied: see `param_norms`. The layers of the structure must be a chain, in
+        which each hidden unit may be rescaled alone.
 
     Returns:
       The balanced parameters: same tree, shapes, dtypes and array types.
@@ -111,10 +112,10 @@ def balance_params(
     Raises:
       ValueError: another norm, traced or non-finite leaves, layers that do not form a chain, no
         path of weights from inputs to outputs, a unit with only a positive bias, or weights too
-        large for the dtype; see also `normalize_params`.
+        large for the dtype; see also `param_norms`.
     """
     p = _exponent(norm)
-    structure = choose_structure(params, layers, structure)
+    structure = choose_structure(params, layers, structure, tied)
     chain = _read_chain(structure)
     leaves, treedef = jax.tree.flatten(params)
     weights: list[_Weights] = []

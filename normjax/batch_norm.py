@@ -1,21 +1,36 @@
 """Fold batch normalization into the preceding layers."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normjax.layers import Parent, group_leaves, path_string
+from normjax.channel_vectors import vector_leaves
+from normjax.layers import (
+    TRACE,
+    Parent,
+    check_chain,
+    check_names,
+    choose_structure,
+    group_leaves,
+    path_string,
+)
+from normjax.matrices import layer_matrix, restore
+from normjax.structure import NetworkStructure
 from normjax.types import Array, Params, at_least_float32
+
+_ADVICE = f"pass {TRACE} of the variables, or pairs="
 
 
 def absorb_batch_norm(
     variables: Mapping[str, Any],
     *,
-    epsilon: float = 1e-5,
+    epsilon: float | None = None,
     pairs: Mapping[str, str] | None = None,
+    structure: NetworkStructure | None = None,
 ) -> Params:
     """Fold batch normalization, as used at test time, into the preceding layers.
 
@@ -24,9 +39,14 @@ def absorb_batch_norm(
     batch normalization, whose layers have biases. This works under `jit` and, for stacked networks,
     `vmap`.
 
-    Each batch normalization must act on a layer's output, before the activation. Within a module,
-    the n-th batch normalization (in natural order) with a given number of features follows the n-th
-    layer with that number of features. If the counts differ, `pairs` must define the pairs.
+    Each batch normalization must act on a layer's output, before the activation. A structure shows
+    where each one acts, and its epsilon. Names and shapes cannot: without a structure, the caller
+    answers for the position and epsilon, and names must prove the pairs as they must prove the
+    order in `find_layers`: the n-th batch normalization with a given number of features follows the
+    n-th layer with that number of features. `pairs` may define the pairs instead.
+
+    `normalize_params` with a structure normalizes the network as it is; nothing needs to be
+    absorbed.
 
     Example:
       >>> import numpy as np
@@ -42,18 +62,25 @@ def absorb_batch_norm(
     Args:
       variables: `{"params": ..., "batch_stats": ...}` as in Flax, with optional leaves `scale` and
         `bias` in "params", and leaves `mean` and `var` in "batch_stats".
-      epsilon: the epsilon of the network; default: that of Flax.
-      pairs: `{path of the batch normalization: path of the layer}`, if shapes are ambiguous.
+      epsilon: without a structure, the epsilon of the network; default: 1e-5, that of Flax.
+      pairs: without a structure, `{path of the batch normalization: path of the layer}` for each
+        batch normalization.
+      structure: the result of `trace_structure` for `variables`.
 
     Returns:
       The parameters without batch normalization, as nested dicts, in the dtypes of the kernels;
       `params` itself if there are no batch statistics.
 
     Raises:
-      ValueError: a batch normalization has no matching layer, or its leaves are unknown.
+      ValueError: a batch normalization has no matching layer or does not follow a layer, the names
+        do not prove the pairs, or leaves are unknown; see also `normalize_params`.
     """
     if "params" not in variables:
         raise ValueError(f"variables must have 'params'; they have {sorted(variables)}")
+    if structure is not None:
+        if epsilon is not None or pairs:
+            raise ValueError("give structure, or epsilon and pairs: a structure has its own")
+        return _absorb_traced(variables, choose_structure(variables, None, structure))
     modules, stats = (
         group_leaves(variables["params"]),
         group_leaves(variables.get("batch_stats", {})),
@@ -68,62 +95,92 @@ def absorb_batch_norm(
                 f"{sorted(leaves)}, not ['mean', 'var'], or its parameters {sorted(affine)} are "
                 "not among ['bias', 'scale']"
             )
-    for batch_norm, layer in _pair_batch_norms(modules, stats, pairs or {}).items():
+    epsilon = 1e-5 if epsilon is None else epsilon
+    for batch_norm, layer in _pair_batch_norms(modules, stats, pairs).items():
         affine = modules.pop(batch_norm, {})
         modules[layer] = _absorb(modules[layer], affine, **stats[batch_norm], epsilon=epsilon)
     return _nested_dict(modules)
 
 
+def _absorb_traced(variables: Mapping[str, Any], structure: NetworkStructure) -> Params:
+    """Fold each batch normalization into the layer whose outputs it acts on."""
+    leaves, treedef = jax.tree.flatten(variables)
+    numbers = jax.tree.unflatten(treedef, range(len(leaves)))
+    stats = set(jax.tree.leaves(numbers.get("batch_stats", {})))
+    if not stats:
+        return variables["params"]
+    modules = group_leaves(numbers["params"])
+    owners = {module["kernel"]: parent for parent, module in modules.items() if "kernel" in module}
+    absorbed: dict[Parent, dict[str, Array]] = {}
+    folded: set[int] = set()
+    for layer in structure.matrices:
+        vectors = [vector for vector in (layer.factor, layer.offset) if vector is not None]
+        used = {leaf.number for vector in vectors for leaf in vector_leaves(vector)}
+        if used & stats and layer.kernel.number in owners and layer.layout is not None:
+            stored = leaves[layer.kernel.number]
+            matrix = layer_matrix(leaves, dataclasses.replace(layer, is_joint=True))
+            matrix["kernel"] = restore(matrix["kernel"], layer.layout, stored.shape)
+            absorbed[owners[layer.kernel.number]] = {
+                name: leaf.astype(stored.dtype) for name, leaf in matrix.items()
+            }
+            folded |= used
+    if stats - folded:
+        path = structure.leaves[min(stats - folded)][0]
+        raise ValueError(
+            f"the batch normalization of {path!r} cannot be absorbed: it does not directly follow "
+            "a layer of its own; normalize_params takes the network as it is"
+        )
+    kept = {
+        parent: {name: leaves[i] for name, i in module.items() if i not in folded}
+        for parent, module in modules.items()
+    }
+    return _nested_dict({p: {**kept[p], **absorbed.get(p, {})} for p in kept if kept[p]})
+
+
 def _pair_batch_norms(
     modules: Mapping[Parent, Mapping[str, Array]],
     stats: Mapping[Parent, Mapping[str, Array]],
-    pairs: Mapping[str, str],
+    pairs: Mapping[str, str] | None,
 ) -> dict[Parent, Parent]:
     """Return the layer that each batch normalization follows."""
     batch_norms = {path_string(parent): parent for parent in stats}
     layers = {path_string(parent): parent for parent in modules if "kernel" in modules[parent]}
+    features = {path: stats[parent]["mean"].shape[-1] for path, parent in batch_norms.items()}
+    kernels = {path: modules[parent]["kernel"].shape for path, parent in layers.items()}
+    if not pairs:
+        check_names(list(batch_norms.values()), _ADVICE)
+        check_names(list(layers.values()), _ADVICE)
+        check_chain(kernels, _ADVICE)
+        pairs = _pairs_in_order(features, {path: kernel[-1] for path, kernel in kernels.items()})
     for path, known in [*((p, batch_norms) for p in pairs), *((p, layers) for p in pairs.values())]:
         if path not in known:
             raise ValueError(f"pairs has {path!r}, which is not one of {list(known)}")
     if len(set(pairs.values())) < len(pairs):
         raise ValueError(f"pairs maps two batch normalizations to one layer: {dict(pairs)}")
-
-    paired = {batch_norms[path]: layers[layer] for path, layer in pairs.items()}
-    for parent, layer in paired.items():
-        features, outputs = stats[parent]["mean"].shape[-1], modules[layer]["kernel"].shape[-1]
-        if features != outputs:
+    for path, layer in pairs.items():
+        if features[path] != kernels[layer][-1]:
             raise ValueError(
-                f"{path_string(parent)!r} has {features} features and cannot follow "
-                f"{path_string(layer)!r} with {outputs}"
+                f"{path!r} has {features[path]} features and cannot follow {layer!r} with "
+                f"{kernels[layer][-1]}"
             )
-    open_norms = _by_features(
-        {parent: leaf["mean"] for parent, leaf in stats.items() if parent not in paired}
-    )
-    open_layers = _by_features(
-        {p: modules[p]["kernel"] for p in layers.values() if p not in paired.values()}
-    )
-    for group, members in open_norms.items():
-        candidates = open_layers.get(group, [])
+    if missing := batch_norms.keys() - pairs.keys():
+        raise ValueError(f"pairs lacks {min(missing)!r}: it must name every batch normalization")
+    return {batch_norms[path]: layers[layer] for path, layer in pairs.items()}
+
+
+def _pairs_in_order(features: Mapping[str, int], outputs: Mapping[str, int]) -> dict[str, str]:
+    """Pair batch normalizations and layers of equal width in order; both are in order of use."""
+    pairs = {}
+    for width in set(features.values()):
+        members = [path for path, size in features.items() if size == width]
+        candidates = [path for path, size in outputs.items() if size == width]
         if len(candidates) != len(members):
             raise ValueError(
-                f"cannot tell which layers the batch normalizations {_paths(members)} follow: "
-                f"{_paths(candidates)} have {group[1]} features in the same module; use pairs"
+                f"cannot tell which layers the batch normalizations {members} follow: "
+                f"{candidates} have {width} features; {_ADVICE}"
             )
-        paired.update(zip(members, candidates, strict=True))
-    return paired
-
-
-def _by_features(leaves: Mapping[Parent, Array]) -> dict[tuple[Parent, int], list[Parent]]:
-    """Group modules by parent module and number of features."""
-    groups: dict[tuple[Parent, int], list[Parent]] = {}
-    for parent, leaf in leaves.items():
-        groups.setdefault((parent[:-1], leaf.shape[-1]), []).append(parent)
-    return groups
-
-
-def _paths(parents: Sequence[Parent]) -> list[str]:
-    """Return the paths of modules."""
-    return [path_string(parent) for parent in parents]
+        pairs.update(zip(members, candidates, strict=True))
+    return pairs
 
 
 def _absorb(

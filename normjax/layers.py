@@ -121,40 +121,44 @@ def path_string(parent: Parent) -> str:
     return "/".join(map(str, parent)) or "."
 
 
-def check_names(parents: Sequence[Parent]) -> None:
-    """Raise unless the names of modules, in natural order, prove the order of application."""
+def check_names(parents: Sequence[Parent], advice: str) -> None:
+    """Raise unless the names of modules, in natural order, prove their order of application.
+
+    Args:
+      parents: the keys that lead to each module.
+      advice: what to do if they do not.
+    """
+    names = [_automatic_name(parent[-1]) if parent else None for parent in parents]
     if len(parents) == 1 or not _STRICT:
         return
-    names = [_automatic_name(parent[-1]) if parent else None for parent in parents]
     if len({parent[:-1] for parent in parents}) > 1:
         reason = "they are not all in one module"
-    elif None in names or len({name[0] for name in names if name}) > 1:
+    elif len({name and name[0] for name in names}) > 1 or None in names:
         reason = "they are not automatic names of one kind, such as Dense_0, Dense_1"
-    elif [name[1] for name in names if name] != list(range(len(names))):
+    elif [name and name[1] for name in names] != list(range(len(names))):
         reason = "their numbers are not 0, 1, 2, ..."
     else:
         return
     raise ValueError(
-        f"the names {list(map(path_string, parents))} do not prove the order of the layers: "
-        f"{reason}; {_ADVICE}"
+        f"the names {list(map(path_string, parents))} do not prove an order: {reason}; {advice}"
     )
 
 
-def check_chain(paths: Sequence[str], kernels: Sequence[tuple[int, ...]]) -> None:
+def check_chain(kernels: Mapping[str, tuple[int, ...]], advice: str) -> None:
     """Raise unless each layer's inputs equal the outputs before, or those times a flattened window.
 
     Args:
-      paths: the paths of the layers.
-      kernels: the shapes of their kernels, `[*window, inputs, outputs]`.
+      kernels: paths of the layers in order, and the shapes of their `[*window, inputs, outputs]`.
+      advice: what to do if they do not.
     """
-    for (path, kernel), (following, next_kernel) in pairwise(zip(paths, kernels, strict=True)):
+    for (path, kernel), (following, next_kernel) in pairwise(kernels.items()):
         outputs, inputs = kernel[-1], next_kernel[-2]
         is_flattened = len(kernel) > 2 and len(next_kernel) == 2 and inputs % outputs == 0
         if inputs != outputs and not is_flattened:
             raise ValueError(
                 f"layer {following!r} takes {inputs} inputs, which does not match the {outputs} "
-                f"outputs of {path!r} before it: the layers are not a chain in this order; "
-                f"{_ADVICE}"
+                f"outputs of {path!r} before it: in this order, the layers are not a chain; "
+                f"{advice}"
             )
 
 
@@ -176,14 +180,14 @@ def _find_layers(
         _check_shapes(path_string(module), {name: shapes[i] for name, i in positions.items()})
     found = {path_string(module): positions for module, positions in modules.items()}
     if layers is None:
-        check_names(list(modules))
+        check_names(list(modules), _ADVICE)
         layers = tuple(found)
     elif sorted(layers) != sorted(found):
         raise ValueError(
             f"layers must name each of {list(found)} once, in order of application; "
             f"got {list(layers)}"
         )
-    check_chain(layers, [shapes[found[path]["kernel"]] for path in layers])
+    check_chain({path: shapes[found[path]["kernel"]] for path in layers}, _ADVICE)
     matrices, divisors = [], []
     powers: Powers = ()
     for depth, path in enumerate(layers):

@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from normjax.normalize import product_norm
+from normjax import powers
+from normjax.layers import choose_structure
+from normjax.normalize import norm_product
+from normjax.structure import NetworkStructure
 from normjax.types import Array, Norm, Params, at_least_float32
 
 
@@ -127,12 +131,14 @@ class Monitored(NamedTuple):
     Attributes:
       normalized_loss: cross entropy of the normalized network, nats.
       normalized_excess: `normalized_loss - ln K`, computed without cancellation.
-      product_norm: product of the layers' norms.
+      product_norm: product of the layers' norms; infinite if it is too large.
+      log_product_norm: its natural logarithm.
     """
 
     normalized_loss: Array
     normalized_excess: Array
     product_norm: Array
+    log_product_norm: Array
 
 
 def monitor(
@@ -143,6 +149,8 @@ def monitor(
     *,
     scale: float = 1.0,
     layers: Sequence[str] | None = None,
+    structure: NetworkStructure | None = None,
+    tied: str = "refuse",
 ) -> Monitored:
     """Return the normalized training loss of a batch, from the logits of a training step.
 
@@ -157,24 +165,48 @@ def monitor(
       >>> x = np.array([[3.0, 0.0]], np.float32)
       >>> seen = normjax.monitor(params, x @ params["Dense_0"]["kernel"], np.array([0]))
       >>> [f"{float(value):.4f}" for value in seen]
-      ['0.1132', '-0.5799', '1.4142']
+      ['0.1132', '-0.5799', '1.4142', '0.3466']
 
     Args:
-      params: the parameters that produced the logits, with batch normalization absorbed
-        (`absorb_batch_norm`).
+      params: the parameters that produced the logits. With batch normalization, they are the
+        variables that `structure` was traced with, and the logits are those of evaluation mode; or
+        the parameters from `absorb_batch_norm`.
       logits: `[..., K]` floating point, of a network that obeys eq. 2.
       labels: `[...]` integers in [0, K).
-      norm, scale, layers: see `normalize_params`.
+      norm, scale, layers, structure, tied: see `param_norms`.
 
     Returns:
       Scalars, float32 (float64 for float64 logits).
 
     Raises:
-      ValueError: see `product_norm` and `excess_cross_entropy`.
+      ValueError: outside of transformations, the normalized logits are too small or too large for
+        their dtype; see also `log_product_norm` and `excess_cross_entropy`.
     """
-    product = product_norm(params, norm, scale=scale, layers=layers)
-    excess = jnp.mean(excess_cross_entropy(jnp.asarray(logits) / product, labels))
-    return Monitored(excess + math.log(jnp.shape(logits)[-1]), excess, product)
+    logits, labels = _checked(logits, labels)
+    structure = choose_structure(params, layers, structure, tied)
+    product, product_norm, log_product_norm = norm_product(params, norm, scale, structure)
+    normalized, is_representable = _divide(logits, product)
+    if not isinstance(is_representable, Tracer) and not is_representable:
+        raise ValueError(
+            f"the logits, divided by the product of the norms, exp({float(log_product_norm):.6g}), "
+            f"are too {'small' if log_product_norm > 0 else 'large'} for {logits.dtype}"
+        )
+    excess = jnp.mean(excess_cross_entropy(normalized, labels))
+    loss = excess + math.log(logits.shape[-1])
+    return Monitored(loss, excess, product_norm, log_product_norm)
+
+
+@partial(jax.jit, inline=True)
+def _divide(logits: Array, product: powers.Product) -> tuple[Array, Array]:
+    """Return logits divided by a product, and whether the dtype can hold them; NaN if not."""
+    normalized = powers.divide(logits, product)
+    # The largest one must be so large that rounding the others to 0 does not matter.
+    info = jnp.finfo(logits.dtype)
+    largest = jnp.max(jnp.abs(normalized))
+    is_too_small = (largest < info.tiny / info.eps) & jnp.any(logits != 0)
+    is_too_large = jnp.any(jnp.isinf(normalized) & jnp.isfinite(logits))
+    is_representable = ~(is_too_small | is_too_large)
+    return jnp.where(is_representable, normalized, jnp.nan), is_representable
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -88,7 +88,7 @@ def arrange(kernel: _Kernel, layout: Layout) -> _Kernel:
     return kernel.transpose(_order(layout, kernel.ndim)).reshape(shape)
 
 
-def restore(matrix: np.ndarray, layout: Layout, shape: Sequence[int]) -> np.ndarray:
+def restore(matrix: _Kernel, layout: Layout, shape: Sequence[int]) -> _Kernel:
     """Undo `arrange`.
 
     Args:
@@ -96,8 +96,10 @@ def restore(matrix: np.ndarray, layout: Layout, shape: Sequence[int]) -> np.ndar
       layout: the layout of the kernel.
       shape: the shape of the kernel.
     """
+    if layout[:3] == flax_layout(len(shape))[:3]:
+        return matrix
     order = _order(layout, len(shape))
-    return matrix.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+    return matrix.reshape([shape[axis] for axis in order]).transpose(tuple(np.argsort(order)))
 
 
 def flax_layout(ndim: int) -> Layout:

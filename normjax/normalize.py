@@ -123,8 +123,7 @@ def product_norm(
         is too large or too small for its dtype (use `log_product_norm`); see also `param_norms`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms, product, _ = run(_norms_and_product, params, structure, norm, scale)
-    _check_norms(norms, structure)
+    _, product, _ = norm_product(params, norm, scale, structure)
     if not isinstance(product, Tracer):
         info = jnp.finfo(product.dtype)
         if not float(info.tiny) <= product <= float(info.max):
@@ -150,8 +149,8 @@ def log_product_norm(
       >>> import numpy as np
       >>> import normjax
       >>> params = {f"Dense_{k}": {"kernel": np.ones((10, 10), np.float32)} for k in range(60)}
-      >>> round(float(normjax.log_product_norm(params, norm=1)) / np.log(10), 3)
-      120.0
+      >>> f"10^{normjax.log_product_norm(params, norm=1) / np.log(10):.1f}"
+      '10^120.0'
 
     Args:
       params, norm, scale, layers, structure, tied: see `param_norms`.
@@ -164,9 +163,7 @@ def log_product_norm(
         `param_norms`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms, _, log_product = run(_norms_and_product, params, structure, norm, scale)
-    _check_norms(norms, structure)
-    return log_product
+    return norm_product(params, norm, scale, structure)[2]
 
 
 def normalize_params(
@@ -300,12 +297,25 @@ def check_homogeneity(
     )
 
 
+def norm_product(
+    params: Params, norm: Norm, scale: float, structure: NetworkStructure
+) -> tuple[powers.Product, Array, Array]:
+    """Return the product of the layers' norms: in pieces, as a number, and its logarithm.
+
+    Raises:
+      ValueError: see `log_product_norm`.
+    """
+    norms, product, value, log = run(_norms_and_product, params, structure, norm, scale)
+    _check_norms(norms, structure)
+    return product, value, log
+
+
 def _norms_and_product(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
-    """Return the layers' norms, their product, and its logarithm."""
+    """Return the layers' norms, and their product as `norm_product` does."""
     norms = layer_norms(leaves, structure, *how)
     degrees = tuple((k, matrix.degree) for k, matrix in enumerate(structure.matrices))
     (product,) = powers.multiply(_without_zeros(norms), [degrees])
-    return norms, powers.value(product), powers.log(product)
+    return norms, product, powers.value(product), powers.log(product)
 
 
 def _norms_and_divided(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
