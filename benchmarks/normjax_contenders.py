@@ -19,6 +19,7 @@ from normjax import (
     normalize_params,
     standardize_images,
 )
+from normjax.networks.classifier import make_classifier
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
 from normjax.training.ensemble import (
@@ -54,11 +55,10 @@ def make_networks(model: str, members: int, batch_size: int, num_images: int) ->
     """
     prepare_cpu()
     images, labels = make_data(num_images, IMAGE_SHAPE)
+    net = make_model(model, NUM_CLASSES, batch_norm=model == "convnet5")
     ensemble = make_ensemble(
-        make_model(model, NUM_CLASSES, batch_norm=model == "convnet5"),
-        make_model(model, NUM_CLASSES),
+        make_classifier(net, IMAGE_SHAPE, NUM_CLASSES),
         optax.sgd(0.01, momentum=0.9),
-        image_shape=IMAGE_SHAPE,
         batch_size=batch_size,
         target_losses=(0.01,),
         norms=[parse_norm(name) for name in NORMS],

@@ -4,20 +4,19 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
-import flax.linen as nn
 import pandas as pd
 
 from normjax.controls.summary import SUMMARY_FILE, explain_all, write_summary
 from normjax.data import Dataset, dataset_label
 from normjax.files import read_object
+from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
 from normjax.results.table import RESULTS_FILE, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import SweepConfig, validate
+from normjax.training.config import SweepConfig, is_reference, validate
 from normjax.training.finished_run import FinishedRun, load_run
 from normjax.training.groups import plan_groups, read_table, train_groups, write_groups
 from normjax.training.members import make_members
@@ -28,7 +27,7 @@ def run_sweep(
     config: SweepConfig,
     *,
     experiment: str = "random_pretrain",
-    model: nn.Module | None = None,
+    model: Model | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
 ) -> FinishedRun:
     """Train the networks of an experiment and write its tables, figures and report.
@@ -40,11 +39,10 @@ def run_sweep(
     Args:
       config: the settings.
       experiment: "random_pretrain", "init_scale", "default_init" or "random_labels".
-      model: your own Linen module instead of `config.model`. It maps standardized float images
-        [N, H, W, C] to logits [N, K] in float32 and is homogeneous in each layer's weights
-        (eq. 2). With batch normalization, it needs `__call__(images, *, train=False, mask=None)`
-        and a field `batch_norm` that `False` turns off. If `experiment` varies the initial
-        standard deviation, it needs a field `init_std`.
+      model: your own network instead of `config.model`: a Linen module, a function that returns
+        one, or a function of `rngs` that returns an NNX module; see `make_classifier`. It maps
+        standardized float images [N, H, W, C] to float32 logits [N, K]. Its structure is traced;
+        with `tied="refuse"` in the configuration it must satisfy eq. 2 in every layer.
       dataset: your own data instead of `config.dataset`: a `Dataset`, or ((images, labels), (test
         images, test labels)) with uint8 [N, H, W, C] and integers [N] from 0.
 
@@ -65,7 +63,7 @@ def finish_sweep(
     config: SweepConfig,
     experiment: str,
     *,
-    model: nn.Module | None = None,
+    model: Model | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
 ) -> None:
     """Run a sweep like `run_sweep`, without loading the finished run.
@@ -79,7 +77,9 @@ def finish_sweep(
     given = [name for name, own in (("model", model), ("dataset", dataset)) if own is not None]
     if dataset is not None:
         dataset = as_dataset(dataset)
-    config = name_given(config, model, dataset)
+        config = dataclasses.replace(config, dataset=dataset.name)
+    if model is not None:
+        config = dataclasses.replace(config, model=model_name(model))
     validate(config, given)
     processes.connect(config.distributed)
     run_dir = Path(config.workdir)
@@ -93,7 +93,8 @@ def finish_sweep(
 
         def is_finished() -> bool:
             finished = processes.is_first() and record.is_finished(run_dir, experiment, config)
-            if finished and given:  # refuse another network or other data of the same name
+            if finished and (given or is_reference(config.model)):
+                # Refuse another network or other data of the same name.
                 load_run(run_dir, config.data_dir, model=model, dataset=dataset)
             return finished
 
@@ -124,20 +125,8 @@ def finish_sweep(
         processes.sync()  # so that all processes end together
 
 
-def name_given(
-    config: SweepConfig, model: nn.Module | None, dataset: Dataset | None
-) -> SweepConfig:
-    """Return the configuration with the names of the user's own network and data."""
-    names: dict[str, Any] = {}
-    if model is not None:
-        names |= {"model": type(model).__name__, "batch_norm": getattr(model, "batch_norm", False)}
-    if dataset is not None:
-        names["dataset"] = dataset.name
-    return dataclasses.replace(config, **names)
-
-
 def set_up(
-    experiment: str, config: SweepConfig, model: nn.Module | None, dataset: Dataset | None
+    experiment: str, config: SweepConfig, model: Model | None, dataset: Dataset | None
 ) -> Sweep:
     """Return the sweep, with the groups of an earlier start if there was one.
 

@@ -21,7 +21,7 @@ from normjax.data import load_dataset
 from normjax.data.cifar import LAYOUTS, load_cifar
 from normjax.data.pickles import load_plain_dict, to_matrix
 from normjax.generalization.linear_sweep import ANGLE_COLUMNS
-from normjax.networks.models import make_model
+from normjax.networks.classifier import leaf_shapes
 from normjax.report.run_page import write_report
 from normjax.results.metrics import read_metrics, stopping_epochs
 from normjax.results.table import (
@@ -35,7 +35,6 @@ from normjax.training import finished_run as trained
 from normjax.training import record as records
 from normjax.training.config import SweepConfig, to_flagfile
 from normjax.training.ensemble import Member
-from normjax.training.plan import parameter_shapes
 from normjax.training.saved import load_member
 from tests.helpers.cifar_archives import (
     BINARY,
@@ -46,6 +45,7 @@ from tests.helpers.cifar_archives import (
     write_files,
     write_tar,
 )
+from tests.helpers.classifiers import classifier_of
 from tests.helpers.damage import BINARY_EDITS, TEXT_EDITS, edited, fuzz
 from tests.helpers.synthetic_results import CONFIG, synthetic_table
 
@@ -306,7 +306,7 @@ def run_record():
         "num_classes": 10,
         "model": "convnet3",
         "image_shape": [8, 8, 1],
-        "parameters": parameter_shapes(make_model("convnet3"), (8, 8, 1)),
+        "parameters": leaf_shapes(classifier_of("convnet3")),
         "given": [],
         "groups": [[0], [1]],
         "seed": 0,

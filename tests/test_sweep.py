@@ -31,19 +31,14 @@ SMALL = {
 
 
 class Small(nn.Module):
-    """A user's own network, with batch normalization or without."""
-
-    batch_norm: bool = False
+    """A user's own network, with batch normalization."""
 
     @nn.compact
-    def __call__(self, images, *, train=False, mask=None):
+    def __call__(self, images, *, train=False):
         """A convolution and a dense layer."""
-        x = nn.Conv(4, (3, 3), use_bias=not self.batch_norm)(images)
-        if self.batch_norm:
-            mask = None if mask is None else mask[:, None, None, None]
-            x = nn.BatchNorm(use_running_average=not train)(x, mask=mask)
-        x = nn.relu(x)
-        return nn.Dense(3, use_bias=False)(x.reshape(len(x), -1))
+        x = nn.Conv(4, (3, 3), use_bias=False, name="stem")(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return nn.Dense(3, use_bias=False, name="head")(x.reshape(len(x), -1))
 
 
 class Layers(nn.Module):
@@ -123,40 +118,43 @@ def test_bad_settings_raise_before_anything_is_made(tmp_path, values, how, messa
 def test_own_network_and_data(tmp_path):
     """With batch normalization; the numbers in the table are those of the loaded networks."""
     config = normjax.SweepConfig(tmp_path / "run", **SMALL)
-    run = normjax.run_sweep(config, model=Small(True), dataset=own_data())
+    run = normjax.run_sweep(config, model=Small(), dataset=own_data())
     assert (run.config.model, run.config.dataset) == ("Small", "own data")
-    assert run.config.batch_norm and run.dataset.class_names == ("0", "1", "2")
+    assert run.dataset.class_names == ("0", "1", "2")
+    structure = run.classifier.structure
+    assert structure.layers == ("params/stem", "params/head")
     flags = (tmp_path / "run" / "flags.txt").read_text()
     assert flags.startswith("# Given from Python, not by flags: model, dataset\n")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["given"] == ["model", "dataset"]
     for network, row in zip(networks_at(run, "final"), run.table.itertuples(), strict=True):
-        logits = logits_of(run.apply_fn, network.params, run.dataset.test.images)
+        logits = logits_of(run.apply_fn, network.variables, run.dataset.test.images)
         loss = np.mean(normjax.cross_entropy(logits, network.test_labels))
         assert loss == pytest.approx(row.test_loss, rel=1e-5)
-        product = normjax.product_norm(network.params)
+        product = normjax.product_norm(network.variables, structure=structure)
         assert row.product_norm == pytest.approx(float(product), rel=1e-5)
         excess = normjax.excess_cross_entropy(logits / product, network.test_labels)
         assert row.normalized_test_excess == pytest.approx(float(np.mean(excess)), rel=1e-4)
-        assert set(network.initial_params) == {"Conv_0", "Dense_0"}
+        assert network.initial_variables.keys() == {"params", "batch_stats"}
 
     folder = tmp_path / "run"
-    model, variables = normjax.load_member(folder, 0, model=Small(True))
-    assert model == Small(False) and variables["params"].keys() == {"Conv_0", "Dense_0"}
+    model, variables = normjax.load_member(folder, 0, model=Small)
+    images = normjax.standardize_images(run.dataset.test.images[:4])
+    np.testing.assert_array_equal(model.apply(variables, images), Small().apply(variables, images))
     with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         normjax.load_member(folder, 0)
     with pytest.raises(ValueError, match="the run's dataset is own data: pass it again"):
-        load_run(folder, model=Small(True))
+        load_run(folder, model=Small())
     with pytest.raises(ValueError, match="the run used your network Small: pass it again"):
         load_run(folder, dataset=own_data())
     with pytest.raises(ValueError, match="the data own data differ from those of the run"):
-        load_run(folder, model=Small(True), dataset=own_data(num_test=41))
+        load_run(folder, model=Small(), dataset=own_data(num_test=41))
 
 
 def test_a_finished_run_is_not_resumed_with_another_network_or_data(tmp_path, capsys):
     config = normjax.SweepConfig(tmp_path / "run", **SMALL, resume=True)
     normjax.run_sweep(config, model=Layers(), dataset=own_data())
     capsys.readouterr()
-    with pytest.raises(ValueError, match="the network's parameters differ from the run's"):
+    with pytest.raises(ValueError, match="the network's variables differ from the run's"):
         normjax.run_sweep(config, model=Layers(num_hidden=6), dataset=own_data())
     with pytest.raises(ValueError, match="the data own data differ from those of the run"):
         normjax.run_sweep(config, model=Layers(), dataset=own_data(num_test=50))
@@ -176,28 +174,21 @@ def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("linear", "a Linen module is needed"),
-        (nn.Dense(3), r"its logits have shape \(16, 9, 6, 3\), not \(16, 3\)"),
-        (Layers(num_classes=4), r"its logits have shape \(16, 4\), not \(16, 3\)"),
-        (Layers(jnp.tanh), "a layer is not homogeneous in its weights, or the names of the layers"),
-        (Layers(lambda x: x[:, :, 3]), "it cannot be applied to the images: "),
-        (nn.Sequential([nn.BatchNorm(True), jnp.ravel]), "needs a field batch_norm|cannot be"),
-        (nn.Dense(3, dtype=jnp.float32, param_dtype=jnp.bfloat16), "must be float32"),
+        (
+            Layers(jnp.tanh),
+            "^model Layers: normalizing its layers would .* held by 'tanh' in Layers",
+        ),
+        (Layers(num_classes=4), r"^model Layers: its logits have shape \(2, 4\) and dtype float32"),
     ],
 )
-def test_networks_that_cannot_be_trained_are_refused(model, message):
-    dataset = plan.as_dataset(own_data())
+def test_networks_that_cannot_be_normalized_are_refused_before_anything_is_made(
+    tmp_path, model, message
+):
+    config = normjax.SweepConfig(tmp_path / "run", **SMALL)
     with pytest.raises(ValueError, match=message) as error:
-        plan.check_own_model(model, dataset, [])
+        normjax.run_sweep(config, model=model, dataset=own_data())
     assert "\n" not in str(error.value)
-
-
-def test_networks_that_can_be_trained_are_not_refused():
-    dataset = plan.as_dataset(own_data())
-    for model in (Small(), Small(True), Layers()):
-        plan.check_own_model(model, dataset, [])
-    with pytest.raises(ValueError, match="it needs a field init_std"):
-        plan.check_own_model(Small(), dataset, [plan.Member(0, 0, "init_scale", 0.1, 0.1)])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

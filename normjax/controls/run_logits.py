@@ -1,10 +1,7 @@
 """Controls from the logits of a finished run."""
 
-import math
 import os
-from collections.abc import Callable
 
-import jax
 from tqdm import tqdm
 
 from normjax.balance import balance_params
@@ -15,11 +12,10 @@ from normjax.controls.logits import (
     explain_logits,
     measure_network,
 )
-from normjax.normalize import param_norms
-from normjax.norms import parse_norm
+from normjax.normalize import param_norms, product_norm
+from normjax.norms import NamedNorm, parse_norm
 from normjax.results.table import is_finite, level_names
 from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
-from normjax.types import Norm, Params
 
 
 def explain_run(
@@ -46,15 +42,10 @@ def explain_run(
     rows = choose_rows(run.table, line.selection, line.norm)
     rows = rows[is_finite(rows) & (rows["family"] != "random_labels")].set_index("member")
     norm = parse_norm(line.norm)
-    compiled = jax.jit(lambda params: param_norms(params, norm.norm, scale=norm.scale))
-
-    def norms_of(params: Params) -> list[float]:
-        return [float(value) for value in compiled(params).values()]
-
     product_norms = rows["product_norm"].tolist()
     networks = [n for n in networks_at(run, line.selection) if n.member.index in rows.index]
     measures = [
-        measure_network(_network_logits(run, network, norms_of, norm.norm), product_norms)
+        measure_network(_network_logits(run, network, norm), product_norms)
         for network in tqdm(networks, "logits", unit="network", disable=None)
     ]
     return explain_logits(
@@ -66,17 +57,18 @@ def explain_run(
     )
 
 
-def _network_logits(
-    run: FinishedRun, network: Network, norms_of: Callable[[Params], list[float]], norm: Norm
-) -> NetworkLogits:
+def _network_logits(run: FinishedRun, network: Network, norm: NamedNorm) -> NetworkLogits:
     """Return a network's logits on both splits and its norms before and after balancing."""
-    norms = norms_of(network.params)
+    variables = network.variables
+    how = {"structure": run.classifier.structure, "tied": run.classifier.tied}
+    norms = param_norms(variables, norm.norm, scale=norm.scale, **how)
     try:
-        balanced_norm = math.prod(norms_of(balance_params(network.params, norm)))
+        balanced = balance_params(variables, norm.norm, **how)
+        balanced_norm = float(product_norm(balanced, norm.norm, scale=norm.scale, **how))
     except ValueError:  # not an entrywise norm
         balanced_norm = None
     train, test = (
-        logits_of(run.apply_fn, network.params, split.images)
+        logits_of(run.apply_fn, variables, split.images)
         for split in (run.dataset.train, run.dataset.test)
     )
     return NetworkLogits(
@@ -84,7 +76,7 @@ def _network_logits(
         train_labels=network.train_labels,
         test_logits=test,
         test_labels=network.test_labels,
-        product_norm=math.prod(norms),
-        last_norm=norms[-1],
+        product_norm=float(product_norm(variables, norm.norm, scale=norm.scale, **how)),
+        last_norm=float(list(norms.values())[-1]),
         balanced_product_norm=balanced_norm,
     )

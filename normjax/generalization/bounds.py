@@ -18,12 +18,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from normjax.generalization.rademacher import check_first_bias_only
-from normjax.layers import find_layers
-from normjax.types import Params
+from normjax.structure import NetworkStructure
 
 LOSS_LIPSCHITZ = math.sqrt(2)
 """Lipschitz constant of the cross entropy in the Euclidean norm of the logits."""
@@ -113,31 +111,37 @@ def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0)
     return bound_on_loss * math.sqrt(math.log(1 / delta) / (2 * num_examples))
 
 
-def network_class(params: Params, positions: Sequence[int], num_inputs: int) -> NetworkClass:
+def network_class(
+    structure: NetworkStructure, positions: Sequence[int], num_inputs: int
+) -> NetworkClass:
     """Return the class of a normalized network.
 
     Args:
-      params: the parameters; only their shapes are used.
+      structure: the structure of the network.
       positions: output positions of each layer, in order of application; 1 for a dense layer.
       num_inputs: size of one input.
 
     Raises:
-      ValueError: a later layer has a bias (no norm bounds it), or `positions` do not match.
+      ValueError: a later layer has a bias (no norm bounds it), a layer is no dense layer or
+        convolution, or `positions` do not match.
     """
-    check_first_bias_only(params)
-    found = find_layers(params)
+    check_first_bias_only(structure)
+    found = structure.matrices
     if len(positions) != len(found) or min(positions) < 1:
         raise ValueError(f"positions {list(positions)} do not fit the {len(found)} layers")
-    leaves = jax.tree.leaves(params)
     shapes = []
     for layer, count in zip(found, positions, strict=True):
-        *window, _, width = leaves[layer.kernel].shape
+        if layer.layout is None or layer.layout.groups != 1:
+            raise ValueError(f"layer {layer.path!r} is neither dense nor a plain convolution")
+        shape = structure.leaves[layer.kernel.number][1]
+        window = [shape[axis] for axis in layer.layout.window]
+        width = math.prod(shape[axis] for axis in layer.layout.outputs)
         before = shapes[-1].positions if shapes else 1
         reads = math.prod(window) if window else before
         shapes.append(
             LayerShape(window=math.prod(window), positions=count, width=width, reads=reads)
         )
-    return NetworkClass(tuple(shapes), num_inputs, found[0].bias is not None)
+    return NetworkClass(tuple(shapes), num_inputs, found[0].is_joint)
 
 
 def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,8 @@ import pandas as pd
 
 from normjax.data import dataset_label, standardize_images
 from normjax.generalization import bounds, rademacher
-from normjax.layers import find_layers
 from normjax.results.table import select
 from normjax.training.finished_run import FinishedRun
-from normjax.training.plan import without_batch_norm
 
 TIGHT = 3.0
 """A term is called tight if it is at most this many times the largest gap."""
@@ -137,21 +136,22 @@ def class_of(run: FinishedRun) -> bounds.NetworkClass:
     """Return the class of the run's normalized networks.
 
     Raises:
-      ValueError: later layers have biases.
+      ValueError: later layers have biases, or the network is not of the kind that has bounds.
     """
-    model = without_batch_norm(run.model)
+    module, structure = run.classifier.module, run.classifier.structure
+    if module is None:
+        raise ValueError("eq. 4 needs a Linen module, whose layers' outputs are read")
     image = jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32)
-
-    def shapes(image):
-        variables = model.init(jax.random.key(0), image)
-        _, state = model.apply(variables, image, capture_intermediates=True)
-        return variables["params"], state["intermediates"]
-
-    params, outputs = jax.eval_shape(shapes, image)
-    positions = [
-        math.prod(outputs[layer.path]["__call__"][0].shape[1:-1]) for layer in find_layers(params)
-    ]
-    return bounds.network_class(params, positions, math.prod(run.dataset.image_shape))
+    apply = partial(module.apply, capture_intermediates=True)
+    _, state = jax.eval_shape(apply, run.classifier.shapes, image)
+    positions = []
+    for path in structure.layers:
+        keys = [*path.removeprefix("params/").split("/"), "__call__"]
+        outputs = reduce(lambda tree, key: tree.get(key, {}), keys, state["intermediates"])
+        if not outputs:
+            raise ValueError(f"eq. 4 needs layers that are modules, unlike {path!r}")
+        positions.append(math.prod(outputs[0].shape[1:-1]))
+    return bounds.network_class(structure, positions, math.prod(run.dataset.image_shape))
 
 
 def measure(
@@ -262,10 +262,9 @@ def _climb(
 ) -> rademacher.RademacherEstimate:
     """Return a lower estimate of R_N of the losses, on the first images."""
     num = min(num_examples, len(images))
-    model = without_batch_norm(run.model)
     return rademacher.estimate_rademacher(
         run.apply_fn,
-        lambda key: model.init(key, images[:1])["params"],
+        run.classifier.init,
         jnp.asarray(images[:num]),
         jnp.asarray(run.dataset.train.labels[:num]),
         rademacher.excess_loss,

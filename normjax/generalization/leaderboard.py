@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from normjax.data import standardize_images
+from normjax.generalization.absorbed import absorbed_layers, check_layers, with_layers
 from normjax.generalization.measures import MEASURES
 from normjax.generalization.ranking import MIN_NETWORKS, RankedMeasure, rank_measures
 from normjax.generalization.sharpness import SHARPNESS_MEASURES
@@ -21,7 +22,7 @@ from normjax.training.ensemble import map_members
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.finished_run import FinishedRun, Network, logits_of, networks_at
 
-SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm")
+SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm", "tied")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +127,12 @@ def measure_networks(
 
     Returns:
       A table with n rows in the order of `chosen` and a column per measure.
+
+    Raises:
+      ValueError: a network has more than kernels, biases and batch normalization.
     """
+    for run in runs:
+        check_layers(run.classifier.structure)
     rows: list[dict[str, float]] = []
     bar = tqdm(total=2 * len(chosen.networks), desc="measures", unit="step", disable=None)
     for position, run in enumerate(runs):
@@ -135,14 +141,15 @@ def measure_networks(
         found = []
         for network in networks:
             trained = TrainedNetwork(
-                params=network.params,
-                initial_params=network.initial_params,
+                params=network.variables,
+                initial_params=network.initial_variables,
                 logits=jnp.asarray(
-                    logits_of(run.apply_fn, network.params, run.dataset.train.images)
+                    logits_of(run.apply_fn, network.variables, run.dataset.train.images)
                 ),
                 labels=jnp.asarray(network.train_labels),
                 apply_fn=run.apply_fn,
                 input_shape=run.dataset.image_shape,
+                structure=run.classifier.structure,
             )
             found.append({name: function(trained) for name, function in MEASURES.items()})
             bar.update()
@@ -231,9 +238,15 @@ def _measure_sharpness(
     x = np.asarray(standardize_images(run.dataset.train.images[subset]))
     batch_size = choose_evaluation_batch_size()
 
-    def of_network(params, labels, x, key):
+    structure = run.classifier.structure
+
+    def of_network(variables, labels, x, key):
+        def apply_layers(layers, x, /):
+            return run.apply_fn(with_layers(variables, structure, layers), x)
+
+        layers = absorbed_layers(variables, structure)
         return {
-            name: function(run.apply_fn, params, x, labels, key, batch_size=batch_size)
+            name: function(apply_layers, layers, x, labels, key, batch_size=batch_size)
             for name, function in SHARPNESS_MEASURES.items()
         }
 
@@ -243,9 +256,9 @@ def _measure_sharpness(
     for start in range(0, len(networks), num_devices):
         part = list(networks[start : start + num_devices])
         filled = [*part, *[part[-1]] * (num_devices - len(part))]
-        params = jax.tree.map(lambda *leaves: np.stack(leaves), *[n.params for n in filled])
+        variables = jax.tree.map(lambda *x: np.stack(x), *[n.variables for n in filled])
         labels = np.stack([n.train_labels[subset] for n in filled])
-        values = jax.device_get(of_networks(params, labels, x, jax.random.key(seed)))
+        values = jax.device_get(of_networks(variables, labels, x, jax.random.key(seed)))
         found += [{name: float(v[i]) for name, v in values.items()} for i in range(len(part))]
         progress(len(part))
     return found

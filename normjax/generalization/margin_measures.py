@@ -69,7 +69,8 @@ def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
     with the initial matrices as reference. The norm of the data is omitted, because all networks
     share it. Infinite if gamma is not positive. Batch normalization: absorbed in both.
     """
-    distances = layer_norms(network.change, sum_of_l2, may_be_zero=True)
+    change, structure = network.change, network.structure
+    distances = layer_norms(change, structure, sum_of_l2, may_be_zero=True)
     ratios = np.sum((distances / network.spectral_norms) ** (2 / 3))
     return log_spectral_over_margin(network) + 1.5 * _log(ratios)
 

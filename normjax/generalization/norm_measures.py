@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from normjax.generalization.absorbed import with_layers
 from normjax.generalization.trained_network import TrainedNetwork, layer_norms
 from normjax.normalize import normalize_params
 from normjax.types import Array
@@ -41,7 +42,7 @@ def log_product_max_l1(network: TrainedNetwork) -> float:
     Gaussian Complexities" (JMLR 2002); Golowich, Rakhlin and Shamir, "Size-Independent Sample
     Complexity of Neural Networks" (COLT 2018), theorem 2. Batch normalization: absorbed.
     """
-    return float(np.sum(np.log(layer_norms(network.params, _max_l1))))
+    return float(np.sum(np.log(layer_norms(network.params, network.structure, _max_l1))))
 
 
 def log_l1_path_norm(network: TrainedNetwork) -> float:
@@ -116,7 +117,7 @@ def frobenius_distance(network: TrainedNetwork) -> float:
     Initialization" (2019); Jiang et al. 2020, eq. 40. Batch normalization: absorbed in both, each
     with its own statistics and scales; a change of the statistics adds to the distance.
     """
-    return float(np.sqrt(np.sum(layer_norms(network.change, "fro", may_be_zero=True) ** 2)))
+    return float(np.sqrt(np.sum(_change_norms(network, "fro") ** 2)))
 
 
 def spectral_distance(network: TrainedNetwork) -> float:
@@ -124,7 +125,11 @@ def spectral_distance(network: TrainedNetwork) -> float:
 
     Source: Jiang et al. 2020, eq. 41. Batch normalization: as in `frobenius_distance`.
     """
-    return float(np.sqrt(np.sum(layer_norms(network.change, "spectral", may_be_zero=True) ** 2)))
+    return float(np.sqrt(np.sum(_change_norms(network, "spectral") ** 2)))
+
+
+def _change_norms(network: TrainedNetwork, norm: str) -> np.ndarray:
+    return layer_norms(network.change, network.structure, norm, may_be_zero=True)
 
 
 def sum_of_l2(leaves: Mapping[str, Array]) -> Array:
@@ -143,8 +148,10 @@ def _paths_to_outputs(network: TrainedNetwork, p: int) -> tuple[float, np.ndarra
 
     The network with weights `|w|^p` obeys eq. 2. Normalizing it avoids overflow.
     """
-    powers = jax.tree.map(lambda w: jnp.abs(w) ** p, network.params)
-    normalized = normalize_params(powers, _max_l1)
+    layers = jax.tree.map(lambda w: jnp.abs(w) ** p, network.layers)
+    powers = with_layers(network.params, network.structure, layers)
+    normalized = normalize_params(powers, _max_l1, structure=network.structure)
     with jax.default_matmul_precision("highest"):
         outputs = network.apply_fn(normalized, jnp.ones((1, *network.input_shape)))[0]
-    return float(np.sum(np.log(layer_norms(powers, _max_l1)))), np.asarray(outputs, np.float64)
+    norms = layer_norms(powers, network.structure, _max_l1)
+    return float(np.sum(np.log(norms))), np.asarray(outputs, np.float64)

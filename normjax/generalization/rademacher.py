@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from normjax.layers import find_layers
+from normjax.generalization.absorbed import check_layers
 from normjax.losses import excess_cross_entropy
 from normjax.normalize import normalize_params
+from normjax.structure import NetworkStructure
+from normjax.tracing.trace import trace_structure
 from normjax.training.ensemble import map_members
 from normjax.types import ApplyFn, Array, Params
 
@@ -119,16 +121,18 @@ def estimate_rademacher(
             raise ValueError(f"{name} is {number}; at least 1 is needed")
     if len(labels) != len(inputs) or not len(inputs):
         raise ValueError(f"{len(labels)} labels do not fit {len(inputs)} inputs")
-    check_first_bias_only(jax.eval_shape(init_fn, key))
+    inputs, labels = jnp.asarray(inputs), jnp.asarray(labels)
+    structure = trace_structure(apply_fn, jax.eval_shape(init_fn, key), inputs[:batch_size])
+    check_first_bias_only(structure)
     climb = map_members(
-        _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size), num_shared=2
+        _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size, structure), num_shared=2
     )
     draws = np.repeat(np.arange(num_signs), num_restarts)
     draws = np.append(draws, np.full(-draws.size % len(jax.local_devices()), draws[-1]))
     keys = jax.vmap(partial(jax.random.fold_in, key))(draws)
     init_keys = jax.vmap(jax.random.fold_in)(keys, 1 + np.arange(draws.size) % num_restarts)
     signs_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys)
-    met = climb(signs_keys, init_keys, jnp.asarray(inputs), jnp.asarray(labels))
+    met = climb(signs_keys, init_keys, inputs, labels)
     met = np.asarray(met, np.float64)[: num_signs * num_restarts]
     best = np.maximum.accumulate(met.reshape(num_signs, num_restarts, -1).max(axis=1), axis=1)
     return RademacherEstimate(best[:, -1], len(inputs), by_step=best.mean(axis=0))
@@ -156,14 +160,15 @@ def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> Rademach
     return RademacherEstimate(values, num_examples)
 
 
-def check_first_bias_only(params: Params) -> None:
+def check_first_bias_only(structure: NetworkStructure) -> None:
     """Raise ValueError if a later layer has a bias: no norm bounds it, and R_N is infinite."""
-    for layer in find_layers(params)[1:]:
-        if layer.bias is not None:
+    for layer in structure.matrices[1:]:
+        if layer.offset is not None:
             raise ValueError(
                 f"layer {layer.path!r} has a bias, which its norm does not include: the Rademacher "
                 "complexity of networks of unit norm is then infinite"
             )
+    check_layers(structure)
 
 
 def linear_rademacher(
@@ -236,7 +241,7 @@ def _linear_class(inputs: np.ndarray, norm: float, radius: float) -> tuple[np.nd
     return x, 1.0 if norm == math.inf else math.inf if norm == 1 else norm / (norm - 1)
 
 
-def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
+def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size, structure):
     """Make `climb(signs_key, init_key, inputs, labels)` -> objectives [num_steps + 1]."""
 
     def climb(signs_key, init_key, inputs, labels):
@@ -248,7 +253,8 @@ def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
             return padded.reshape(-1, batch_size, *x.shape[1:])
 
         pieces = batches(inputs), batches(labels)
-        start = normalize_params(init_fn(init_key))
+        normalize = partial(normalize_params, structure=structure)
+        start = normalize(init_fn(init_key))
         first = jax.tree.map(lambda piece: piece[0], pieces)
         shape = jax.eval_shape(lambda x, y: outputs(apply_fn(start, x), y), *first).shape
         signs = jax.random.rademacher(signs_key, (num_examples, shape[1]), jnp.float32)
@@ -268,8 +274,8 @@ def _make_climb(apply_fn, init_fn, outputs, num_steps, batch_size):
         def step(params, _):
             value, grads = value_and_grad(params)
             # A zero gradient, as for an unused layer, stays zero.
-            moved = jax.tree.map(jnp.add, params, normalize_params(grads))
-            return normalize_params(moved), value
+            moved = jax.tree.map(jnp.add, params, normalize(grads))
+            return normalize(moved), value
 
         params, values = jax.lax.scan(step, start, None, length=num_steps)
         return jnp.append(values, value_and_grad(params)[0])

@@ -7,21 +7,24 @@ import jax
 import numpy as np
 
 from normjax import losses
+from normjax.generalization.absorbed import Layers, absorbed_layers, with_layers
 from normjax.normalize import param_norms
+from normjax.structure import NetworkStructure
 from normjax.types import ApplyFn, Array, Norm, Params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """The data that a measure may use; batch normalization is absorbed.
+    """The data that a measure may use.
 
     Attributes:
-      params: the trained parameters, nested `kernel` and `bias` leaves (see `find_layers`).
-      initial_params: the parameters before the first step, with the initial statistics absorbed.
+      params: the trained parameters, with the statistics of batch normalization if it has any.
+      initial_params: the parameters before the first step.
       logits: logits on the training set, floating point `[N, K]`.
       labels: the labels that the network was trained to fit, integers `[N]`.
       apply_fn: the network; its activation leaves positive numbers unchanged, like ReLU.
       input_shape: shape of one input, such as `(32, 32, 3)`.
+      structure: the structure of `apply_fn`, which has passed `check_layers`.
     """
 
     params: Params
@@ -30,21 +33,29 @@ class TrainedNetwork:
     labels: Array
     apply_fn: ApplyFn
     input_shape: tuple[int, ...]
+    structure: NetworkStructure
 
     @functools.cached_property
     def frobenius_norms(self) -> np.ndarray:
         """Return the Frobenius norm of each layer, float64 `[layers]`."""
-        return layer_norms(self.params, "fro")
+        return layer_norms(self.params, self.structure, "fro")
 
     @functools.cached_property
     def spectral_norms(self) -> np.ndarray:
         """Return the spectral norm of each layer, float64 `[layers]`."""
-        return layer_norms(self.params, "spectral")
+        return layer_norms(self.params, self.structure, "spectral")
+
+    @functools.cached_property
+    def layers(self) -> Layers:
+        """Return the trained layers, with batch normalization absorbed."""
+        return absorbed_layers(self.params, self.structure)
 
     @functools.cached_property
     def change(self) -> Params:
-        """Return the trained minus the initial parameters."""
-        return jax.tree.map(lambda w, start: w - start, self.params, self.initial_params)
+        """Return parameters whose layers are the trained minus the initial ones."""
+        start = absorbed_layers(self.initial_params, self.structure)
+        change = jax.tree.map(lambda w, start: w - start, self.layers, start)
+        return with_layers(self.params, self.structure, change)
 
     @functools.cached_property
     def margins(self) -> np.ndarray:
@@ -52,23 +63,21 @@ class TrainedNetwork:
         return np.asarray(losses.margins(self.logits, self.labels), np.float64)
 
 
-_compiled_norms = jax.jit(param_norms, static_argnames="norm")
-
-
-def layer_norms(params: Params, norm: Norm, *, may_be_zero: bool = False) -> np.ndarray:
-    """Return the norm of each layer, float64 `[layers]`.
-
-    The order of the layers is the same for all norms, but is not the order of application.
+def layer_norms(
+    params: Params, structure: NetworkStructure, norm: Norm, *, may_be_zero: bool = False
+) -> np.ndarray:
+    """Return the norm of each layer in order of application, float64 `[layers]`.
 
     Args:
-      params: nested mapping of arrays.
+      params: the parameters.
+      structure: the structure of the network.
       norm: see `normjax.norms`.
       may_be_zero: whether layers may be zero, as in a difference of parameters.
 
     Raises:
       ValueError: a layer has norm 0 without `may_be_zero`, or its norm is NaN.
     """
-    norms = jax.device_get(_compiled_norms(params, norm))
+    norms = jax.device_get(param_norms(params, norm, structure=structure))
     for path, value in norms.items():
         if not may_be_zero and not value > 0:
             raise ValueError(f"layer {path!r} has norm {value}: measures are undefined")

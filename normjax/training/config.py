@@ -71,9 +71,9 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
                 raise ValueError(f"must be of type {name}, not {_type_name(value)}")
             if isinstance(value, str) and not _is_one_line(value):
                 raise ValueError("must be one line of Unicode text")
-            if allowed and field.name not in given and value not in (None, *allowed):
+            if allowed and value not in (None, *allowed):
                 raise ValueError(f"allowed are {', '.join(allowed)}")
-            if check and value is not None:
+            if check and field.name not in given and value is not None:
                 check(value)
         except ValueError as error:
             raise ValueError(f"--{flag_name(field)}={_to_text(value)}: {error}") from None
@@ -133,6 +133,17 @@ def check_list(
     return check
 
 
+def _check_model(name: str) -> None:
+    if name not in MODEL_NAMES and not is_reference(name):
+        raise ValueError(f"allowed are {', '.join(MODEL_NAMES)} and package.module:function")
+
+
+def is_reference(name: str) -> bool:
+    """Return whether the name of a network is `package.module:function`."""
+    module, _, attribute = name.partition(":")
+    return all(part.isidentifier() for part in (*module.split("."), *attribute.split(".")))
+
+
 def _check_targets(targets: tuple[float, ...]) -> None:
     if not all(0 < target < math.inf for target in targets):
         raise ValueError("losses must be positive")
@@ -165,8 +176,17 @@ class SweepConfig:
         None, "Number of training images; default: all.", check=at_least(1)
     )
     test_size: int | None = setting(None, "Number of test images; default: all.", check=at_least(1))
-    model: str = setting("convnet3", "The network.", allowed=MODEL_NAMES)
+    model: str = setting(
+        "convnet3",
+        f"{', '.join(MODEL_NAMES)}, or package.module:function that makes a network.",
+        check=_check_model,
+    )
     batch_norm: bool = setting(False, "Batch normalization (convnet5 only).")
+    tied: str = setting(
+        "refuse",
+        "Layers that cannot be normalized on their own: refuse the network, or keep them.",
+        allowed=("refuse", "keep"),
+    )
     corruption_levels: tuple[float, ...] = setting(
         (0.0, 0.1, 0.25, 0.5, 0.75, 1.0),
         "Fractions of corrupted labels.",
@@ -229,7 +249,7 @@ class SweepConfig:
 
     def check_together(self) -> None:
         """Raise ValueError if two settings contradict each other."""
-        if self.batch_norm and self.model in ("convnet3", "linear"):
+        if self.batch_norm and self.model != "convnet5":
             raise ValueError("--batch_norm=true: only convnet5 has it")
 
 

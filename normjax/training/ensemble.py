@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from normjax.batch_norm import absorb_batch_norm
+from normjax.networks.classifier import Classifier
 from normjax.norms import NamedNorm
 from normjax.training import evaluate as evaluation
 from normjax.training.snapshots import init_snapshots, may_be_nearest, update_snapshots
@@ -98,11 +97,9 @@ class Ensemble(NamedTuple):
 
 
 def make_ensemble(
-    model: nn.Module,
-    model_without_bn: nn.Module,
+    classifier: Classifier,
     tx: optax.GradientTransformation,
     *,
-    image_shape: tuple[int, int, int],
     batch_size: int,
     target_losses: Sequence[float],
     norms: Sequence[NamedNorm],
@@ -110,38 +107,27 @@ def make_ensemble(
     """Make the functions that train and evaluate many networks of one architecture.
 
     Args:
-      model: the network to train.
-      model_without_bn: the network to evaluate, with the parameters from `absorb_batch_norm`.
+      classifier: the network.
       tx: the optimizer.
-      image_shape: (H, W, C).
       batch_size: examples per step.
       target_losses: training losses, in nats, at which to keep snapshots.
       norms: the norms to normalize by.
     """
-    microbatch_size = choose_microbatch_size(model, batch_size)
-    train_step = make_train_step(model, tx, microbatch_size)
+    microbatch_size = choose_microbatch_size(classifier, batch_size)
+    train_step = make_train_step(classifier, tx, microbatch_size)
     train_epoch = make_train_epoch(train_step, batch_size, microbatch_size)
     targets = jnp.asarray(target_losses, jnp.float32)
 
     def make_evaluate(norms):
-        def apply_fn(params, x, /):
-            return jnp.asarray(model_without_bn.apply({"params": params}, x))
-
         batch_size = evaluation.choose_evaluation_batch_size()
-        evaluate = evaluation.make_evaluate(apply_fn, norms, batch_size)
-        return lambda variables, labels, images: evaluate(
-            absorb_batch_norm(variables), images, labels
-        )
+        evaluate = evaluation.make_evaluate(classifier, norms, batch_size)
+        return lambda variables, labels, images: evaluate(variables, images, labels)
 
     evaluate_without_norms = make_evaluate(())
 
     def evaluate_plainly(variables, labels, images):
         sums = evaluate_without_norms(variables, labels, images)
         return LossAndError(jnp.sum(sums.loss) / len(labels), jnp.sum(sums.error) / len(labels))
-
-    def init(key, init_std):
-        own_model = model if init_std is None else model.clone(init_std=init_std)
-        return init_state(own_model, tx, key, image_shape)
 
     def track(snapshots, state, labels, metrics, images, epoch, is_last):
         def evaluate_and_choose():
@@ -156,7 +142,7 @@ def make_ensemble(
         return kept._replace(running_loss=metrics.loss), found
 
     return Ensemble(
-        init=map_members(init),
+        init=map_members(lambda key, init_std: init_state(classifier, tx, key, init_std)),
         reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
         train_epoch=map_members(
             lambda state, labels, images, key: train_epoch(state, images, labels, key),

@@ -7,7 +7,7 @@ divided by the product of norms, for any norm.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,10 @@ import numpy as np
 
 from normjax.data import standardize_images
 from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
+from normjax.networks.classifier import Classifier, Variables
 from normjax.normalize import product_norm
 from normjax.norms import NamedNorm
-from normjax.types import ApplyFn, Array
+from normjax.types import Array
 
 
 class EvaluationSums(NamedTuple):
@@ -58,31 +59,32 @@ class Evaluation:
 
 
 def make_evaluate(
-    apply_fn: ApplyFn, norms: Sequence[NamedNorm], batch_size: int
-) -> Callable[[Any, Array, Array], EvaluationSums]:
+    classifier: Classifier, norms: Sequence[NamedNorm], batch_size: int
+) -> Callable[[Variables, Array, Array], EvaluationSums]:
     """Make a function that evaluates one network at the highest matmul precision.
 
     Args:
-      apply_fn: `apply_fn(params, images float [N, H, W, C]) -> logits`; it must obey eq. 2 (batch
-        normalization absorbed).
+      classifier: the network.
       norms: the norms to normalize by; may be empty.
       batch_size: examples per forward pass.
 
     Returns:
-      `evaluate(params, images uint8 [N, H, W, C], labels int32 [N]) -> EvaluationSums`.
+      `evaluate(variables, images uint8 [N, H, W, C], labels int32 [N]) -> EvaluationSums`.
     """
 
-    def evaluate(params, images, labels):
+    def evaluate(variables, images, labels):
         num_examples = len(labels)
         num_batches = math.ceil(num_examples / batch_size)
         indices = jnp.arange(num_batches * batch_size).reshape(num_batches, batch_size)
-        products = jnp.array([product_norm(params, n.norm, scale=n.scale) for n in norms])
+        how = {"structure": classifier.structure, "tied": classifier.tied}
+        products = [product_norm(variables, n.norm, scale=n.scale, **how) for n in norms]
+        products = jnp.array(products, jnp.float32)
 
         def batch_sums(index):
             counts = index < num_examples
             index = jnp.minimum(index, num_examples - 1)
             y = labels[index]
-            logits = apply_fn(params, standardize_images(images[index]))
+            logits = classifier.apply(variables, standardize_images(images[index]))
             normalized = logits[None] / products[:, None, None]
 
             def total(per_example):

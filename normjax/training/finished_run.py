@@ -6,16 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from normjax.batch_norm import absorb_batch_norm
 from normjax.data import Dataset, standardize_images
 from normjax.files import check_types, make_record, read_object
-from normjax.networks.models import make_model
+from normjax.networks.classifier import Classifier, Model, Variables
 from normjax.results.table import RESULTS_FILE, on_own_labels, read_results
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import SweepConfig, validate
@@ -24,8 +21,14 @@ from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
 from normjax.training.plan import Arrays, load_data
 from normjax.training.record import data_digest
-from normjax.training.saved import MODEL_KINDS, choose_model, load_member
-from normjax.types import ApplyFn, Params
+from normjax.training.saved import (
+    CLASSIFIER_KINDS,
+    classifier_of,
+    identity,
+    load_variables,
+    network_path,
+)
+from normjax.types import ApplyFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +41,8 @@ class FinishedRun:
       dataset: the images and the true labels.
       members: the members by index.
       table: the rows of results.csv that use the labels each network was trained on.
-      model: the network as trained.
-      own_model: `model` if it is the user's own, else None.
-      apply_fn: (params, standardized images float32 [N, H, W, C]) -> logits [N, K]; without batch
-        normalization, compiled, at the highest matmul precision.
+      classifier: the network.
+      apply_fn: `classifier.apply`, compiled, at the highest matmul precision.
     """
 
     run_dir: Path
@@ -49,26 +50,25 @@ class FinishedRun:
     dataset: Dataset
     members: Mapping[int, Member]
     table: pd.DataFrame
-    model: nn.Module
-    own_model: nn.Module | None
+    classifier: Classifier
     apply_fn: ApplyFn
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A trained network at one selection: NumPy arrays, with batch normalization absorbed.
+    """A trained network at one selection, as NumPy arrays.
 
     Attributes:
       member: the definition.
-      params: the parameters.
-      initial_params: the parameters before the first step.
+      variables: the trained variables.
+      initial_variables: the variables before the first step.
       train_labels: int32 [N], the labels that the network was trained to fit.
       test_labels: int32, the corresponding labels of the test set.
     """
 
     member: Member
-    params: Params
-    initial_params: Params
+    variables: Variables
+    initial_variables: Variables
     train_labels: np.ndarray
     test_labels: np.ndarray
 
@@ -77,7 +77,7 @@ def load_run(
     run_dir: str | Path,
     data_dir: str | None = None,
     *,
-    model: nn.Module | None = None,
+    model: Model | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
 ) -> FinishedRun:
     """Read a finished run and its data.
@@ -96,11 +96,11 @@ def load_run(
     run_dir = Path(run_dir)
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
-    run = read_object(path, data_digest=str, **MODEL_KINDS)
+    run = read_object(path, data_digest=str, **CLASSIFIER_KINDS)
     if ("dataset" in run["given"]) != (dataset is not None):
         needed = "pass it again" if dataset is None else "do not pass another"
         raise ValueError(f"{path}: the run's dataset is {config.dataset}: {needed}")
-    plain = choose_model(path, run, model)
+    classifier = classifier_of(path, run, model)
     table = on_own_labels(read_results(run_dir))
     if unknown := set(table["member"]) - set(members):
         raise ValueError(
@@ -111,8 +111,7 @@ def load_run(
     data = load_data(config, dataset)
     if data_digest(data) != run["data_digest"]:
         raise ValueError(f"{path}: the data {config.dataset} differ from those of the run")
-    trained = model or make_model(config.model, data.num_classes, batch_norm=config.batch_norm)
-    return FinishedRun(run_dir, config, data, members, table, trained, model, make_apply(plain))
+    return FinishedRun(run_dir, config, data, members, table, classifier, make_apply(classifier))
 
 
 def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
@@ -141,13 +140,13 @@ def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
     return config, dict(enumerate(members))
 
 
-def make_apply(model: nn.Module) -> ApplyFn:
+def make_apply(classifier: Classifier) -> ApplyFn:
     """Compile the forward pass of a network at the highest matmul precision."""
 
     @jax.jit
-    def apply_fn(params, x):
+    def apply_fn(variables, x):
         with jax.default_matmul_precision("highest"):
-            return model.apply({"params": params}, x)
+            return classifier.apply(variables, x)
 
     return apply_fn
 
@@ -167,35 +166,32 @@ def networks_at(run: FinishedRun, selection: str) -> Iterator[Network]:
         )
     for index in sorted(present):
         member = run.members[index]
-        _, variables = load_member(run.run_dir, index, selection, model=run.own_model)
+        expected = identity(run.config.seed, member._asdict(), selection)
+        path = network_path(run.run_dir, index, selection)
         yield Network(
             member,
-            variables["params"],
-            initial_params(run, member),
+            load_variables(path, expected, run.classifier),
+            initial_variables(run, member),
             own_labels(run.config, run.dataset, member, "train"),
             own_labels(run.config, run.dataset, member, "test"),
         )
 
 
-def initial_params(run: FinishedRun, member: Member) -> Params:
-    """Return a member's parameters before the first step, with batch normalization absorbed."""
-    model = run.model
-    if member.init_std is not None:
-        model = model.clone(init_std=member.init_std)
-    key = member.key(run.config.seed)
-    variables = model.init(key, jnp.zeros((1, *run.dataset.image_shape), jnp.float32))
-    return jax.tree.map(np.asarray, absorb_batch_norm(variables))
+def initial_variables(run: FinishedRun, member: Member) -> Variables:
+    """Return a member's variables before the first step."""
+    variables = run.classifier.init(member.key(run.config.seed), member.init_std)
+    return jax.tree.map(np.asarray, variables)
 
 
-def logits_of(apply_fn: ApplyFn, params: Params, images: np.ndarray) -> np.ndarray:
+def logits_of(apply_fn: ApplyFn, variables: Variables, images: np.ndarray) -> np.ndarray:
     """Return the logits float32 [N, K] of uint8 images [N, H, W, C], computed in batches."""
     size = choose_evaluation_batch_size()
     fill = np.repeat(images[-1:], -len(images) % size, axis=0)
     batches = np.concatenate([images, fill]).reshape(-1, size, *images.shape[1:])
-    logits: Any = _map_batches(apply_fn, params, batches)
+    logits: Any = _map_batches(apply_fn, variables, batches)
     return np.asarray(logits).reshape(-1, logits.shape[-1])[: len(images)]
 
 
 @partial(jax.jit, static_argnums=0)
-def _map_batches(apply_fn, params, batches):
-    return jax.lax.map(lambda x: apply_fn(params, standardize_images(x)), batches)
+def _map_batches(apply_fn, variables, batches):
+    return jax.lax.map(lambda x: apply_fn(variables, standardize_images(x)), batches)

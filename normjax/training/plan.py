@@ -2,29 +2,26 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from normjax.batch_norm import absorb_batch_norm
-from normjax.data import Dataset, Split, load_dataset, standardize_images
+from normjax.data import Dataset, Split, load_dataset
 from normjax.data.dataset import take_subset
-from normjax.files import one_line
+from normjax.networks.classifier import (
+    Classifier,
+    Model,
+    import_model,
+    leaf_shapes,
+    make_classifier,
+)
 from normjax.networks.models import make_model
-from normjax.normalize import check_homogeneity
 from normjax.norms import parse_norm
-from normjax.training.config import SweepConfig
+from normjax.training.config import SweepConfig, is_reference
 from normjax.training.ensemble import Ensemble, Member, make_ensemble
-from normjax.types import Array, Params
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [N, H, W, C] and labels int [N]."""
-
-_TOLERANCE = 1e-4  # relative; rounding in float32 is near 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Sweep:
       dataset: the images and the true labels.
       ensemble: the compiled functions.
       groups: the members, in groups that are trained together.
-      parameters: the shape of each parameter, without batch normalization.
+      parameters: the shape of each variable.
       signal: returns the number of the recorded signal, or 0.
     """
 
@@ -55,7 +52,7 @@ def make_sweep(
     config: SweepConfig,
     dataset: Dataset,
     members: Sequence[Member],
-    model: nn.Module | None = None,
+    model: Model | None = None,
 ) -> Sweep:
     """Return a sweep with all members in one group; nothing is compiled yet.
 
@@ -69,44 +66,35 @@ def make_sweep(
     Raises:
       ValueError: the network cannot be trained on these images.
     """
-    if model is None:
-        model = make_model(config.model, dataset.num_classes, batch_norm=config.batch_norm)
-    else:
-        check_own_model(model, dataset, members)
+    classifier = choose_classifier(config, dataset.image_shape, dataset.num_classes, model)
     ensemble = make_ensemble(
-        model,
-        without_batch_norm(model),
+        classifier,
         optax.sgd(config.learning_rate, momentum=config.momentum),
-        image_shape=dataset.image_shape,
         batch_size=config.batch_size,
         target_losses=config.target_losses,
         norms=[parse_norm(name) for name in config.norms],
     )
-    parameters = parameter_shapes(model, dataset.image_shape)
+    parameters = leaf_shapes(classifier)
     return Sweep(experiment, config, dataset, ensemble, [list(members)], parameters)
 
 
-def without_batch_norm(model: nn.Module) -> nn.Module:
-    """Return the network that takes the parameters from `absorb_batch_norm`."""
-    return model.clone(batch_norm=False) if getattr(model, "batch_norm", False) else model
+def choose_classifier(
+    config: SweepConfig, image_shape: Sequence[int], num_classes: int, own: Model | None = None
+) -> Classifier:
+    """Return the user's own network, or the one that the configuration names.
 
+    A name `package.module:function` imports that module.
 
-def abstract_params(model: nn.Module, image_shape: Sequence[int]) -> Any:
-    """Return the shapes and dtypes of a network's parameters, without batch normalization."""
-    init = without_batch_norm(model).init
-    images = jnp.zeros((1, *image_shape), jnp.float32)
-    return jax.eval_shape(init, jax.random.key(0), images)["params"]
-
-
-def parameter_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, list[int]]:
-    """Return the shape of each parameter by path, as in run.json."""
-    leaves = jax.tree.leaves_with_path(abstract_params(model, image_shape))
-    return {path_name(path): list(leaf.shape) for path, leaf in leaves}
-
-
-def path_name(path: Any) -> str:
-    """Return a leaf's path as "Dense_0/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    Raises:
+      ValueError: the network cannot be trained on these images.
+    """
+    if own is not None:
+        model = own
+    elif is_reference(config.model):
+        model = import_model(config.model)
+    else:
+        model = make_model(config.model, num_classes, batch_norm=config.batch_norm)
+    return make_classifier(model, image_shape, num_classes, config.tied)
 
 
 def load_data(config: SweepConfig, own: Dataset | tuple[Arrays, Arrays] | None = None) -> Dataset:
@@ -165,55 +153,3 @@ def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
             raise ValueError(f"dataset: {name} labels must be from 0 to {own.num_classes - 1}")
         splits[name] = Split(images, labels.astype(np.int32))
     return own._replace(**splits)
-
-
-def check_own_model(model: nn.Module, dataset: Dataset, members: Sequence[Member]) -> None:
-    """Check that the user's network can be trained and satisfies eq. 2.
-
-    The check draws random parameters, including biases, which are often initialized to zero.
-
-    Raises:
-      ValueError: one line that states the problem.
-    """
-    name = f"model {type(model).__name__}"
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{name}: a Linen module is needed")
-    if any(member.init_std is not None for member in members) and not hasattr(model, "init_std"):
-        raise ValueError(f"{name}: it needs a field init_std, which this experiment varies")
-    plain = without_batch_norm(model)
-    images = jnp.asarray(standardize_images(dataset.test.images[:16]))
-
-    def apply_fn(params: Params, x: Array) -> Any:
-        return plain.apply({"params": params}, x)
-
-    try:
-        variables = model.init(jax.random.key(0), images[:1])
-        params = absorb_batch_norm(variables)
-        expected = plain.init(jax.random.key(0), images[:1])
-        logits = apply_fn(params, images)
-    except Exception as error:  # user code may raise anything
-        raise ValueError(
-            f"{name}: it cannot be applied to the images: {one_line(error)}"
-        ) from error
-    if set(variables) - {"params"} and plain is model:
-        raise ValueError(f"{name}: batch normalization needs a field batch_norm that is true")
-    if set(expected) != {"params"} or jax.tree.map(jnp.shape, dict(params)) != jax.tree.map(
-        jnp.shape, dict(expected["params"])
-    ):
-        raise ValueError(f"{name}: with batch_norm=False it must have the absorbed parameters")
-    if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(variables)):
-        raise ValueError(f"{name}: its parameters must be float32")
-    if logits.shape != (len(images), dataset.num_classes):
-        raise ValueError(
-            f"{name}: its logits have shape {logits.shape}, not "
-            f"{(len(images), dataset.num_classes)}"
-        )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
-    check = check_homogeneity(apply_fn, params, images)
-    if not check.relative_error < _TOLERANCE:
-        raise ValueError(
-            f"{name}: normalizing changes its predictions (relative error "
-            f"{check.relative_error:.2g}): a layer is not homogeneous in its weights, or the names "
-            "of the layers are not in the order of their application"
-        )

@@ -47,7 +47,8 @@ def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
     if run["experiment"] != experiment:
         raise ValueError(f"--resume: the run in {run_dir} is of experiment {run['experiment']}")
     now = json.loads(json.dumps(dataclasses.asdict(config)))
-    other = [n for n in now if n not in HOW_NOT_WHAT and run["config"].get(n) != now[n]]
+    then = {field.name: field.default for field in dataclasses.fields(config)} | run["config"]
+    other = [n for n in now if n not in HOW_NOT_WHAT and then[n] != now[n]]
     if other:
         raise ValueError(f"--resume: the run in {run_dir} has a different --{', --'.join(other)}")
     return run["finished"] and (run_dir / REPORT_FILE).exists()

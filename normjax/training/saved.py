@@ -1,6 +1,6 @@
-"""Save and load finished networks: their parameters and their rows of results.csv.
+"""Save and load finished networks: their variables and their rows of results.csv.
 
-DIR/checkpoints/members/003_final.npz   one network at one selection, one array per parameter
+DIR/checkpoints/members/003_final.npz   one network at one selection, one array per variable
 DIR/checkpoints/groups/000.csv          the rows of a finished group
 DIR/checkpoints/groups/000.csv.sha256   the digest of the rows, in the format of sha256sum
 """
@@ -11,33 +11,31 @@ import json
 import operator
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pandas as pd
 
-from normjax.batch_norm import absorb_batch_norm
-from normjax.files import one_line, read_object, replacing
-from normjax.networks.models import make_model
+from normjax.files import make_record, one_line, read_object, replacing
+from normjax.networks.classifier import Classifier, Model, Variables, leaf_names, leaf_shapes
 from normjax.results.table import RESULTS_FILE, read_results, write_results
 from normjax.training.checkpoints import RUN_FILE
+from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
-from normjax.training.plan import abstract_params, parameter_shapes, path_name, without_batch_norm
-from normjax.types import Params
+from normjax.training.plan import choose_classifier
 
-MODEL_KINDS = {"model": str, "num_classes": int, "image_shape": list[int]}
-MODEL_KINDS |= {"given": list[str], "parameters": dict}
-"""Fields of run.json that `choose_model` needs, and their types."""
+CLASSIFIER_KINDS = {"model": str, "num_classes": int, "image_shape": list[int]}
+CLASSIFIER_KINDS |= {"given": list[str], "parameters": dict, "config": dict}
+"""Fields of run.json that `classifier_of` needs, and their types."""
 
 
 def save_network(
-    run_dir: str | os.PathLike, run_seed: int, member: Member, selection: str, variables: Any
+    run_dir: str | os.PathLike, run_seed: int, member: Member, selection: str, variables: Variables
 ) -> None:
-    """Save a network at one selection, with batch normalization absorbed.
+    """Save a network at one selection.
 
     The comment of the zip archive identifies the network, so that a renamed file is refused.
 
@@ -51,8 +49,8 @@ def save_network(
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         archive.comment = identity(run_seed, member._asdict(), selection)
-        for path, leaf in jax.tree.leaves_with_path(absorb_batch_norm(variables)):
-            with archive.open(f"{path_name(path)}.npy", "w", force_zip64=True) as file:
+        for name, leaf in zip(leaf_names(variables), jax.tree.leaves(variables), strict=True):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(leaf), allow_pickle=False)
     with replacing(network_path(run_dir, member.index, selection)) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -103,8 +101,8 @@ def load_member(
     member: int,
     selection: str = "final",
     *,
-    model: nn.Module | None = None,
-) -> tuple[nn.Module, dict[str, Any]]:
+    model: Model | None = None,
+) -> tuple[Classifier, Variables]:
     """Load a trained network of a run.
 
     Args:
@@ -115,7 +113,8 @@ def load_member(
 
     Returns:
       (model, variables) for `model.apply(variables, images)` with standardized float images
-      [N, H, W, C]. The variables are NumPy arrays, with batch normalization absorbed.
+      [N, H, W, C]. The variables are NumPy arrays; batch normalization is in evaluation mode.
+      `model.structure` is that of the variables.
 
     Raises:
       FileNotFoundError: the folder has no run, the network is not trained yet, or its file is
@@ -130,20 +129,41 @@ def load_member(
     if not path.exists():
         raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
     kinds = {"groups": list[list[int]], "members": list[dict], "seed": int, "finished": bool}
-    run = read_object(path, **kinds, **MODEL_KINDS)
+    run = read_object(path, **kinds, **CLASSIFIER_KINDS)
     num_members = len(run["members"])
     if member not in range(num_members):
         raise ValueError(f"{run_dir}: no member {member}; there are 0 to {num_members - 1}")
     file = network_path(run_dir, member, selection)
     if not file.exists():
         raise _why_missing(file, run_dir, run, member, selection)
-    model = choose_model(path, run, model)
+    classifier = classifier_of(path, run, model)
     expected = identity(run["seed"], run["members"][member], selection)
-    return model, {"params": _load_params(file, expected, model, run["image_shape"])}
+    return classifier, load_variables(file, expected, classifier)
 
 
-def choose_model(path: Path, run: dict[str, Any], own: nn.Module | None) -> nn.Module:
-    """Return the network of a run, without batch normalization.
+def load_variables(path: Path, expected: bytes, classifier: Classifier) -> Variables:
+    """Return the variables in a network's file.
+
+    Args:
+      path: the file.
+      expected: the `identity` of the network.
+      classifier: the network.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: the file is damaged or holds another network.
+    """
+    arrays = read_arrays(path, expected)
+    leaves, treedef = jax.tree.flatten(classifier.shapes)
+    names = leaf_names(classifier.shapes)
+    wanted = {name: (x.shape, x.dtype) for name, x in zip(names, leaves, strict=True)}
+    if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
+        raise ValueError(f"{path}: damaged, its arrays are not the network's variables")
+    return jax.tree.unflatten(treedef, [arrays[name] for name in names])
+
+
+def classifier_of(path: Path, run: dict[str, Any], own: Model | None) -> Classifier:
+    """Return the network of a run.
 
     Args:
       path: the file run.json, for messages.
@@ -158,13 +178,13 @@ def choose_model(path: Path, run: dict[str, Any], own: nn.Module | None) -> nn.M
     if own is not None and "model" not in run["given"]:
         raise ValueError(f"{path}: the run's network is {run['model']}: do not pass another")
     try:
-        model = without_batch_norm(own or make_model(run["model"], run["num_classes"]))
-        shapes = parameter_shapes(model, run["image_shape"])
+        config = make_record(SweepConfig, run["config"], "config")
+        classifier = choose_classifier(config, run["image_shape"], run["num_classes"], own)
     except Exception as error:  # a user's network or a damaged record
         raise ValueError(f"{path}: the network cannot be made: {one_line(error)}") from error
-    if shapes != run["parameters"]:
-        raise ValueError(f"{path}: the network's parameters differ from the run's")
-    return model
+    if leaf_shapes(classifier) != run["parameters"]:
+        raise ValueError(f"{path}: the network's variables differ from the run's")
+    return classifier
 
 
 def save_rows(run_dir: str | os.PathLike, group: int, table: pd.DataFrame) -> None:
@@ -223,15 +243,3 @@ def _why_missing(
     return ValueError(
         f"{run_dir}: member {member} has no network {selection!r}; it has: {', '.join(known)}"
     )
-
-
-def _load_params(
-    path: Path, expected: bytes, model: nn.Module, image_shape: Sequence[int]
-) -> Params:
-    """Return a network's parameters as a tree."""
-    arrays = read_arrays(path, expected)
-    leaves, structure = jax.tree.flatten_with_path(abstract_params(model, image_shape))
-    wanted = {path_name(place): (leaf.shape, leaf.dtype) for place, leaf in leaves}
-    if {name: (array.shape, array.dtype) for name, array in arrays.items()} != wanted:
-        raise ValueError(f"{path}: damaged, its arrays are not the network's parameters")
-    return jax.tree.unflatten(structure, [arrays[path_name(place)] for place, _ in leaves])

@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from normjax.batch_norm import absorb_batch_norm
 from normjax.data import standardize_images
 from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
+from normjax.networks.classifier import Classifier, Variables
 from normjax.normalize import product_norm
 from normjax.types import Array
 
@@ -22,11 +21,11 @@ class TrainState(NamedTuple):
     """The training state of one network.
 
     Attributes:
-      variables: `{"params": ...}`, and "batch_stats" with batch normalization.
+      variables: the variables of a `Classifier`.
       opt_state: the state of the optimizer.
     """
 
-    variables: Any
+    variables: Variables
     opt_state: optax.OptState
 
 
@@ -66,9 +65,11 @@ class Metrics(NamedTuple):
     normalized_excess: Array
 
 
-def init_state(model: nn.Module, tx: optax.GradientTransformation, key, image_shape) -> TrainState:
-    """Initialize a network for images of shape (H, W, C) and its optimizer."""
-    variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+def init_state(
+    classifier: Classifier, tx: optax.GradientTransformation, key: Array, init_std: Any = None
+) -> TrainState:
+    """Initialize a network, by default or with a standard deviation, and its optimizer."""
+    variables = classifier.init(key, init_std)
     return TrainState(variables, tx.init(variables["params"]))
 
 
@@ -78,76 +79,73 @@ def reset_optimizer(tx: optax.GradientTransformation, state: TrainState) -> Trai
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, microbatch_size: int | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    classifier: Classifier, tx: optax.GradientTransformation, microbatch_size: int | None = None
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Make a step of gradient descent on the mean cross entropy of a batch.
 
     Args:
-      model: a module of `networks/models.py`.
+      classifier: the network.
       tx: the optimizer.
       microbatch_size: accumulate the gradient over microbatches of this size, which must divide
         the batch size; None uses the whole batch at once. The results differ only by rounding.
         Batch normalization needs None, because its statistics are taken over the whole batch.
 
     Returns:
-      `train_step(state, batch) -> (state, metrics)`.
+      `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
 
     Raises:
-      ValueError: `microbatch_size` is given for a model with batch normalization.
+      ValueError: `microbatch_size` is given for a network with batch normalization.
     """
-    has_batch_norm = getattr(model, "batch_norm", False)
-    if has_batch_norm and microbatch_size is not None:
+    if classifier.has_state and microbatch_size is not None:
         raise ValueError("batch normalization needs the whole batch at once, not microbatches")
 
-    def loss_sums(params, batch_stats, batch, product):
+    def loss_sums(params, others, batch, product, key):
         images = standardize_images(batch.images)
-        variables = {"params": params, **batch_stats}
-        if has_batch_norm:
-            logits, batch_stats = model.apply(
-                variables, images, train=True, mask=batch.weights > 0, mutable=["batch_stats"]
-            )
-        else:
-            logits = model.apply(variables, images)
-        logits = jnp.asarray(logits)
+        variables = {"params": params, **others}
+        logits, others = classifier.train_apply(variables, images, batch.weights > 0, key)
         loss = jnp.sum(batch.weights * cross_entropy(logits, batch.labels))
         error = jnp.sum(batch.weights * classification_error(logits, batch.labels))
         excess = jnp.sum(batch.weights * excess_cross_entropy(logits / product, batch.labels))
-        return loss, (MetricSums(loss, error, excess), batch_stats)
+        return loss, (MetricSums(loss, error, excess), others)
 
     def grad_sums(params, *args):
-        grads, (sums, batch_stats) = jax.grad(loss_sums, has_aux=True)(params, *args)
-        return (grads, sums), batch_stats
+        grads, (sums, others) = jax.grad(loss_sums, has_aux=True)(params, *args)
+        return (grads, sums), others
 
-    def accumulated_grad_sums(params, batch_stats, batch, product):
+    def accumulated_grad_sums(params, others, batch, product, key):
         pieces = jax.tree.map(lambda x: x.reshape(-1, microbatch_size, *x.shape[1:]), batch)
+        keys = jax.random.split(key, len(pieces.labels))
 
-        def add(total, piece):
-            sums, _ = grad_sums(params, batch_stats, piece, product)
+        def add(total, piece_and_key):
+            piece, key = piece_and_key
+            sums, _ = grad_sums(params, others, piece, product, key)
             return jax.tree.map(jnp.add, total, sums), None
 
         start = (jax.tree.map(jnp.zeros_like, params), _zero_sums())
-        return jax.lax.scan(add, start, pieces)[0], batch_stats
+        return jax.lax.scan(add, start, (pieces, keys))[0], others
 
-    def train_step(state, batch):
+    def train_step(state, batch, key):
         params = state.variables["params"]
-        batch_stats = {k: v for k, v in state.variables.items() if k != "params"}
+        others = {name: tree for name, tree in state.variables.items() if name != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
         # Once per step, not per microbatch; with batch normalization as at test time.
-        product = product_norm(absorb_batch_norm(state.variables))
-        (grad_sum, sums), batch_stats = sums_fn(params, batch_stats, batch, product)
+        product = product_norm(
+            state.variables, structure=classifier.structure, tied=classifier.tied
+        )
+        (grad_sum, sums), others = sums_fn(params, others, batch, product, key)
         total = jnp.sum(batch.weights)
         grads = jax.tree.map(lambda x: x / total, grad_sum)
         metrics = _means(sums, total)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        return TrainState({"params": params, **batch_stats}, opt_state), metrics
+        return TrainState({"params": params, **others}, opt_state), metrics
 
     return train_step
 
 
-def choose_microbatch_size(model: nn.Module, batch_size: int) -> int | None:
+def choose_microbatch_size(classifier: Classifier, batch_size: int) -> int | None:
     """Return the fastest microbatch size: `CPU_MICROBATCH` on a CPU, else None."""
-    if jax.default_backend() != "cpu" or getattr(model, "batch_norm", False):
+    if jax.default_backend() != "cpu" or classifier.has_state:
         return None
     return min(CPU_MICROBATCH, batch_size)
 
@@ -157,11 +155,12 @@ def make_train_epoch(
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """Make the function of one epoch, a scan over all examples in random order.
 
-    If `batch_size` does not divide the number of examples, the last batch is padded with examples
-    of weight 0 to keep shapes static.
+    If `batch_size` does not divide the number of examples, the last batch is filled with the first
+    examples of the epoch at weight 0, to keep shapes static. Statistics of a network without `mask`
+    include them.
 
     Args:
-      train_step: `train_step(state, batch) -> (state, metrics)`.
+      train_step: `train_step(state, batch, key) -> (state, metrics)`.
       batch_size: examples per step.
       microbatch_size: batches are padded to a multiple of this size.
 
@@ -175,14 +174,16 @@ def make_train_epoch(
     def train_epoch(state, images, labels, key):
         indices, weights = _batches(key, len(labels), batch_size, padded_size)
 
-        def body(carry, batch_indices_and_weights):
+        def body(carry, batch_of_epoch):
             state, sums = carry
-            index, weight = batch_indices_and_weights
-            state, metrics = train_step(state, Batch(images[index], labels[index], weight))
+            number, index, weight = batch_of_epoch
+            batch = Batch(images[index], labels[index], weight)
+            state, metrics = train_step(state, batch, jax.random.fold_in(key, number))
             count = jnp.sum(weight)
             return (state, _add(sums, metrics, count)), None
 
-        (state, sums), _ = jax.lax.scan(body, (state, _zero_sums()), (indices, weights))
+        batches = (jnp.arange(len(indices)), indices, weights)
+        (state, sums), _ = jax.lax.scan(body, (state, _zero_sums()), batches)
         return state, _means(sums, len(labels))
 
     return train_epoch
@@ -213,7 +214,7 @@ def _batches(key, num_examples, batch_size, padded_size):
     num_batches = math.ceil(num_examples / batch_size)
     order = jax.random.permutation(key, num_examples)
     fill = num_batches * batch_size - num_examples
-    indices = jnp.pad(order, (0, fill)).reshape(num_batches, batch_size)
+    indices = jnp.pad(order, (0, fill), mode="wrap").reshape(num_batches, batch_size)
     weights = (jnp.arange(num_batches * batch_size) < num_examples).reshape(indices.shape)
     tail = ((0, 0), (0, padded_size - batch_size))
     return jnp.pad(indices, tail), jnp.pad(weights.astype(jnp.float32), tail)

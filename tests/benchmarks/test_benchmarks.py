@@ -18,6 +18,7 @@ from benchmarks.benches import BENCHES, has_torch, summarize, train_cases
 from benchmarks.process import run_python, seconds_of
 from benchmarks.synthetic import make_data
 from benchmarks.timing import Case, Row, choose_num_rounds, measure
+from normjax.networks.classifier import make_classifier
 from normjax.networks.models import make_model
 from normjax.training.step import Batch, TrainState, make_train_step
 from tests.helpers import reference
@@ -62,13 +63,13 @@ def trained_by_normjax(name):
     images, labels = data(name)
     model = make_model(name, batch_norm=name == "convnet5")
     batch = Batch(images, labels, np.ones(len(labels), np.float32))
-    step = jax.jit(make_train_step(model, TX))
+    step = jax.jit(make_train_step(make_classifier(model, images.shape[1:], 10), TX))
     start = [random_variables(model, images, seed) for seed in range(2)]
     losses = []
     for variables in start:
         state = TrainState(variables, TX.init(variables["params"]))
         for _ in range(3):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, batch, jax.random.key(0))
             losses.append(float(metrics.loss))
     losses = np.reshape(losses, (2, 3))
     assert np.abs(np.diff(losses)).min() > 0.01  # else equal losses would not mean equal steps

@@ -139,10 +139,10 @@ def test_several_runs_of_one_kind(run_dir, tmp_path, unmeasured):
     table = pd.read_csv(tmp_path / "board" / "measures.csv")
     assert table["run"].tolist() == [str(run_dir)] * 4 + [str(other)] * 4
     run = json.loads((other / "run.json").read_text())
-    run["config"]["model"] = "convnet3"
+    run["config"]["tied"] = "keep"
     (other / "run.json").write_text(json.dumps(run))
     message = error_of(f"--from={run_dir},{other}", f"--workdir={tmp_path / 'board'}")
-    assert "runs must have the same data and model" in message and "--model=convnet3" in message
+    assert "runs must have the same data and model" in message and "--tied=keep" in message
 
 
 def test_bad_input_is_one_line(run_dir, tmp_path, unmeasured):

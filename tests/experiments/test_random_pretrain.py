@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from normjax import load_dataset, load_member
-from normjax.networks.models import make_model
 from normjax.results.table import read_results
 from normjax.training.ensemble import make_order_key
 from normjax.training.members import first_labels, make_members
 from normjax.training.step import init_state, make_train_epoch, make_train_step, reset_optimizer
 from tests.helpers import reference
+from tests.helpers.classifiers import classifier_of
 
 SIZES = {"train": 100, "test": 45}
 NORMS = ("2", "1/100")
@@ -279,9 +279,9 @@ def test_a_member_is_what_one_network_alone_becomes(linear_run, config):
     members = make_members("random_pretrain", config)
     dataset = load_dataset("digits", train_size=SIZES["train"])
     images, true = dataset.train
-    model, tx = make_model("linear"), optax.sgd(0.001, momentum=0.9)
-    epoch = jax.jit(make_train_epoch(make_train_step(model, tx), config.batch_size))
-    state = init_state(model, tx, members[2].key(0), dataset.image_shape)
+    classifier, tx = classifier_of("linear"), optax.sgd(0.001, momentum=0.9)
+    epoch = jax.jit(make_train_epoch(make_train_step(classifier, tx), config.batch_size))
+    state = init_state(classifier, tx, members[2].key(0))
     for step in range(5):
         if step == 2:
             state = reset_optimizer(tx, state)

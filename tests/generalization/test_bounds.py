@@ -15,7 +15,9 @@ from normjax.generalization.rademacher import (
     linear_bound,
     one_logit,
 )
+from normjax.layers import find_layers
 from normjax.networks.models import make_model
+from tests.helpers.classifiers import classifier_of
 
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (10, 8, 8, 2)).astype(np.float32)
 """Of 8 x 8 pixels: the 3-layer net has windows of 3 x 3, and 6 x 6, 4 x 4 and 1 positions."""
@@ -33,9 +35,8 @@ CONVNET3 = NetworkClass((layer(9, 36, 24, 9), layer(9, 16, 24, 9), layer(1, 1, 3
 DENSE = NetworkClass((layer(1, 1, 7, 1), layer(1, 1, 3, 1)), 5, False)
 
 
-def convnet3_params():
-    """Shapes of the 3-layer net's parameters."""
-    return jax.eval_shape(make_model("convnet3", 3).init, jax.random.key(0), IMAGES)["params"]
+def structure_of(name):
+    return classifier_of(name, IMAGES.shape[1:], 3).structure
 
 
 # The confidence term.
@@ -66,7 +67,7 @@ def test_confidence_mistakes(arguments, message):
 
 
 def test_the_class_of_the_3_layer_net():
-    found = bounds.network_class(convnet3_params(), [36, 16, 1], 128)
+    found = bounds.network_class(structure_of("convnet3"), [36, 16, 1], 128)
     assert found == CONVNET3 and found.num_classes == 3
 
 
@@ -75,19 +76,18 @@ def test_a_chain_of_dense_layers():
         "Dense_0": {"kernel": np.ones((5, 7), np.float32)},
         "Dense_1": {"kernel": np.ones((7, 3), np.float32)},
     }
-    assert bounds.network_class(params, [1, 1], 5) == DENSE
+    assert bounds.network_class(find_layers(params), [1, 1], 5) == DENSE
 
 
 def test_mistakes_about_the_class():
     with pytest.raises(ValueError, match=r"positions \[36, 1\] do not fit the 3 layers"):
-        bounds.network_class(convnet3_params(), [36, 1], 128)
+        bounds.network_class(structure_of("convnet3"), [36, 1], 128)
     with pytest.raises(ValueError, match=r"positions \[36, 0, 1\] do not fit"):
-        bounds.network_class(convnet3_params(), [36, 0, 1], 128)
-    biased = jax.eval_shape(make_model("convnet5", 3).init, jax.random.key(0), IMAGES)["params"]
+        bounds.network_class(structure_of("convnet3"), [36, 0, 1], 128)
     with pytest.raises(
-        ValueError, match="layer 'Conv_1' has a bias, which its norm does not include"
+        ValueError, match="layer 'params/Conv_1' has a bias, which its norm does not include"
     ):
-        bounds.network_class(biased, [64, 16, 4, 1, 1], 128)
+        bounds.network_class(structure_of("convnet5"), [64, 16, 4, 1, 1], 128)
 
 
 def test_input_norms_against_loops():

@@ -8,6 +8,7 @@ import pytest
 
 from normjax.generalization import eq4
 from normjax.generalization.bounds import LayerShape, NetworkClass
+from normjax.networks.classifier import make_classifier
 from normjax.networks.models import make_model
 from normjax.results.table import COLUMNS, make_table
 
@@ -48,7 +49,8 @@ class Own(nn.Module):
 def test_the_classes_of_networks():
     def class_of(model):
         dataset = SimpleNamespace(num_classes=10, image_shape=(32, 32, 3))
-        return eq4.class_of(SimpleNamespace(model=model, dataset=dataset))
+        classifier = make_classifier(model, dataset.image_shape, 10)
+        return eq4.class_of(SimpleNamespace(classifier=classifier, dataset=dataset))
 
     last = {"window": 1, "positions": 1, "width": 10}
     assert class_of(make_model("linear")) == NetworkClass(
@@ -62,5 +64,5 @@ def test_the_classes_of_networks():
         LayerShape(**last, reads=576),
     )
     assert class_of(make_model("convnet3")) == NetworkClass(layers, 3072, True)
-    with pytest.raises(ValueError, match="layer 'Conv_1' has a bias"):
+    with pytest.raises(ValueError, match="layer 'params/Conv_1' has a bias"):
         class_of(make_model("convnet5", batch_norm=True))

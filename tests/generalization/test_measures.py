@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from normjax.batch_norm import absorb_batch_norm
+import normjax
+from normjax.generalization.absorbed import check_layers
 from normjax.generalization.measures import MEASURES
 from normjax.generalization.trained_network import TrainedNetwork
 from tests.helpers import reference
@@ -38,7 +39,15 @@ def convnet3(seed=0, num_examples=60):
     labels = logits.argmax(-1).astype(np.int32)
     labels[:4] = (labels[:4] + 1) % CLASSES
     start = jax.tree.map(lambda w, other: 0.3 * w + other, params, random_like(params, seed + 1))
-    return TrainedNetwork(params, start, logits, labels, apply_fn(model), (SIDE, SIDE, 3))
+    return network_of(params, start, logits, labels, apply_fn(model), (SIDE, SIDE, 3))
+
+
+def network_of(params, start, logits, labels, function, input_shape):
+    """A network with its structure."""
+    inputs = jax.ShapeDtypeStruct((2, *input_shape), np.float32)
+    structure = normjax.trace_structure(function, params, inputs)
+    check_layers(structure)
+    return TrainedNetwork(params, start, logits, labels, function, input_shape, structure)
 
 
 def dense_layers(params):
@@ -173,7 +182,7 @@ def test_the_example_has_right_and_wrong_examples(network):
 def test_path_norms_by_walking_every_path():
     """An MLP with a bias in each layer: paths start at inputs and at biases."""
     params = mlp_params((3, 4, 2, 3), seed=5)
-    network = TrainedNetwork(params, params, None, None, apply_fn(Mlp((4, 2, 3))), (3,))
+    network = network_of(params, params, None, None, apply_fn(Mlp((4, 2, 3))), (3,))
     kernels = [np.asarray(params[f"Dense_{i}"]["kernel"], np.float64) for i in range(3)]
     biases = [np.asarray(params[f"Dense_{i}"]["bias"], np.float64) for i in range(3)]
     into = np.zeros((2, 3))  # by p - 1 and class
@@ -223,7 +232,7 @@ def test_what_rescaling_a_unit_changes():
         mlp_float64(rescaled, x), mlp_float64(params, x), rtol=1e-4, atol=1e-4
     )
     first, second = (
-        TrainedNetwork(p, p, None, None, apply_fn(Mlp((12, 3))), (6,)) for p in (params, rescaled)
+        network_of(p, p, None, None, apply_fn(Mlp((12, 3))), (6,)) for p in (params, rescaled)
     )
     for name in ("log_l1_path_norm", "log_l2_path_norm"):
         np.testing.assert_allclose(MEASURES[name](second), MEASURES[name](first), rtol=1e-5)
@@ -263,9 +272,9 @@ def test_a_layer_of_zeros_is_named(network):
 
 def test_absorbed_batch_norm_takes_the_raw_scale_away():
     """Raw kernels before a batch normalization times 3, its statistics with them: same measures."""
-    model, twin, x = Convnet5(), Convnet5(batch_norm=False), images((40, SIDE, SIDE, 3))
+    model, x = Convnet5(), images((40, SIDE, SIDE, 3))
 
-    def absorbed(seed, scale):
+    def variables_of(seed, scale):
         variables = random_variables(model, x, seed)
         names = [f"Conv_{i}" for i in range(4)]
         params = {
@@ -279,14 +288,14 @@ def test_absorbed_batch_norm_takes_the_raw_scale_away():
             name: {"mean": scale * leaf["mean"], "var": scale**2 * (leaf["var"] + 10)}
             for name, leaf in variables["batch_stats"].items()
         }
-        return absorb_batch_norm({"params": params, "batch_stats": stats})
+        return {"params": params, "batch_stats": stats}
 
     def network(scale):
-        params = absorbed(0, scale)
-        logits = np.asarray(apply_fn(twin)(params, x))
+        variables = variables_of(0, scale)
+        logits = np.asarray(jax.jit(model.apply)(variables, x))
         labels = logits.argmax(-1).astype(np.int32)
-        shape = (SIDE, SIDE, 3)
-        return TrainedNetwork(params, absorbed(1, scale), logits, labels, apply_fn(twin), shape)
+        start = variables_of(1, scale)
+        return network_of(variables, start, logits, labels, model.apply, (SIDE, SIDE, 3))
 
     plain, scaled = network(1.0), network(3.0)
     for name, measure in MEASURES.items():

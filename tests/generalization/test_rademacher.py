@@ -19,8 +19,8 @@ from normjax.generalization.rademacher import (
     one_logit,
     rademacher_by_labels,
 )
-from normjax.networks.models import make_model
 from tests.helpers import reference
+from tests.helpers.classifiers import classifier_of
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((6, 4)) + 0.5
@@ -199,11 +199,11 @@ def excess_extremes():
 
 
 def test_the_climb_of_the_3_layer_net_settles():
-    model = make_model("convnet3", 3)
+    classifier = classifier_of("convnet3", num_classes=3)
     images = RNG.uniform(-1, 1, (5, 8, 8, 1)).astype(np.float32)
     found = estimate_rademacher(
-        lambda params, x: model.apply({"params": params}, x),
-        lambda key: model.init(key, images[:1])["params"],
+        classifier.apply,
+        classifier.init,
         images,
         LABELS[:5],
         one_logit,
@@ -215,9 +215,7 @@ def test_the_climb_of_the_3_layer_net_settles():
     assert found.by_step[0] < 0.1 * found.mean
     assert 0.9 * found.mean < found.by_step[15] < found.by_step[30] < 1.001 * found.mean
     # Values are what networks of norm 1 can reach: within the bound of all outputs.
-    shape = bounds.network_class(
-        jax.eval_shape(model.init, jax.random.key(0), images)["params"], [36, 16, 1], 64
-    )
+    shape = bounds.network_class(classifier.structure, [36, 16, 1], 64)
     norms = bounds.input_norms(images, (3, 3))
     assert found.values.max() < bounds.largest_outputs(shape, norms) / math.sqrt(5)
 

@@ -22,7 +22,10 @@ from normjax.training.config import SweepConfig, to_flagfile, validate
         ({"norms": (2, "fro")}, "--norms=2,fro: no norm may be repeated; fro is 2"),
         ({"train_size": 1.0}, "--train_size=1.0: must be of type int | None, not float"),
         ({"workdir": ""}, "--workdir=: a folder is needed, not a file or an empty name"),
-        ({"model": "resnet"}, "--model=resnet: allowed are convnet3, convnet5, linear"),
+        (
+            {"model": "resnet"},
+            "--model=resnet: allowed are convnet3, convnet5, linear and package.module:function",
+        ),
         ({"corruption": "shuffle"}, "--corruption=shuffle: allowed are swap, redraw"),
         ({"dataset": "a\nb"}, r"--dataset='a\nb': must be one line of Unicode text"),
     ],

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from normjax.networks.models import make_model
+from normjax.networks.classifier import leaf_shapes
 from normjax.training import checkpoints
 from normjax.training.ensemble import Member, take_member
-from normjax.training.plan import parameter_shapes
 from normjax.training.saved import load_member, save_network
+from tests.helpers.classifiers import classifier_of
 
 # Where orbax can't write or read, it raises in its own threads beside the one that waits for it.
 pytestmark = pytest.mark.filterwarnings(
@@ -76,9 +76,10 @@ def saved(tmp_path_factory):
     members = [Member(index, index, "pretrain", 0.5) for index in range(3)]
     for member in members:
         save_network(folder, 0, member, "final", take_member(random_tree(3), member.index))
-    shapes = parameter_shapes(make_model("linear"), (5, 4, 1))
+    shapes = leaf_shapes(classifier_of("linear", (5, 4, 1)))
     run = {"model": "linear", "num_classes": 10, "groups": [[0, 1, 2]], "given": []}
     run |= {"image_shape": [5, 4, 1], "parameters": shapes, "seed": 0, "finished": False}
+    run["config"] = {"workdir": "w", "model": "linear"}
     run["members"] = [member._asdict() for member in members]
     (folder / "run.json").write_text(json.dumps(run))
     return folder

@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from normjax.data import corrupt_labels, load_dataset
-from normjax.networks.models import make_model
 from normjax.norms import parse_norm
 from normjax.training import ensemble as ensembles
 from normjax.training.ensemble import (
@@ -23,6 +22,7 @@ from normjax.training.ensemble import (
     take_member,
     take_process_members,
 )
+from tests.helpers.classifiers import classifier_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,8 @@ def make(name="linear"):
 @functools.cache
 def make_once(name, _backend, _num_devices):
     return make_ensemble(
-        make_model(name),
-        make_model(name),
+        classifier_of(name),
         optax.sgd(0.05, momentum=0.9),
-        image_shape=(8, 8, 1),
         batch_size=16,
         target_losses=(0.01,),
         norms=[parse_norm("2"), parse_norm("1/100")],

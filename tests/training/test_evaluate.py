@@ -3,42 +3,37 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from normjax.data import load_dataset, standardize_images
 from normjax.losses import cross_entropy, excess_cross_entropy, monitor
-from normjax.networks.models import make_model
 from normjax.normalize import normalize_params, product_norm
 from normjax.norms import parse_norm
 from normjax.training.evaluate import EvaluationSums, dataset_means, make_evaluate
 from tests.helpers import reference
+from tests.helpers.classifiers import classifier_of
 
-MODEL = make_model("convnet3")
+CLASSIFIER = classifier_of("convnet3")
 NORMS = ("2", "1/100", "1", "inf", "3.5", "spectral")
 NUM_EXAMPLES, BATCH_SIZE = 37, 16
 
 
-def apply_fn(params, x):
-    return MODEL.apply({"params": params}, x)
-
-
 @functools.cache
 def setting():
-    """(params, images, labels, the evaluation): 37 digits, a network that is no longer at init."""
+    """(variables, images, labels, the evaluation): 37 digits, a network no longer at init."""
     train = load_dataset("digits", train_size=NUM_EXAMPLES).train
-    params = jax.jit(MODEL.init)(jax.random.key(1), jnp.zeros((1, 8, 8, 1)))["params"]
-    params["Dense_0"]["kernel"] = 6 * params["Dense_0"]["kernel"]
+    variables = jax.jit(CLASSIFIER.init)(jax.random.key(1))
+    variables["params"]["Dense_0"]["kernel"] *= 6
     norms = [parse_norm(name) for name in NORMS]
-    evaluate = jax.jit(make_evaluate(apply_fn, norms, BATCH_SIZE))
-    sums = evaluate(params, *train)
-    return params, train.images, train.labels, dataset_means(sums, NUM_EXAMPLES)
+    evaluate = jax.jit(make_evaluate(CLASSIFIER, norms, BATCH_SIZE))
+    sums = evaluate(variables, *train)
+    return variables, train.images, train.labels, dataset_means(sums, NUM_EXAMPLES)
 
 
 def test_losses_and_errors_as_trained_are_numpys():
-    params, images, labels, evaluation = setting()
-    logits = reference.convnet3_logits(params, images)
+    variables, images, labels, evaluation = setting()
+    logits = reference.convnet3_logits(variables["params"], images)
     expected = reference.cross_entropy(logits, labels).mean()
     np.testing.assert_allclose(evaluation.loss, expected, rtol=1e-6, atol=0)
     error = reference.error(logits, labels).mean()
@@ -50,8 +45,8 @@ def test_losses_and_errors_as_trained_are_numpys():
     ("name", "p", "scale"), [("2", 2, 1), ("1/100", 1, 100), ("1", 1, 1), ("inf", np.inf, 1)]
 )
 def test_normalized_losses_are_numpys(name, p, scale):
-    params, images, labels, evaluation = setting()
-    k = NORMS.index(name)
+    variables, images, labels, evaluation = setting()
+    params, k = variables["params"], NORMS.index(name)
     product = reference.product_norm(params, p, scale)
     np.testing.assert_allclose(evaluation.product_norms[k], product, rtol=1e-5, atol=0)
     logits = reference.convnet3_logits(params, images) / product
@@ -67,18 +62,19 @@ def test_normalized_losses_are_numpys(name, p, scale):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_one_forward_pass_is_as_good_as_that_of_the_normalized_network(name):
-    params, images, labels, evaluation = setting()
+    variables, images, labels, evaluation = setting()
     k, named = NORMS.index(name), parse_norm(name)
-    normalized = normalize_params(params, named.norm, scale=named.scale)
+    how = {"scale": named.scale, "structure": CLASSIFIER.structure}
+    normalized = normalize_params(variables, named.norm, **how)
     with jax.default_matmul_precision("highest"):
-        logits = apply_fn(normalized, standardize_images(images))
+        logits = CLASSIFIER.apply(normalized, standardize_images(images))
     excess = np.asarray(excess_cross_entropy(logits, labels), np.float64)
     actual = evaluation.normalized_excess[k]
     tolerance = 1e-5 * np.abs(excess).mean()
     np.testing.assert_allclose(actual, excess.mean(), rtol=0, atol=tolerance)
     loss = np.asarray(cross_entropy(logits, labels), np.float64).mean()
     np.testing.assert_allclose(np.log(10) + actual, loss, rtol=1e-6, atol=0)
-    expected = product_norm(params, named.norm, scale=named.scale)
+    expected = product_norm(variables, named.norm, **how)
     np.testing.assert_allclose(evaluation.product_norms[k], expected, rtol=1e-6, atol=0)
 
 
@@ -92,9 +88,9 @@ def test_l1_normalized_logits_are_tiny_and_their_losses_are_still_told_apart():
 
 @pytest.mark.parametrize("batch_size", [1, 37, 50])
 def test_the_batch_size_does_not_matter(batch_size):
-    params, images, labels, expected = setting()
+    variables, images, labels, expected = setting()
     norms = [parse_norm(name) for name in NORMS[:2]]
-    sums = jax.jit(make_evaluate(apply_fn, norms, batch_size))(params, images, labels)
+    sums = jax.jit(make_evaluate(CLASSIFIER, norms, batch_size))(variables, images, labels)
     assert sums.loss.shape == (-(-NUM_EXAMPLES // batch_size),)
     evaluation = dataset_means(sums, NUM_EXAMPLES)
     np.testing.assert_allclose(evaluation.loss, expected.loss, rtol=1e-6)
@@ -117,26 +113,25 @@ def test_means_are_taken_in_float64():
 @pytest.mark.parametrize(("norm", "scale"), [(2, 1.0), (1, 100.0)])
 def test_monitor_is_the_loss_of_the_normalized_network(norm, scale):
     """Under jit and vmap, against float64 through normalized parameters and a forward pass."""
-    model = make_model("convnet3")
+    structure = CLASSIFIER.structure
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 8, 8, 1)).astype(np.uint8)
     labels = rng.integers(0, 10, 30).astype(np.int32)
-    init = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 8, 8, 1)))["params"])
-    stacked = init(jax.random.split(jax.random.key(0), 2))
+    stacked = jax.vmap(CLASSIFIER.init)(jax.random.split(jax.random.key(0), 2))
 
     @jax.jit
     @jax.vmap
-    def monitored(params):
-        logits = model.apply({"params": params}, standardize_images(images))
-        return monitor(params, logits, labels, norm, scale=scale)
+    def monitored(variables):
+        logits = CLASSIFIER.apply(variables, standardize_images(images))
+        return monitor(variables, logits, labels, norm, scale=scale, structure=structure)
 
     found = monitored(stacked)
     for member in range(2):
-        params = jax.tree.map(lambda x, member=member: np.asarray(x[member]), stacked)
-        product = reference.product_norm(params, norm, scale)
+        variables = jax.tree.map(lambda x, member=member: np.asarray(x[member]), stacked)
+        product = reference.product_norm(variables["params"], norm, scale)
         np.testing.assert_allclose(found.product_norm[member], product, rtol=1e-6)
-        normalized = normalize_params(params, norm, scale=scale)
-        logits = reference.convnet3_logits(normalized, images)
+        normalized = normalize_params(variables, norm, scale=scale, structure=structure)
+        logits = reference.convnet3_logits(normalized["params"], images)
         excess = reference.excess(logits, labels).mean()
         np.testing.assert_allclose(found.normalized_excess[member], excess, rtol=1e-4, atol=0)
         np.testing.assert_allclose(

@@ -10,10 +10,10 @@ import pytest
 from jax import export
 
 from benchmarks import flax_contender
-from normjax.networks.models import make_model
 from normjax.norms import parse_norm
 from normjax.training.ensemble import make_ensemble, shard_members, share, take_member
 from normjax.training.step import Metrics
+from tests.helpers.classifiers import classifier_of
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +24,8 @@ both_nets = pytest.mark.parametrize("name", ["convnet3", "convnet5"])
 
 def make(name):
     return make_ensemble(
-        make_model(name, batch_norm=name == "convnet5"),
-        make_model(name),
+        classifier_of(name, SHAPE, batch_norm=name == "convnet5"),
         TX,
-        image_shape=SHAPE,
         batch_size=BATCH_SIZE,
         target_losses=(0.1,),
         norms=[parse_norm("2"), parse_norm("spectral")],

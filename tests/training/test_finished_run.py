@@ -1,19 +1,17 @@
 """Networks read back from a finished run, against what the run itself wrote."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from experiments import random_labels
 from normjax import cross_entropy
-from normjax.networks.models import make_model
-from normjax.norms import parse_norm
 from normjax.training import finished_run as trained
-from normjax.training.ensemble import make_ensemble
 from normjax.training.members import own_labels
+from normjax.training.plan import make_sweep
 
 ARGUMENTS = (
     "--dataset=digits",
@@ -44,7 +42,7 @@ def test_networks_have_the_losses_of_the_results(run_dir):
         for split in ("train", "test"):
             labels = getattr(network, f"{split}_labels")
             images = getattr(run.dataset, split).images
-            logits = trained.logits_of(run.apply_fn, network.params, images)
+            logits = trained.logits_of(run.apply_fn, network.variables, images)
             loss = np.mean(np.asarray(cross_entropy(logits, labels), np.float64))
             assert loss == pytest.approx(getattr(row, f"{split}_loss"), rel=2e-6)
             assert np.mean(logits.argmax(-1) != labels) == getattr(row, f"{split}_error")
@@ -57,23 +55,14 @@ def test_networks_have_the_losses_of_the_results(run_dir):
 def test_initial_parameters_are_those_that_training_started_from(run_dir):
     run = trained.load_run(run_dir)
     member = run.members[1]
-    model = make_model("convnet5", 10, batch_norm=True)
-    ensemble = make_ensemble(
-        model,
-        make_model("convnet5", 10),
-        optax.sgd(0.1),
-        image_shape=(8, 8, 1),
-        batch_size=32,
-        target_losses=(),
-        norms=[parse_norm("2")],
-    )
+    config = dataclasses.replace(run.config, pretrain_epochs=0)
+    sweep = make_sweep("random_labels", config, run.dataset, [member])
     keys = jax.numpy.stack([member.key(run.config.seed)] * len(jax.local_devices()))
-    state = ensemble.init(keys, None)
-    found = trained.initial_params(run, member)
-    for name in ("Conv_0", "Conv_3"):
-        # Fresh statistics (mean 0, variance 1) scale a kernel by 1 / sqrt(1 + 1e-5).
-        kernel = np.asarray(state.variables["params"][name]["kernel"][0]) / np.sqrt(1 + 1e-5)
-        np.testing.assert_allclose(found[name]["kernel"], kernel, rtol=1e-5, atol=1e-8)
+    state = sweep.ensemble.init(keys, None)
+    found = trained.initial_variables(run, member)
+    assert found.keys() == {"params", "batch_stats"}
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(state.variables), strict=True):
+        np.testing.assert_allclose(ours, theirs[0], rtol=1e-6, atol=1e-8)
 
 
 def test_what_can_not_be_loaded_is_named(run_dir, tmp_path):

@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from normjax.networks.models import make_model
 from normjax.norms import parse_norm
 from normjax.report import run_page as report
 from normjax.results.table import read_results
 from normjax.training import memory, phases, plan
 from normjax.training.ensemble import Member, make_ensemble, make_order_key, shard_members, share
 from normjax.training.memory import group_memory, host_memory, is_out_of_memory, networks_that_fit
+from tests.helpers.classifiers import classifier_of
 from tests.helpers.tables import assert_close
 
 pytestmark = pytest.mark.slow
@@ -62,10 +62,8 @@ def test_a_program_that_cannot_even_be_compiled_is_too_large():
 
 def make():
     return make_ensemble(
-        make_model("linear"),
-        make_model("linear"),
+        classifier_of("linear"),
         optax.sgd(0.05, momentum=0.9),
-        image_shape=(8, 8, 1),
         batch_size=32,
         target_losses=(0.1,) * NUM_TARGETS,
         norms=[parse_norm("2")],

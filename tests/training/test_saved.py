@@ -4,15 +4,12 @@ import json
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normjax.batch_norm import absorb_batch_norm
-from normjax.networks.models import make_model
+from normjax.networks.classifier import leaf_shapes, make_classifier
 from normjax.results.table import write_results
 from normjax.training.ensemble import Member, take_member
-from normjax.training.plan import parameter_shapes
 from normjax.training.saved import (
     identity,
     load_member,
@@ -21,19 +18,22 @@ from normjax.training.saved import (
     save_network,
     save_rows,
 )
+from tests.helpers.classifiers import classifier_of
 from tests.helpers.synthetic_results import synthetic_table
 
 IMAGE_SHAPE = (8, 8, 1)
 
 
-def random_variables(model, seed=0):
+def random_variables(classifier, seed=0):
     """Variables of the right shapes, positive as variances must be."""
     rng = np.random.default_rng(seed)
-    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     return jax.tree.map(
-        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype),
-        jax.eval_shape(model.init, jax.random.key(0), images),
+        lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype), classifier.shapes
     )
+
+
+def linear_variables(seed=0):
+    return random_variables(classifier_of("linear"), seed)
 
 
 def member_of(number, seed=0):
@@ -46,21 +46,22 @@ def save(run_dir, number, selection, variables, run_seed=0):
     save_network(run_dir, run_seed, member_of(number), selection, variables)
 
 
-def write_record(run_dir, model, groups, **changes):
-    """The run.json of a run."""
+def write_record(run_dir, model, groups, classifier=None, **changes):
+    """The run.json of a run, of a network of the paper or of one's own."""
     run_dir.mkdir(exist_ok=True)
-    run = {"model": model, "num_classes": 10, "groups": groups, "given": []}
+    run = {"model": model, "num_classes": 10, "groups": groups}
     members = [member_of(number)._asdict() for number in range(sum(map(len, groups)))]
     run |= {"image_shape": IMAGE_SHAPE, "members": members, "seed": 0, "finished": False}
-    if "parameters" not in changes:
-        run["parameters"] = parameter_shapes(make_model(model), IMAGE_SHAPE)
+    run |= {"given": [] if classifier is None else ["model"]}
+    run["config"] = {"workdir": "w", "model": model}
+    run["parameters"] = leaf_shapes(classifier or classifier_of(model))
     (run_dir / "run.json").write_text(json.dumps(run | changes))
 
 
 def test_members_come_back_as_they_were_saved(tmp_path):
     write_record(tmp_path, "linear", [[0, 1], [2]])
     trained = {
-        (member, selection): random_variables(make_model("linear"), seed)
+        (member, selection): linear_variables(seed)
         for seed, (member, selection) in enumerate(
             (member, selection) for member in range(3) for selection in ("final", "loss=0.05")
         )
@@ -86,7 +87,7 @@ def test_one_network_is_read_alone(tmp_path):
     write_record(tmp_path, "linear", [[0, 1]])
     for member in (0, 1):
         for selection in ("final", "loss=0.05"):
-            save(tmp_path, member, selection, random_variables(make_model("linear")))
+            save(tmp_path, member, selection, linear_variables())
     for path in (tmp_path / "checkpoints").rglob("*.npz"):
         if path != network_path(tmp_path, 1, "final"):
             path.write_bytes(b"")
@@ -97,24 +98,28 @@ def test_one_network_is_read_alone(tmp_path):
 
 def test_equal_networks_make_equal_bytes(tmp_path):
     for folder in ("a", "b"):
-        save(tmp_path / folder, 0, "final", random_variables(make_model("convnet3")))
+        save(tmp_path / folder, 0, "final", random_variables(classifier_of("convnet3")))
     ours, theirs = (network_path(tmp_path / folder, 0, "final") for folder in ("a", "b"))
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_loaded_member_has_its_batch_norm_absorbed(tmp_path):
-    write_record(tmp_path, "convnet5", [[0, 1]])
-    stacked = [random_variables(make_model("convnet5", batch_norm=True), seed) for seed in (0, 1)]
+def test_a_loaded_member_has_its_statistics(tmp_path):
+    classifier = classifier_of("convnet5", batch_norm=True)
+    config = {"workdir": "w", "model": "convnet5", "batch_norm": True}
+    shapes = leaf_shapes(classifier)
+    write_record(tmp_path, "convnet5", [[0, 1]], config=config, parameters=shapes)
+    stacked = [random_variables(classifier, seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *stacked)
     for member in (0, 1):
         save(tmp_path, member, "final", take_member(stacked, member))
     model, loaded = load_member(tmp_path, 1)
-    assert model == make_model("convnet5") and loaded.keys() == {"params"}
-    expected = absorb_batch_norm(jax.tree.map(lambda x: x[1], stacked))
-    assert jax.tree.structure(loaded["params"]) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
-        assert isinstance(ours, np.ndarray)
-        np.testing.assert_array_equal(ours, theirs)
+    assert loaded.keys() == {"params", "batch_stats"}
+    expected = jax.tree.map(lambda x: x[1], stacked)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    images = np.ones((2, *IMAGE_SHAPE), np.float32)
+    np.testing.assert_array_equal(
+        model.apply(loaded, images), classifier.module.apply(expected, images)
+    )
 
 
 def test_loading_what_is_not_there(tmp_path):
@@ -123,7 +128,7 @@ def test_loading_what_is_not_there(tmp_path):
     # Member 1 never came near its target, member 2 is not trained yet.
     write_record(tmp_path, "linear", [[0, 1], [2]])
     for member, selection in ((0, "final"), (0, "loss=0.05"), (1, "final")):
-        save(tmp_path, member, selection, random_variables(make_model("linear")))
+        save(tmp_path, member, selection, linear_variables())
     for member in (3, -1):
         with pytest.raises(ValueError, match=f"no member {member}; there are 0 to 2"):
             load_member(tmp_path, member)
@@ -154,7 +159,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     """Of another member, of another selection, and of a run with another seed."""
     write_record(tmp_path, "linear", [[0, 1]])
     for number, selection in ((0, "final"), (0, "loss=0.05"), (1, "final")):
-        save(tmp_path, number, selection, random_variables(make_model("linear")))
+        save(tmp_path, number, selection, linear_variables())
     path = network_path(tmp_path, 1, "final")
     whole = path.read_bytes()
     for selection in ("final", "loss=0.05"):
@@ -162,7 +167,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
         message = f'{path}: damaged or renamed, it holds .*index": 0.*{selection}.*, not .*": 1,'
         with pytest.raises(ValueError, match=message):
             load_member(tmp_path, 1)
-    save(tmp_path, 1, "final", random_variables(make_model("linear")), run_seed=3)
+    save(tmp_path, 1, "final", linear_variables(), run_seed=3)
     with pytest.raises(ValueError, match="damaged or renamed"):
         load_member(tmp_path, 1)
     path.write_bytes(whole)
@@ -182,16 +187,16 @@ class Narrow(nn.Module):
 
 
 def test_an_own_network_must_be_given_again(tmp_path):
-    shapes = parameter_shapes(Narrow(3), IMAGE_SHAPE)
-    write_record(tmp_path, "Narrow", [[0]], given=["model"], parameters=shapes)
-    variables = random_variables(Narrow(3))
+    classifier = make_classifier(Narrow(3), IMAGE_SHAPE, 10)
+    write_record(tmp_path, "Narrow", [[0]], classifier)
+    variables = random_variables(classifier)
     save(tmp_path, 0, "final", variables)
     model, loaded = load_member(tmp_path, 0, model=Narrow(3))
-    assert model == Narrow(3)
+    assert model.module == Narrow(3)
     jax.tree.map(np.testing.assert_array_equal, loaded, variables)
     with pytest.raises(ValueError, match=r"run.json: the run used your network Narrow: pass"):
         load_member(tmp_path, 0)
-    with pytest.raises(ValueError, match=r"run.json: the network's parameters differ"):
+    with pytest.raises(ValueError, match=r"run.json: the network's variables differ"):
         load_member(tmp_path, 0, model=Narrow(4))
     write_record(tmp_path, "linear", [[0]])
     with pytest.raises(ValueError, match=r"the run's network is linear: do not pass another"):
@@ -204,14 +209,14 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, images):
         """Two of the pixels, and a dense layer."""
-        return nn.Dense(2)(images.reshape(len(images), -1)[:, :2])
+        return nn.Dense(10)(images.reshape(len(images), -1)[:, :2])
 
 
 def test_flipped_bits_are_refused_or_harmless(tmp_path):
     """Every third bit: of the zip's own fields, of the arrays and of their headers."""
-    shapes = parameter_shapes(Tiny(), IMAGE_SHAPE)
-    write_record(tmp_path, "Tiny", [[0]], given=["model"], parameters=shapes)
-    variables = random_variables(Tiny())
+    classifier = make_classifier(Tiny(), IMAGE_SHAPE, 10)
+    write_record(tmp_path, "Tiny", [[0]], classifier)
+    variables = random_variables(classifier)
     save(tmp_path, 0, "final", variables)
     path = network_path(tmp_path, 0, "final")
     whole = path.read_bytes()

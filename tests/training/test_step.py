@@ -1,14 +1,11 @@
 """Training of one network: steps, microbatches, padded batches, batch normalization."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from normjax.networks.models import make_model
 from normjax.training.step import (
     Batch,
     Metrics,
@@ -19,6 +16,7 @@ from normjax.training.step import (
     reset_optimizer,
 )
 from tests.helpers import reference
+from tests.helpers.classifiers import classifier_of
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +31,14 @@ def make_batch(num, shape=(8, 8, 1), num_classes=10, seed=0, num_padding=0):
     return Batch(images, labels, (np.arange(num + num_padding) < num).astype(np.float32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def start(model, image_shape, seed=0):
-    return init_state(model, TX, jax.random.key(seed), image_shape)
+def start(classifier, seed=0):
+    return jax.jit(lambda: init_state(classifier, TX, jax.random.key(seed)))()
+
+
+def make_step(classifier, *args):
+    """A compiled step; the key is that of dropout, which these networks do not have."""
+    step = make_train_step(classifier, TX, *args)
+    return jax.jit(lambda state, batch: step(state, batch, jax.random.key(0)))
 
 
 def assert_trees_close(actual, expected, rtol=0.0, atol=0.0):
@@ -53,9 +56,8 @@ def momentum_of(state):
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_linear_steps_are_softmax_regression_in_numpy(num_steps):
     shape, num_classes = (4, 3, 2), 5
-    model = make_model("linear", num_classes)
-    state = start(model, shape)
-    step = jax.jit(make_train_step(model, TX))
+    classifier = classifier_of("linear", shape, num_classes)
+    state, step = start(classifier), make_step(classifier)
     kernel = np.asarray(state.variables["params"]["Dense_0"]["kernel"], np.float64)
     velocity = np.zeros_like(kernel)
     for i in range(num_steps):
@@ -81,8 +83,8 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
     torch = pytest.importorskip(
         "torch", reason="an optional extra: the linear network's steps are tested without it"
     )
-    model = make_model("convnet3")
-    state = start(model, (8, 8, 1), seed=1)
+    classifier = classifier_of("convnet3")
+    state = start(classifier, seed=1)
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables["params"])
 
     def parameter(array, axes):
@@ -93,7 +95,7 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
     bias = parameter(params["Conv_0"]["bias"], (0,))
     dense = parameter(params["Dense_0"]["kernel"], (0, 1))
     optimizer = torch.optim.SGD([kernel_1, bias, kernel_2, dense], LEARNING_RATE, MOMENTUM)
-    step = jax.jit(make_train_step(model, TX))
+    step = make_step(classifier)
     for i in range(3):
         batch = make_batch(6, seed=i)
         state, metrics = step(state, batch)
@@ -118,11 +120,11 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
 
 
 def test_microbatches_give_the_whole_batchs_step():
-    model = make_model("convnet3")
-    state = start(model, (8, 8, 1))
+    classifier = classifier_of("convnet3")
+    state = start(classifier)
     batch = make_batch(5, num_padding=3)
-    whole_state, whole_metrics = jax.jit(make_train_step(model, TX))(state, batch)
-    state, metrics = jax.jit(make_train_step(model, TX, microbatch_size=2))(state, batch)
+    whole_state, whole_metrics = make_step(classifier)(state, batch)
+    state, metrics = make_step(classifier, 2)(state, batch)
     assert_trees_close(metrics, whole_metrics, rtol=1e-5)
     assert_trees_close(momentum_of(state), momentum_of(whole_state), atol=1e-6)
     assert_trees_close(state.variables, whole_state.variables, atol=1e-6)
@@ -136,7 +138,7 @@ def test_microbatches_give_the_whole_batchs_step():
 def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch_size):
     """A step that counts: image i is a lone pixel of value i, its label 3 i."""
 
-    def count(counts, batch):
+    def count(counts, batch, _):
         assert batch.images.shape[0] % (microbatch_size or batch_size) == 0
         pixels = batch.images[:, 0, 0, 0].astype(jnp.int32)
         number = jnp.sum(batch.weights)
@@ -160,7 +162,7 @@ def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch
 
 
 def test_an_epochs_order_comes_from_its_key():
-    def record(state, batch):
+    def record(state, batch, _):
         position, order = state
         order = jax.lax.dynamic_update_slice(order, batch.images[:, 0, 0, 0], (position,))
         return (position + 4, order), Metrics(*jnp.zeros(3))
@@ -182,10 +184,10 @@ def test_an_epochs_order_comes_from_its_key():
 def test_an_epochs_metrics_are_means_over_examples():
     """With learning rate 0 they are the data set's, whatever the last batch's size."""
     shape, num_examples = (3, 3, 1), 10
-    model, tx = make_model("linear", 4), optax.sgd(0.0)
-    state = init_state(model, tx, jax.random.key(0), shape)
+    classifier, tx = classifier_of("linear", shape, 4), optax.sgd(0.0)
+    state = init_state(classifier, tx, jax.random.key(0))
     images, labels, _ = make_batch(num_examples, shape, 4)
-    epoch = jax.jit(make_train_epoch(make_train_step(model, tx), 4))
+    epoch = jax.jit(make_train_epoch(make_train_step(classifier, tx), 4))
     _, metrics = epoch(state, images, labels, jax.random.key(1))
     logits = reference.linear_logits(state.variables["params"], images)
     expected = reference.cross_entropy(logits, labels).mean()
@@ -199,9 +201,9 @@ def test_an_epochs_metrics_are_means_over_examples():
 
 def test_reset_optimizer_keeps_the_network_and_forgets_momentum():
     shape = (4, 4, 1)
-    model = make_model("linear")
-    step = jax.jit(make_train_step(model, TX))
-    state, _ = step(start(model, shape), make_batch(6, shape))
+    classifier = classifier_of("linear", shape)
+    step = make_step(classifier)
+    state, _ = step(start(classifier), make_batch(6, shape))
     fresh = reset_optimizer(TX, state)
     assert np.abs(momentum_of(state)["Dense_0"]["kernel"]).max() > 0.01
     assert_trees_close(fresh.variables, state.variables)
@@ -215,9 +217,8 @@ def test_reset_optimizer_keeps_the_network_and_forgets_momentum():
 
 
 def test_padding_does_not_enter_batch_norms_statistics():
-    model = make_model("convnet5", batch_norm=True)
-    step = jax.jit(make_train_step(model, TX))
-    state = start(model, (8, 8, 1))
+    classifier = classifier_of("convnet5", batch_norm=True)
+    state, step = start(classifier), make_step(classifier)
     padded = make_batch(6, num_padding=3)
     garbage = padded.images.copy()
     garbage[6:] = 255 - garbage[6:]
@@ -239,4 +240,4 @@ def test_padding_does_not_enter_batch_norms_statistics():
 
 def test_batch_norm_refuses_microbatches():
     with pytest.raises(ValueError, match="batch normalization needs the whole batch at once"):
-        make_train_step(make_model("convnet5", batch_norm=True), TX, microbatch_size=4)
+        make_train_step(classifier_of("convnet5", batch_norm=True), TX, microbatch_size=4)

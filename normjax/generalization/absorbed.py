@@ -1,0 +1,96 @@
+"""The layers of a network with batch normalization absorbed, and the network with other layers.
+
+Batch normalization multiplies each output channel by a factor and adds an offset. The kernel times
+the factor and the offset as bias are the layer of the same network without batch normalization.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normjax.channel_vectors import Vector, evaluate, factors, vector_leaves
+from normjax.exponents import Leaf
+from normjax.matrices import layer_matrix
+from normjax.structure import NetworkStructure
+from normjax.types import Array, at_least_float32
+
+Layers = list[dict[str, Array]]
+"""`{"kernel": [*window, inputs, outputs]}` of each layer, and `"bias": [outputs]` if it has one."""
+
+
+def absorbed_layers(params: Any, structure: NetworkStructure) -> Layers:
+    """Return the layers of a network in order of application, with all biases."""
+    leaves = jax.tree.leaves(params)
+    layers = []
+    for matrix in structure.matrices:
+        layer = layer_matrix(leaves, matrix)
+        if matrix.offset is not None:
+            bias = at_least_float32(evaluate(matrix.offset, leaves))
+            layer["bias"] = jnp.broadcast_to(bias, layer["kernel"].shape[-1:])
+        layers.append(layer)
+    return layers
+
+
+def with_layers(params: Any, structure: NetworkStructure, layers: Layers) -> Any:
+    """Return parameters of the same network whose `absorbed_layers` are `layers`.
+
+    The scales of batch normalization become 1, and its statistics are kept.
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    for matrix, layer in zip(structure.matrices, layers, strict=True):
+        kernel = layer["kernel"]
+        if matrix.factor is not None:
+            for scale in factors(matrix.factor):
+                leaves[scale.number] = jnp.ones_like(leaves[scale.number])
+            factor = at_least_float32(evaluate(matrix.factor, leaves))
+            kernel = kernel / jnp.expand_dims(factor, range(kernel.ndim - factor.ndim))
+        number = matrix.kernel.number
+        leaves[number] = _as_stored(kernel, matrix.layout, structure.leaves[number][1])
+        if matrix.offset is not None:
+            number = _bias_of(matrix.offset).number
+            change = layer["bias"] - evaluate(matrix.offset, leaves)
+            leaves[number] = leaves[number] + change.reshape(leaves[number].shape)
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def check_layers(structure: NetworkStructure) -> None:
+    """Check that kernels, biases and batch normalization make the network, each in one place.
+
+    Raises:
+      ValueError: one line that says what else there is.
+    """
+    if structure.problems:
+        raise ValueError(
+            f"measures need a network whose layers can be normalized: {structure.problems[0]}"
+        )
+    used: list[Leaf] = []
+    for matrix in structure.matrices:
+        if matrix.layout is None or matrix.degree != 1 or matrix.kernel.part is not None:
+            raise ValueError(f"measures need layers that are applied once, unlike {matrix.path!r}")
+        vectors = [vector for vector in (matrix.factor, matrix.offset) if vector is not None]
+        if matrix.offset is not None and _bias_of(matrix.offset) is None:
+            raise ValueError(f"measures need a bias in the normalization after {matrix.path!r}")
+        used += {matrix.kernel, *(leaf for vector in vectors for leaf in vector_leaves(vector))}
+    for leaf in {*used, *(leaf for leaf, _ in structure.divisors)}:
+        if used.count(leaf) != 1:
+            path = structure.leaves[leaf.number][0]
+            raise ValueError(f"measures need layers of kernel and bias, and {path!r} is in none")
+
+
+def _bias_of(offset: Vector) -> Any:
+    """Return the leaf that is added to the rest of an offset, or None."""
+    if isinstance(offset, Leaf):
+        return offset
+    if isinstance(offset, tuple) and offset[0] == "add":
+        return _bias_of(offset[1]) or _bias_of(offset[2])
+    return _bias_of(offset[1]) if isinstance(offset, tuple) and offset[0] == "sub" else None
+
+
+def _as_stored(kernel: Array, layout: Any, shape: tuple[int, ...]) -> Array:
+    """Transpose `[*window, inputs, outputs]` to the axes of the leaf."""
+    order = [*layout.window, *layout.inputs, *layout.outputs]
+    order += [axis for axis in range(len(shape)) if axis not in order]
+    arranged = kernel.reshape([shape[axis] for axis in order])
+    return arranged.transpose(np.argsort(order))
