@@ -1,10 +1,12 @@
 """Controls from the logits of a finished run."""
 
 import os
+from typing import Any
 
 from tqdm import tqdm
 
 from normjax.balance import balance_params
+from normjax.batch_norm import absorb_batch_norm
 from normjax.controls.explain import Explanation, choose_rows
 from normjax.controls.logits import (
     LogitExplanation,
@@ -12,10 +14,13 @@ from normjax.controls.logits import (
     explain_logits,
     measure_network,
 )
+from normjax.networks.classifier import Variables
+from normjax.networks.models import MODEL_NAMES
 from normjax.normalize import param_norms, product_norm
 from normjax.norms import NamedNorm, parse_norm
 from normjax.results.table import is_finite, level_names
 from normjax.training.finished_run import FinishedRun, Network, load_run, logits_of, networks_at
+from normjax.types import Params
 
 
 def explain_run(
@@ -62,11 +67,6 @@ def _network_logits(run: FinishedRun, network: Network, norm: NamedNorm) -> Netw
     variables = network.variables
     how = {"structure": run.classifier.structure, "tied": run.classifier.tied}
     norms = param_norms(variables, norm.norm, scale=norm.scale, **how)
-    try:
-        balanced = balance_params(variables, norm.norm, **how)
-        balanced_norm = float(product_norm(balanced, norm.norm, scale=norm.scale, **how))
-    except ValueError:  # not an entrywise norm
-        balanced_norm = None
     train, test = (
         logits_of(run.apply_fn, variables, split.images)
         for split in (run.dataset.train, run.dataset.test)
@@ -78,5 +78,20 @@ def _network_logits(run: FinishedRun, network: Network, norm: NamedNorm) -> Netw
         test_labels=network.test_labels,
         product_norm=float(product_norm(variables, norm.norm, scale=norm.scale, **how)),
         last_norm=float(list(norms.values())[-1]),
-        balanced_product_norm=balanced_norm,
+        balanced_product_norm=_balanced_norm(run, variables, norm),
     )
+
+
+def _balanced_norm(run: FinishedRun, variables: Variables, norm: NamedNorm) -> float | None:
+    """Return the product norm of the balanced network, or None if it cannot be balanced."""
+    structure = run.classifier.structure
+    params: Params = variables
+    how: dict[str, Any] = {"structure": structure}
+    if run.classifier.has_state and run.config.model in MODEL_NAMES:
+        params = absorb_batch_norm(variables, structure=structure)
+        how = {"layers": [path.removeprefix("params/") for path in structure.layers]}
+    try:
+        balanced = balance_params(params, norm.norm, **how)
+    except ValueError:  # not an entrywise norm, or no chain of layers
+        return None
+    return float(product_norm(balanced, norm.norm, scale=norm.scale, **how))

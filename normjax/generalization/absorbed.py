@@ -4,15 +4,15 @@ Batch normalization multiplies each output channel by a factor and adds an offse
 the factor and the offset as bias are the layer of the same network without batch normalization.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from normjax.channel_vectors import Vector, evaluate, factors, vector_leaves
 from normjax.exponents import Leaf
-from normjax.matrices import layer_matrix
+from normjax.matrices import layer_matrix, restore
 from normjax.structure import NetworkStructure
 from normjax.types import Array, at_least_float32
 
@@ -23,20 +23,15 @@ Layers = list[dict[str, Array]]
 def absorbed_layers(params: Any, structure: NetworkStructure) -> Layers:
     """Return the layers of a network in order of application, with all biases."""
     leaves = jax.tree.leaves(params)
-    layers = []
-    for matrix in structure.matrices:
-        layer = layer_matrix(leaves, matrix)
-        if matrix.offset is not None:
-            bias = at_least_float32(evaluate(matrix.offset, leaves))
-            layer["bias"] = jnp.broadcast_to(bias, layer["kernel"].shape[-1:])
-        layers.append(layer)
-    return layers
+    with_biases = (dataclasses.replace(matrix, is_joint=True) for matrix in structure.matrices)
+    return [layer_matrix(leaves, matrix) for matrix in with_biases]
 
 
 def with_layers(params: Any, structure: NetworkStructure, layers: Layers) -> Any:
     """Return parameters of the same network whose `absorbed_layers` are `layers`.
 
-    The scales of batch normalization become 1, and its statistics are kept.
+    The scales of batch normalization become 1, and its statistics are kept. The structure must have
+    passed `check_layers`.
     """
     leaves, treedef = jax.tree.flatten(params)
     for matrix, layer in zip(structure.matrices, layers, strict=True):
@@ -46,8 +41,9 @@ def with_layers(params: Any, structure: NetworkStructure, layers: Layers) -> Any
                 leaves[scale.number] = jnp.ones_like(leaves[scale.number])
             factor = at_least_float32(evaluate(matrix.factor, leaves))
             kernel = kernel / jnp.expand_dims(factor, range(kernel.ndim - factor.ndim))
+        assert matrix.layout is not None
         number = matrix.kernel.number
-        leaves[number] = _as_stored(kernel, matrix.layout, structure.leaves[number][1])
+        leaves[number] = restore(kernel, matrix.layout, structure.leaves[number][1])
         if matrix.offset is not None:
             number = _bias_of(matrix.offset).number
             change = layer["bias"] - evaluate(matrix.offset, leaves)
@@ -76,7 +72,7 @@ def check_layers(structure: NetworkStructure) -> None:
     for leaf in {*used, *(leaf for leaf, _ in structure.divisors)}:
         if used.count(leaf) != 1:
             path = structure.leaves[leaf.number][0]
-            raise ValueError(f"measures need layers of kernel and bias, and {path!r} is in none")
+            raise ValueError(f"measures need layers: {path!r} is in {used.count(leaf)} of them")
 
 
 def _bias_of(offset: Vector) -> Any:
@@ -86,11 +82,3 @@ def _bias_of(offset: Vector) -> Any:
     if isinstance(offset, tuple) and offset[0] == "add":
         return _bias_of(offset[1]) or _bias_of(offset[2])
     return _bias_of(offset[1]) if isinstance(offset, tuple) and offset[0] == "sub" else None
-
-
-def _as_stored(kernel: Array, layout: Any, shape: tuple[int, ...]) -> Array:
-    """Transpose `[*window, inputs, outputs]` to the axes of the leaf."""
-    order = [*layout.window, *layout.inputs, *layout.outputs]
-    order += [axis for axis in range(len(shape)) if axis not in order]
-    arranged = kernel.reshape([shape[axis] for axis in order])
-    return arranged.transpose(np.argsort(order))
