@@ -112,7 +112,7 @@ def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
       >>> structure = normjax.torch.trace_structure(module, torch.zeros(1, 2))
       >>> arrays = normjax.torch.to_arrays(module.state_dict())
       >>> list(normjax.param_norms(arrays, structure=structure))
-      ['.']
+      ['weight']
 
     Args:
       state_dict: the state_dict of a module.
@@ -153,14 +153,15 @@ def _owners(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     for name, tensor in tensors.items():
         place = (*_extent(tensor), tensor.shape, tensor.stride())
         owners[name] = firsts.setdefault(place, name)
-    ends: dict[int, int] = {}
+    ends: dict[Any, tuple[int, str]] = {}
     for (memory, start, end, *_), name in sorted(firsts.items(), key=lambda item: item[0][:3]):
-        if start < ends.get(memory, 0) and start < end:
+        last, other = ends.get(memory, (0, ""))
+        if start < min(last, end):
             raise ValueError(
-                f"{name!r} shares a part of another parameter's memory: only whole tensors of one "
-                "shape can be tied"
+                f"{other!r} and {name!r} overlap in memory: only whole tensors of one shape can be "
+                "tied"
             )
-        ends[memory] = max(end, ends.get(memory, 0))
+        ends[memory] = max((end, name), (last, other))
     return owners
 
 
@@ -296,6 +297,6 @@ def _scope(node: Any) -> str:
     path, kind = modules[-1] if modules else ("", "the module")
     kind = str(kind).rpartition(".")[2]
     frames = re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]
+    own = [frame for frame in frames if not frame[0].startswith((_TORCH, "<"))]
     line = f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else kind
     return f"{name!r} in {path or kind} ({line})"
