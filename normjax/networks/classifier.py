@@ -175,8 +175,9 @@ def _make_functions(model: Model, image_shape: Sequence[int]) -> tuple[Any, ...]
     if isinstance(model, nnx.Module) or not callable(model):
         raise ValueError(f"{_NEEDED}, not {type(model).__name__}")
     if not isinstance(model, nn.Module):
-        made_by = model.__init__ if isinstance(model, type) else model
-        if "rngs" in inspect.signature(made_by).parameters:
+        function = getattr(model, "func", model)  # of a functools.partial
+        function = function.__init__ if isinstance(function, type) else function
+        if "rngs" in inspect.signature(function).parameters:
             return *_nnx_functions(model), None
         model = model()
         if not isinstance(model, nn.Module):
@@ -219,7 +220,13 @@ def _nnx_functions(make: Callable[..., nnx.Module]) -> tuple[Any, ...]:
     def split(module):
         return nnx.split(module, nnx.Param, nnx.RngState, ...)
 
-    module = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    def make_module(key):
+        module = make(rngs=nnx.Rngs(key))
+        if not isinstance(module, nnx.Module):
+            raise ValueError(f"{_NEEDED}; with rngs it returned {type(module).__name__}")
+        return module
+
+    module = nnx.eval_shape(make_module, jax.random.key(0))
     graph, *states = split(module)
     training, evaluation, masking = _keywords(type(module))
 
@@ -244,7 +251,7 @@ def _nnx_functions(make: Callable[..., nnx.Module]) -> tuple[Any, ...]:
         )
 
     def init(key, init_std=None):
-        _, *parts = split(make(rngs=nnx.Rngs(key)))
+        _, *parts = split(make_module(key))
         return _draw_kernels(variables_of(*parts), init_std, key)
 
     def train_apply(variables, images, mask, key):

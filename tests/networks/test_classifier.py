@@ -1,0 +1,236 @@
+"""Linen and NNX networks as pure functions of their variables."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from normjax.networks import classifier as classifiers
+from normjax.networks.classifier import import_model, leaf_names, make_classifier
+from normjax.networks.models import make_model
+
+SHAPE = (6, 6, 1)
+
+
+class Linen(nn.Module):
+    """Batch normalization and dropout; the layers' names say nothing of their order."""
+
+    features: int = 4
+    num_classes: int = 3
+
+    @nn.compact
+    def __call__(self, x, *, train=False, mask=None):
+        x = nn.Conv(self.features, (3, 3), use_bias=False, name="stem")(x)
+        mask = None if mask is None else mask[:, None, None, None]
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.5)(x, mask=mask)
+        x = nn.Dropout(0.5, deterministic=not train)(nn.relu(x).reshape(len(x), -1))
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
+class Nnx(nnx.Module):
+    """The same network."""
+
+    def __init__(self, num_classes=3, *, rngs):
+        self.stem = nnx.Conv(1, 4, (3, 3), use_bias=False, rngs=rngs)
+        self.norms = nnx.List([nnx.BatchNorm(4, momentum=0.5, rngs=rngs)])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(144, num_classes, rngs=rngs)
+
+    def __call__(self, x, *, mask=None):
+        mask = None if mask is None else mask[:, None, None, None]
+        x = nnx.relu(self.norms[0](self.stem(x), mask=mask))
+        return self.head(self.dropout(x.reshape(len(x), -1)))
+
+
+both = pytest.mark.parametrize("model", [Linen, Nnx])
+
+
+def images(num=5, seed=0):
+    return np.random.default_rng(seed).normal(size=(num, *SHAPE)).astype(np.float32)
+
+
+@functools.cache
+def made(model):
+    classifier = make_classifier(model, SHAPE, 3)
+    return classifier, classifier.init(jax.random.key(1))
+
+
+@both
+def test_evaluation_is_that_of_the_module(model):
+    classifier, variables = made(model)
+    assert classifier.has_state and variables.keys() == {"params", "batch_stats"}
+    assert classifier.structure.layers == ("params/stem", "params/head")
+    if model is Linen:
+        expected = Linen().apply(variables, images())
+    else:
+        module = Nnx(rngs=nnx.Rngs(jax.random.key(1)))
+        module.eval()
+        expected = module(images())
+    np.testing.assert_array_equal(classifier.apply(variables, images()), expected)
+
+
+@both
+def test_training_updates_statistics_and_draws_dropout_from_its_key(model):
+    classifier, variables = made(model)
+    apply = jax.jit(classifier.train_apply)
+    mask, keys = np.ones(5, bool), jax.random.split(jax.random.key(0))
+    logits, state = apply(variables, images(), mask, keys[0])
+    again, same_state = apply(variables, images(), mask, keys[0])
+    other, _ = apply(variables, images(), mask, keys[1])
+    np.testing.assert_array_equal(logits, again)
+    assert np.abs(logits - other).max() > 0.1
+    assert state.keys() == {"batch_stats"}
+    kernel = variables["params"]["stem"]["kernel"]
+    outputs = jax.lax.conv_general_dilated(
+        images(), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    (mean,) = [
+        leaf
+        for name, leaf in zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+        if name.endswith("mean")
+    ]
+    np.testing.assert_allclose(mean, 0.5 * np.mean(outputs, (0, 1, 2)), rtol=1e-5, atol=1e-7)
+    jax.tree.map(np.testing.assert_array_equal, state, same_state)
+    # The mask takes an image out of the statistics.
+    outlier = images()
+    outlier[4] = 1e3
+    _, state = apply(variables, outlier, np.arange(5) < 4, keys[0])
+    _, expected = apply(variables, images(), np.arange(5) < 4, keys[0])
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@both
+def test_a_standard_deviation_redraws_the_kernels_alone(model):
+    classifier, variables = made(model)
+    # Traced, as in a sweep.
+    drawn = jax.jit(jax.vmap(classifier.init))(jax.random.split(jax.random.key(2), 3), jnp.ones(3))
+    named = zip(
+        leaf_names(variables), jax.tree.leaves(variables), jax.tree.leaves(drawn), strict=True
+    )
+    for name, default, leaf in named:
+        if name.endswith("kernel"):
+            assert np.std(leaf) == pytest.approx(1, abs=0.15) and np.std(default) < 0.5
+            assert not np.array_equal(leaf[0], leaf[1])
+        else:
+            np.testing.assert_array_equal(leaf[0], default)
+
+
+def test_a_field_init_std_has_a_meaning_of_its_own():
+    classifier = make_classifier(make_model("linear", 3), SHAPE, 3)
+    for std in (None, 0.3):
+        module = make_model("linear", 3, init_std=std)
+        expected = module.init(jax.random.key(4), np.zeros((1, *SHAPE), np.float32))
+        found = classifier.init(jax.random.key(4), std)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_network_may_be_given_in_several_ways():
+    for model in (Linen(), Linen, lambda: Linen(), functools.partial(Linen, 5)):
+        assert make_classifier(model, SHAPE, 3).module is not None
+    for model in (Nnx, lambda rngs: Nnx(rngs=rngs), functools.partial(Nnx, 3)):
+        assert make_classifier(model, SHAPE, 3).module is None
+
+
+class Deterministic(nn.Module):
+    """The mode has another name and no default; there is no state."""
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        x = nn.Dense(20)(x.reshape(len(x), -1))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=deterministic)(nn.relu(x)))
+
+
+def test_the_mode_is_known_by_the_names_of_the_frameworks():
+    classifier = make_classifier(Deterministic, SHAPE, 3)
+    assert not classifier.has_state
+    variables = classifier.init(jax.random.key(0))
+    expected = Deterministic().apply(variables, images(), True)
+    np.testing.assert_array_equal(classifier.apply(variables, images()), expected)
+    logits, state = classifier.train_apply(variables, images(), np.ones(5, bool), jax.random.key(0))
+    assert state == {} and np.abs(logits - expected).max() > 0.01
+
+
+class Broken(nn.Module):
+    """A network that cannot be trained, in several ways."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        if self.kind == "no parameters":
+            return x[:, :3]
+        dtype = jnp.bfloat16 if self.kind in ("bfloat16", "low logits") else jnp.float32
+        kept = jnp.bfloat16 if self.kind == "bfloat16" else jnp.float32
+        logits = nn.Dense(3, dtype=dtype, param_dtype=kept)(x)
+        if self.kind == "noise" and train:
+            logits += jax.random.normal(self.make_rng("noise"), logits.shape)
+        if self.kind == "state":
+            steps = self.variable("count", "steps", lambda: jnp.zeros(()))
+            if train:
+                steps.value = jnp.zeros(2)
+        if self.kind == "tanh":
+            logits = nn.tanh(logits)
+        return (logits, x) if self.kind == "pair" else logits
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("convnet3", "model str: a Linen module, or a function that .* is needed, not str"),
+        (lambda: 3, "model <lambda>: a Linen module, .* is needed; it returned int"),
+        (lambda rngs: Linen(), "is needed; with rngs it returned Linen"),
+        (lambda: Nnx(rngs=nnx.Rngs(0)), "is needed; it returned Nnx"),
+        (Linen(num_classes=4), r"model Linen: its logits have shape \(2, 4\) and dtype float32"),
+        (Broken("pair"), "model Broken: it returns a tuple, not the logits alone"),
+        (Broken("low logits"), "dtype bfloat16 for 2 images, not .*2, 3.* and float32"),
+        (Broken("bfloat16"), "model Broken: its parameters must be float32"),
+        (Broken("no parameters"), "model Broken: it has no parameters"),
+        (Broken("noise"), "model Broken: .*noise"),
+        (Broken("state"), "model Broken: training changes the shapes or dtypes of its variables"),
+        (Broken("tanh"), "normalizing its layers would change its predictions: .*'tanh' in Broken"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(model, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make_classifier(model, SHAPE, 3)
+    assert "\n" not in str(error.value)
+
+
+def test_an_nnx_module_is_not_a_function():
+    with pytest.raises(ValueError, match=r"a function that makes .* is needed, not Nnx"):
+        make_classifier(Nnx(rngs=nnx.Rngs(0)), SHAPE, 3)
+
+
+class Residual(nn.Module):
+    """A sum of two layers' outputs, between two layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(5, name="before")(x.reshape(len(x), -1)))
+        x = nn.relu(x + nn.Dense(5, name="inside")(x))
+        return nn.Dense(3, name="after")(x)
+
+
+def test_tied_layers_are_refused_or_kept():
+    with pytest.raises(ValueError, match="inside/kernel .* by 'add' .*; --tied=keep normalizes"):
+        make_classifier(Residual, SHAPE, 3)
+    classifier = make_classifier(Residual, SHAPE, 3, tied="keep")
+    assert classifier.structure.layers == ("params/before", "params/after")
+    assert classifier.tied == "keep"
+    with pytest.raises(ValueError, match="is held by 'tanh'"):
+        make_classifier(Broken("tanh"), SHAPE, 3, tied="keep")
+
+
+def test_models_are_imported_by_name():
+    name = f"{__name__}:Linen"
+    assert import_model(name) is Linen
+    with pytest.raises(ValueError, match=f"^--model={__name__}:Lost: .* no attribute 'Lost'$"):
+        import_model(f"{__name__}:Lost")
+    with pytest.raises(ValueError, match="^--model=lost.module:net: module 'lost.module' cannot be"):
+        import_model("lost.module:net")
+    assert classifiers.model_name(functools.partial(Nnx, 3)) == "Nnx"
