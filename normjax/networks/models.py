@@ -1,8 +1,7 @@
 """The paper's networks as Flax Linen modules, and their initializers.
 
 All networks are positively homogeneous in each layer's weights (eq. 2): they consist only of
-convolutions, dense layers and ReLU. Batch normalization is the exception; `absorb_batch_norm` folds
-it into the layers before normalization.
+convolutions, dense layers, ReLU and batch normalization, which is linear in evaluation mode.
 """
 
 import math
