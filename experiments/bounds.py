@@ -1,12 +1,11 @@
-"""Eq. 4 on the networks of a finished run: which terms of the bound are tight?
+"""Eq. 4 on the networks of a finished run: how large are its terms?
 
     python -m experiments.bounds --from=DIR
 
 Every layer of the run's networks is normalized to Frobenius norm 1. The gaps between test and
 training loss are compared with the confidence term, with lower estimates of R_N (from random signs
-and from networks trained on random labels) and with four published upper bounds of R_N, which
-docs/bounds.md derives. Networks with biases in later layers are refused: the R_N of their class is
-infinite.
+and from networks trained on random labels) and with four upper bounds of R_N, which docs/bounds.md
+derives. Networks with biases in later layers are refused: the R_N of their class is infinite.
 
     WORKDIR/bounds.json   all values (`normjax.generalization.eq4.Eq4`)
     WORKDIR/bounds.md     the same as text and as a table

@@ -1,17 +1,18 @@
 """The terms of the paper's eq. 4 for networks whose layers have Frobenius norm 1.
 
-    |E(f) - E_S(f)| <= 2 R_N(F) + sqrt(ln(1/delta) / (2N))
+    |E(f) - E_S(f)| <= 2 R_N(F) + confidence term
 
-with probability 1 - delta, for all f in the class. The confidence term is exact. R_N has published
-upper bounds and a Monte Carlo lower estimate (`rademacher`). The class consists of chains of
-convolutions and dense layers with ReLU between them; each layer's kernel (in the first layer,
-kernel and bias) has Frobenius norm at most 1, as after `normalize_params`. All terms are in nats of
-cross entropy, the loss of E and E_S.
+with probability 1 - delta, for all f in the class. The term depends on which R_N is meant
+(`confidence_term`). R_N has upper bounds and a Monte Carlo lower estimate (`rademacher`). The class
+consists of chains of convolutions and dense layers with ReLU between them; each layer's kernel (in
+the first layer, kernel and bias) has Frobenius norm at most 1, as after `normalize_params`. All
+terms are in nats of cross entropy, the loss of E and E_S.
 
 The theorems apply to matrices. A convolution is the matrix that multiplies the flattened input; it
 contains the kernel once per output position. Its Frobenius norm is at most the square root of the
 number of positions. Its spectral norm is at most the square root of the window size, because each
-input is read at most that many times. docs/bounds.md derives what the cited papers do not contain.
+input is read at most that many times. docs/bounds.md derives the constants, and
+docs/related_work.md says where the cited theorems were seen.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ LOSS_LIPSCHITZ = math.sqrt(2)
 """Lipschitz constant of the cross entropy in the Euclidean norm of the logits."""
 
 MAURER = math.sqrt(2)
-"""Maurer 2016, corollary 4: the factor for one sign per logit instead of one per loss."""
+"""Maurer 2016, vector contraction: the factor for one sign per logit instead of one per loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,17 +88,22 @@ class InputNorms:
     patch: float
 
 
-def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0) -> float:
-    """Return eq. 4's `c sqrt(ln(1/delta) / (2N))` (McDiarmid's inequality), in units of the loss.
+def confidence_term(
+    num_examples: int, delta: float, bound_on_loss: float = 1.0, *, empirical: bool = False
+) -> float:
+    """Return what eq. 4 adds to 2 R_N, in units of the loss.
 
-    For the empirical R_N, which can be computed, instead of its expectation, the classical theorem
-    has `3 c sqrt(ln(2/delta) / (2N))` for one side (Mohri, Rostamizadeh and Talwalkar 2018,
-    "Foundations of Machine Learning", theorem 3.3). The paper prints the smaller term.
+    This is `c sqrt(ln(2/delta) / (2N))` with the expected R_N: McDiarmid's inequality for each sign
+    of the gap, at delta/2. With the empirical R_N, which can be computed, it is
+    `3 c sqrt(ln(4/delta) / (2N))`, both signs of the one-sided theorem 3.3 of Mohri, Rostamizadeh
+    and Talwalkar 2018 ("Foundations of Machine Learning"). The paper prints
+    `sqrt(ln(1/delta) / (2N))`, which does not suffice for the R_N of `rademacher`.
 
     Args:
       num_examples: N.
       delta: probability that the bound fails.
       bound_on_loss: c, the length of an interval that contains all losses of the class.
+      empirical: whether R_N is that of the sample instead of its expectation.
 
     Raises:
       ValueError: N < 1, delta outside (0, 1), or a negative c.
@@ -108,7 +114,9 @@ def confidence_term(num_examples: int, delta: float, bound_on_loss: float = 1.0)
         raise ValueError(f"delta is {delta}; it must lie between 0 and 1")
     if not 0 <= bound_on_loss < math.inf:
         raise ValueError(f"bound_on_loss is {bound_on_loss}; it must not be negative")
-    return bound_on_loss * math.sqrt(math.log(1 / delta) / (2 * num_examples))
+    factor, num_events = (3, 4) if empirical else (1, 2)
+    deviation = math.sqrt(math.log(num_events / delta) / (2 * num_examples))
+    return factor * bound_on_loss * deviation
 
 
 def network_class(
@@ -169,11 +177,11 @@ def input_norms(inputs: np.ndarray, window: Sequence[int] = ()) -> InputNorms:
 
 
 def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """Bound R_N of one logit: Neyshabur, Tomioka and Srebro 2015, theorem 1 with p = q = 2.
+    """Bound R_N of one logit: Neyshabur, Tomioka and Srebro 2015, corollary 2 with p = q = 2.
 
     `R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N` for d layers whose matrices have Frobenius
     norm at most M_k: the complexity of linear functions times 2 per hidden layer. A bias in the
-    first layer is an additional input that is always 1.
+    first layer is an additional input that is always 1. The number is that of Graf et al. 2022.
     """
     return 2 ** (len(networks.layers) - 1) * _frobenius_term(networks, norms)
 
@@ -209,11 +217,11 @@ def convolutional_bound(networks: NetworkClass, norms: InputNorms) -> float:
 def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorms) -> float:
     """Bound R_N of the cross entropies, given a bound R on R_N of one logit.
 
-    The cross entropy is sqrt(2)-Lipschitz in the logits. By Maurer 2016, corollary 4, its R_N is at
-    most `sqrt(2) sqrt(2)` times the R_N of vectors of K logits with one sign per logit. The latter
-    is at most `sqrt(K) sqrt(R^2 + V^2)`: with rows w_k of the last layer and Z_k the supremum over
-    one row of unit length, `sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)`, and the variance of Z_k is at
-    most `V^2 = sum_i max |f(x_i)|^2 / N^2` (Efron and Stein).
+    The cross entropy is sqrt(2)-Lipschitz in the logits. By Maurer's vector contraction (2016), its
+    R_N is at most `sqrt(2) sqrt(2)` times the R_N of vectors of K logits with one sign per logit.
+    The latter is at most `sqrt(K) sqrt(R^2 + V^2)`: with rows w_k of the last layer and Z_k the
+    supremum over one row of unit length, `sum_k ||w_k|| Z_k <= sqrt(sum_k Z_k^2)`, and the variance
+    of Z_k is at most `V^2 = sum_i max |f(x_i)|^2 / N^2` (Efron and Stein).
     """
     deviation = largest_outputs(networks, norms) / norms.num_examples
     vectors = math.sqrt(networks.num_classes) * math.hypot(logit_bound, deviation)
@@ -221,14 +229,13 @@ def loss_complexity(logit_bound: float, networks: NetworkClass, norms: InputNorm
 
 
 def bartlett_bound(networks: NetworkClass, norms: InputNorms) -> float:
-    """Bound R_N of the cross entropies: Bartlett, Foster and Telgarsky 2017, thm. 3.3, lemma A.5.
+    """Bound R_N of the cross entropies: Bartlett, Foster and Telgarsky 2017, theorem 3.3.
 
     `R_N <= inf_a 4 a / sqrt(N) + (12 / N) integral_a^D sqrt(C) / e de`, where
     `C = 2 ||X||_F^2 ln(2 W^2) prod_k s_k^2 (sum_k (b_k / s_k)^(2/3))^3` bounds e^2 times the
     logarithm of the covering number. The matrices have spectral norm s_k, sum b_k of row lengths,
     and largest side W. The factor 2 is the squared Lipschitz constant of the loss. D is the largest
-    root of the sum of squared excess losses (the lemma assumes values in [0, 1]). The infimum is at
-    `a = 3 sqrt(C / N)` or D.
+    root of the sum of squared excess losses. The infimum is at `a = 3 sqrt(C / N)` or D.
     """
     sides = [networks.num_inputs + networks.has_bias]
     ratios = []

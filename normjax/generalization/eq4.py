@@ -1,4 +1,4 @@
-"""Eq. 4 on the networks of a finished run: all terms in nats, and which of them are tight."""
+"""Eq. 4 on the networks of a finished run: all terms in nats."""
 
 import dataclasses
 import math
@@ -13,9 +13,6 @@ from normjax.data import dataset_label, standardize_images
 from normjax.generalization import bounds, rademacher
 from normjax.results.table import select
 from normjax.training.finished_run import FinishedRun
-
-TIGHT = 3.0
-"""A term is called tight if it is at most this many times the largest gap."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +45,6 @@ class LowerEstimate:
         ascent.
       last_quarter: fraction of the estimate that the last quarter of the steps added, or None.
       times_gap: `two_r` divided by the largest gap.
-      verdict: "tight", "not tight" or "vacuous".
     """
 
     two_r: float
@@ -58,7 +54,6 @@ class LowerEstimate:
     by_step: list[float] | None
     last_quarter: float | None
     times_gap: float
-    verdict: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +71,22 @@ class Eq4:
       networks: the gaps.
       diverged: numbers of the excluded, diverged networks.
       median_gap, smallest_gap, largest_gap: statistics over the networks.
-      confidence_term: the term for losses in an interval of length 1, as the paper prints it.
+      largest_below_chance: the largest distance of a training loss below ln K.
+      confidence_term_expected: the term for the expected R_N and losses in an interval of length 1.
+      confidence_term: the same for the empirical R_N.
       confidence_times_gap: `confidence_term` divided by the largest gap.
-      confidence_verdict: "tight", "not tight" or "vacuous".
       loss_range: length of an interval that contains the losses of the class.
-      confidence_term_of_range: the confidence term for losses in that interval.
+      confidence_term_of_range: `confidence_term` for losses in that interval.
       labels: lower estimate of 2 R_N by networks with random labels; None if the run has none.
       labels_over_signs: `labels` divided by `signs`; None without `labels`.
       signs: lower estimate of 2 R_N by ascent with random signs.
       upper: {authors: published upper bound of 2 R_N}.
       least_upper: key of the smallest upper bound.
       upper_over_signs: the smallest upper bound divided by `signs`.
-      num_within: number of networks whose gap is at most `signs` plus the confidence term.
+      right_side: `signs` plus `confidence_term`.
+      num_within: number of networks whose gap is at most `right_side`.
+      num_below_chance: number of networks whose training loss is below ln K by more than
+        `right_side`: the test losses that these terms bound below the loss of chance.
     """
 
     run: str
@@ -102,9 +101,10 @@ class Eq4:
     median_gap: float
     smallest_gap: float
     largest_gap: float
+    largest_below_chance: float
+    confidence_term_expected: float
     confidence_term: float
     confidence_times_gap: float
-    confidence_verdict: str
     loss_range: float
     confidence_term_of_range: float
     labels: LowerEstimate | None
@@ -113,7 +113,9 @@ class Eq4:
     upper: dict[str, float]
     least_upper: str
     upper_over_signs: float
+    right_side: float
     num_within: int
+    num_below_chance: int
 
 
 def frobenius_gaps(run: FinishedRun, selection: str) -> pd.DataFrame:
@@ -181,7 +183,7 @@ def measure(
     is_known = np.isfinite(table["gap"])
     known = table[is_known]
     gaps, largest = known["gap"].to_numpy(), float(known["gap"].max())
-    ln_k = math.log(run.dataset.num_classes)
+    margins = -known["normalized_train_excess"].to_numpy()
 
     def lower(found: rademacher.RademacherEstimate, scale: float) -> LowerEstimate:
         two_r, error, steps = scale * found.mean, scale * found.standard_error, found.by_step
@@ -193,7 +195,6 @@ def measure(
             by_step=None if steps is None else (scale * steps).tolist(),
             last_quarter=None if steps is None else _last_quarter(steps),
             times_gap=two_r / largest,
-            verdict=verdict(two_r, largest, ln_k),
         )
 
     climbed = _climb(run, images, num_signs, num_steps, num_examples, seed)
@@ -207,7 +208,8 @@ def measure(
     upper = bounds.loss_bounds(networks, bounds.input_norms(images, window))
     upper = {name: 2 * value for name, value in upper.items()}
     least = min(upper, key=upper.__getitem__)
-    confidence = bounds.confidence_term(len(images), delta)
+    confidence = bounds.confidence_term(len(images), delta, empirical=True)
+    right_side = signs.two_r + confidence
     loss_range = bounds.loss_range(networks)
     return Eq4(
         run=str(run.run_dir),
@@ -215,7 +217,7 @@ def measure(
         model=run.config.model,
         selection=table["selection"].iloc[0],
         num_examples=len(images),
-        ln_num_classes=ln_k,
+        ln_num_classes=math.log(run.dataset.num_classes),
         delta=delta,
         networks=[
             Gap(*row)
@@ -225,9 +227,10 @@ def measure(
         median_gap=float(np.median(gaps)),
         smallest_gap=float(gaps.min()),
         largest_gap=largest,
+        largest_below_chance=float(margins.max()),
+        confidence_term_expected=bounds.confidence_term(len(images), delta),
         confidence_term=confidence,
         confidence_times_gap=confidence / largest,
-        confidence_verdict=verdict(confidence, largest, ln_k),
         loss_range=loss_range,
         confidence_term_of_range=loss_range * confidence,
         labels=labels,
@@ -236,15 +239,10 @@ def measure(
         upper=upper,
         least_upper=least,
         upper_over_signs=upper[least] / signs.two_r,
-        num_within=int(np.sum(gaps <= signs.two_r + confidence)),
+        right_side=right_side,
+        num_within=int(np.sum(gaps <= right_side)),
+        num_below_chance=int(np.sum(margins > right_side)),
     )
-
-
-def verdict(term: float, largest_gap: float, ln_num_classes: float) -> str:
-    """Return "tight", "not tight", or "vacuous" (above ln K, the loss of chance)."""
-    if term <= TIGHT * largest_gap:
-        return "tight"
-    return "vacuous" if term > ln_num_classes else "not tight"
 
 
 def _last_quarter(by_step: np.ndarray) -> float:

@@ -144,7 +144,8 @@ def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> Rademach
     The labels are independent of the inputs, so on average over the labels no network is better
     than chance. Symmetrization (other labels, same inputs) gives `E sup_f (ln K - L(f)) <= 2 R_N`.
     The expected difference between ln K and the training loss L of a normalized network is
-    therefore at most `2 R_N`. Swapped labels keep the class counts and are otherwise independent.
+    therefore at most `2 R_N`. This is the R_N of losses with random labels; it bounds nothing for
+    the true ones. Swapped labels keep the class counts and are otherwise independent.
 
     Args:
       train_excess: `L - ln K` in nats for normalized networks, each trained on its own random
@@ -208,8 +209,8 @@ def linear_bound(inputs: np.ndarray, norm: float = 2, radius: float = 1.0) -> fl
     inequality. For other norms:
 
     * p > 2: `(W / N) (sum_j (sum_i x_ij^2)^(q/2))^(1/q)`, by the same inequality;
-    * 1 < p < 2: `W sqrt(q - 1) X / sqrt(N)` with the q-norm in X (Kakade, Sridharan and Tewari
-      2008, theorem 1, by the strong convexity of the p-norm);
+    * 1 < p < 2: `W sqrt(q - 1) X / sqrt(N)` with the q-norm in X (as in Kakade, Sridharan and
+      Tewari 2008; docs/bounds.md);
     * p = 1: `(W / N) sqrt(2 ln(2d)) max_j sqrt(sum_i x_ij^2)` (Massart's finite class lemma).
 
     Args:

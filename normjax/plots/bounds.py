@@ -30,7 +30,7 @@ def plot_bounds(found: Eq4) -> Figure:
         ]
     )
     with matplotlib.style.context(STYLE):
-        num_rows = 2 + (found.labels is not None) + 1 + len(found.upper)
+        num_rows = 4 + (found.labels is not None) + len(found.upper)
         figure, (axes,) = new_figure(title, (9.6, 1.6 + 0.42 * num_rows), 1, 1)
         names = ["Gap |test − training loss| of each network", *_draw_terms(axes, found)]
         _draw_gaps(axes, found.networks)
@@ -68,7 +68,11 @@ def _draw_gaps(axes: Axes, networks: Sequence[Gap]) -> None:
 
 def _draw_terms(axes: Axes, found: Eq4) -> list[str]:
     """Draw the terms from the second row on; return their names."""
-    rows = [("Confidence term, losses in [0, 1]", found.confidence_term, None, "s", LINE_COLOR)]
+    terms = {1.0: found.confidence_term, found.loss_range: found.confidence_term_of_range}
+    rows = [
+        (f"Confidence term, losses in [0, {number(length)}]", term, None, "s", LINE_COLOR)
+        for length, term in terms.items()
+    ]
     lower = [
         ("2 $R_N$ from below: random labels", found.labels),
         ("2 $R_N$ from below: random signs", found.signs),
@@ -78,7 +82,7 @@ def _draw_terms(axes: Axes, found: Eq4) -> list[str]:
             rows.append((name, estimate.two_r, estimate.standard_error, ">", LABEL_COLOR))
     for name, value in found.upper.items():
         rows.append((f"2 $R_N$ from above: {name}", value, None, "<", LINE_COLOR))
-    labels = {"s": "Exact", ">": "At least, with standard error", "<": "At most"}
+    labels = {"s": "Computed", ">": "At least, with standard error", "<": "At most"}
     for i, (_, value, error, marker, color) in enumerate(rows, 1):
         axes.errorbar(
             value,

@@ -66,7 +66,15 @@ def test_gaps_and_terms_by_another_path(run_dir, summary):
     assert min(gaps) > 1e-7
     assert (summary["smallest_gap"], summary["largest_gap"]) == (min(gaps), max(gaps))
     assert summary["median_gap"] == pytest.approx(sum(sorted(gaps)[1:3]) / 2, rel=1e-12)
-    assert summary["confidence_term"] == pytest.approx(math.sqrt(math.log(10) / 120), rel=1e-12)
+    expected = math.sqrt(math.log(2 / 0.1) / 120)
+    assert summary["confidence_term_expected"] == pytest.approx(expected, rel=1e-12)
+    expected = 3 * math.sqrt(math.log(4 / 0.1) / 120)
+    assert summary["confidence_term"] == pytest.approx(expected, rel=1e-12)
+    right_side = summary["signs"]["two_r"] + expected
+    assert summary["right_side"] == pytest.approx(right_side, rel=1e-12)
+    below_chance = math.log(10) - rows["normalized_train_loss"]
+    assert summary["largest_below_chance"] == pytest.approx(below_chance.max(), abs=1e-12)
+    assert summary["num_below_chance"] == (below_chance > right_side).sum() == 0
     assert rows["family"].tolist()[2:] == ["random_labels"] * 2
     below = (math.log(10) - rows["normalized_train_loss"]).tolist()[2:]
     assert summary["labels"]["two_r"] == pytest.approx(np.mean(below), abs=1e-12)

@@ -43,9 +43,14 @@ def structure_of(name):
 
 
 def test_confidence_term_in_closed_form():
-    assert bounds.confidence_term(5000, 0.05) == pytest.approx(0.017308183826, rel=1e-9)
-    assert bounds.confidence_term(8, math.exp(-4)) == pytest.approx(0.5, rel=1e-12)
-    assert bounds.confidence_term(8, math.exp(-4), 2.3) == pytest.approx(1.15, rel=1e-12)
+    """c sqrt(ln(2/delta) / (2N)), and 3 c sqrt(ln(4/delta) / (2N)) for the empirical R_N."""
+    assert bounds.confidence_term(8, 2 * math.exp(-4)) == pytest.approx(0.5, rel=1e-12)
+    assert bounds.confidence_term(8, 2 * math.exp(-4), 2.3) == pytest.approx(1.15, rel=1e-12)
+    term = bounds.confidence_term(8, 4 * math.exp(-4), 2.3, empirical=True)
+    assert term == pytest.approx(3.45, rel=1e-12)
+    assert bounds.confidence_term(5000, 0.05) == pytest.approx(0.019206455826, rel=1e-9)
+    term = bounds.confidence_term(5000, 0.05, empirical=True)
+    assert term == pytest.approx(0.062799872382, rel=1e-9)
 
 
 @pytest.mark.parametrize(

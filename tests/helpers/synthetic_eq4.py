@@ -12,7 +12,6 @@ SIGNS = LowerEstimate(
     by_step=[0.0, 0.3, 0.45, 0.5],
     last_quarter=0.1,
     times_gap=50.0,
-    verdict="not tight",
 )
 LABELS = dataclasses.replace(
     SIGNS, two_r=0.02, standard_error=None, num_draws=1, by_step=None, last_quarter=None
@@ -34,9 +33,10 @@ def synthetic_eq4(**terms):
         median_gap=0.0075,
         smallest_gap=0.005,
         largest_gap=0.01,
+        largest_below_chance=0.0731,
+        confidence_term_expected=0.0065,
         confidence_term=0.0211,
         confidence_times_gap=2.11,
-        confidence_verdict="tight",
         loss_range=1971.6,
         confidence_term_of_range=34.12,
         labels=None,
@@ -45,6 +45,8 @@ def synthetic_eq4(**terms):
         upper={"A": 60.04, "B": 5.02},
         least_upper="B",
         upper_over_signs=10.04,
+        right_side=0.5211,
         num_within=2,
+        num_below_chance=0,
     )
     return dataclasses.replace(found, **terms)
