@@ -20,7 +20,7 @@ def log_product_frobenius(network: TrainedNetwork) -> float:
     """Return `sum_k ln ||W_k||_F`: the logarithm of the paper's product of norms (eq. 2).
 
     Source: Neyshabur, Tomioka and Srebro, "Norm-Based Capacity Control in Neural Networks" (COLT
-    2015), theorem 1 with p = q = 2; Jiang et al. 2020, eq. 37. Batch normalization: absorbed; the
+    2015), corollary 2 with p = q = 2; Jiang et al. 2020, eq. 37. Batch normalization: absorbed; the
     norms contain its scales, not the biases of later layers.
     """
     return float(np.sum(np.log(network.frobenius_norms)))
