@@ -40,7 +40,8 @@ def _frames(eqn: Any) -> list[Any]:
 
 
 def _is_boundary(frame: Any) -> bool:
-    return Path(frame.file_name).name == "pjit.py" and _is_library(frame.file_name)
+    """Whether JAX traces a function here whose jaxpr it keeps."""
+    return "trace_to_jaxpr" in frame.function_name and _is_library(frame.file_name)
 
 
 def _is_library(file_name: str) -> bool:
