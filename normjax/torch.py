@@ -4,6 +4,7 @@ Needs PyTorch, which `pip install normjax[torch]` installs.
 """
 
 import copy
+import importlib
 import operator
 import re
 import warnings
@@ -23,18 +24,20 @@ from normjax.tracing.aten import call, opaque
 from normjax.types import Norm
 
 try:
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch.fx.node import map_arg  # pyright: ignore[reportMissingImports]
+    torch: Any = importlib.import_module("torch")
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "normjax.torch needs PyTorch: pip install 'normjax[torch]'", name="torch"
     ) from error
 
+Tensor = Any
+"""`torch.Tensor`, which type checkers do not know without PyTorch."""
+
 _TORCH = str(Path(torch.__file__).parent)
 _PLACEMENT = {"dtype", "device", "layout", "memory_format", "pin_memory", "implicit", "sparse_grad"}
 
 
-def trace_structure(module: torch.nn.Module, x: Any) -> NetworkStructure:
+def trace_structure(module: Any, x: Any) -> NetworkStructure:
     """Read off a PyTorch network how the entries of its state_dict may be scaled.
 
     The module is traced by `torch.export`, not run; see `normjax.trace_structure` for what is read
@@ -138,7 +141,7 @@ def to_state_dict(arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[st
     return state_dict
 
 
-def _tensors(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the entries that are tensors; modules may add others."""
     if not isinstance(state_dict, Mapping):
         raise ValueError(
@@ -147,7 +150,7 @@ def _tensors(state_dict: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {name: leaf for name, leaf in state_dict.items() if isinstance(leaf, torch.Tensor)}
 
 
-def _owners(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _owners(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Map each name to the first name of the same memory."""
     owners, firsts = {}, {}
     for name, tensor in tensors.items():
@@ -165,33 +168,33 @@ def _owners(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return owners
 
 
-def _extent(tensor: torch.Tensor) -> tuple[Any, ...]:
+def _extent(tensor: Tensor) -> tuple[Any, ...]:
     """Return the memory that a tensor is in, and where it starts and ends there."""
     start = tensor.storage_offset()
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.untyped_storage()._cdata, start, start + last + 1 if tensor.numel() else start
 
 
-def _shape(tensor: torch.Tensor) -> jax.ShapeDtypeStruct:
+def _shape(tensor: Tensor) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(tensor.shape), _dtype(tensor))
 
 
-def _dtype(tensor: torch.Tensor) -> np.dtype:
+def _dtype(tensor: Tensor) -> np.dtype:
     return jnp.dtype(str(tensor.dtype).removeprefix("torch."))
 
 
-def _to_array(tensor: torch.Tensor) -> np.ndarray:
+def _to_array(tensor: Tensor) -> np.ndarray:
     """Return a copy; as bytes, since PyTorch cannot make arrays of bfloat16."""
     flat = tensor.detach().cpu().reshape(-1).contiguous()
     return flat.view(torch.uint8).numpy().view(_dtype(tensor)).reshape(tensor.shape).copy()
 
 
-def _to_tensor(array: Any, like: torch.Tensor) -> torch.Tensor:
+def _to_tensor(array: Any, like: Tensor) -> Tensor:
     flat = np.array(array, _dtype(like)).reshape(-1).view(np.uint8)
     return torch.from_numpy(flat).view(like.dtype).reshape(like.shape).to(like.device)
 
 
-def _export(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
+def _export(module: Any, inputs: Sequence[Tensor]) -> Any:
     """Return the module as a graph of ATen operations on the state_dict and the inputs."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of the exporter about itself
@@ -204,7 +207,7 @@ def _export(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
     return program
 
 
-def _check_inputs(program: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_inputs(program: Any, tensors: Mapping[str, Tensor]) -> None:
     """Raise unless an exported module depends on its state_dict as its names say."""
     if changed := sorted(program.graph_signature.buffers_to_mutate.values()):
         raise ValueError(
@@ -267,7 +270,7 @@ def _call(node: Any, values: Mapping[str, Any]) -> Any:
         value = values[operand.name]
         return value if is_constant else _to_jax(value)
 
-    args, options = map_arg((node.args, dict(node.kwargs)), argument)
+    args, options = torch.fx.node.map_arg((node.args, dict(node.kwargs)), argument)
     if is_constant:
         return node.target(*args, **(options | ({"device": "cpu"} if "device" in options else {})))
     options = {key: value for key, value in options.items() if key not in _PLACEMENT}
