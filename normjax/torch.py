@@ -238,8 +238,9 @@ def _apply(program: Any, owners: Mapping[str, str], leaves: Mapping[str, Any], i
             value = leaves[owners[spec.target]]
         else:
             value = program.constants.get(spec.target)
-            if isinstance(value, torch.Tensor) and value.is_meta:
-                (value,) = opaque("constant", [], [_shape(value)])
+            if isinstance(value, torch.Tensor):  # on one device; without values on "meta"
+                is_known = not value.is_meta
+                value = value.cpu() if is_known else opaque("constant", [], [_shape(value)])[0]
         values[spec.arg.name] = value
     for node in program.graph.nodes:
         if node.op == "get_attr":  # the branches of an operation of control flow

@@ -315,7 +315,9 @@ def test_dtypes_are_kept(dtype):
 def test_shapes_are_enough_and_modules_stay_as_they_are():
     with torch.device("meta"):
         module, x = dense(nn.ReLU()).eval(), torch.empty(5, 4)
+        hidden = Holder("hidden").eval()  # and its buffer has no values
     assert normjax_torch.trace_structure(module, x).layers == ("0", "2")
+    assert not normjax_torch.trace_structure(hidden, x).is_certified
     module = nn.Sequential(nn.LSTM(4, 6), Function(lambda pair: pair[0])).eval()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     expected = module(random_tensor(5, 4))
