@@ -130,11 +130,14 @@ def network_class(
       num_inputs: size of one input.
 
     Raises:
-      ValueError: a later layer has a bias (no norm bounds it), a layer is no dense layer or
-        convolution, or `positions` do not match.
+      ValueError: a later layer has a bias (no norm bounds it), the layers are no chain of dense
+        layers and convolutions, or `positions` do not match.
     """
     check_first_bias_only(structure)
     found = structure.matrices
+    reads = [layer.reads.layer if layer.reads else -1 for layer in found]
+    if structure.is_traced and reads != [None, *range(len(found) - 1)]:
+        raise ValueError("the layers are not a chain, of which the bounds are")
     if len(positions) != len(found) or min(positions) < 1:
         raise ValueError(f"positions {list(positions)} do not fit the {len(found)} layers")
     shapes = []

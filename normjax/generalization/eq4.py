@@ -140,12 +140,14 @@ def class_of(run: FinishedRun) -> bounds.NetworkClass:
     Raises:
       ValueError: later layers have biases, or the network is not of the kind that has bounds.
     """
-    module, structure = run.classifier.module, run.classifier.structure
-    if module is None:
+    classifier, structure = run.classifier, run.classifier.structure
+    if classifier.module is None:
         raise ValueError("eq. 4 needs a Linen module, whose layers' outputs are read")
-    image = jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32)
-    apply = partial(module.apply, capture_intermediates=True)
-    _, state = jax.eval_shape(apply, run.classifier.shapes, image)
+    inputs = (classifier.shapes, jax.ShapeDtypeStruct((1, *run.dataset.image_shape), jnp.float32))
+    if "reduce_" in str(jax.make_jaxpr(classifier.apply)(*inputs)):
+        raise ValueError("eq. 4 has no bounds for networks with pooling")
+    apply = partial(classifier.module.apply, capture_intermediates=True)
+    _, state = jax.eval_shape(apply, *inputs)
     positions = []
     for path in structure.layers:
         keys = [*path.removeprefix("params/").split("/"), "__call__"]

@@ -29,12 +29,20 @@ def test_gaps_are_those_of_the_frobenius_norm():
 
 
 class Own(nn.Module):
-    """A user's network: one dense layer."""
+    """A user's network: one dense layer, or more than the bounds know."""
+
+    kind: str = ""
 
     @nn.compact
     def __call__(self, images):
         """Flatten and multiply."""
-        return nn.Dense(10, use_bias=False, name="read")(images.reshape(len(images), -1))
+        x = images
+        if self.kind == "pool":
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(len(x), -1)
+        if self.kind == "gate":
+            x = nn.Dense(5, use_bias=False)(x) * nn.Dense(5, use_bias=False)(x)
+        return nn.Dense(10, use_bias=False, name="read")(x)
 
 
 def test_the_classes_of_networks():
@@ -55,5 +63,9 @@ def test_the_classes_of_networks():
         LayerShape(**last, reads=576),
     )
     assert class_of(make_model("convnet3")) == NetworkClass(layers, 3072, True)
+    with pytest.raises(ValueError, match="eq. 4 has no bounds for networks with pooling"):
+        class_of(Own("pool"))
+    with pytest.raises(ValueError, match="the layers are not a chain"):
+        class_of(Own("gate"))
     with pytest.raises(ValueError, match="layer 'params/Conv_1' has a bias"):
         class_of(make_model("convnet5", batch_norm=True))
