@@ -5,6 +5,7 @@ import os
 import tempfile
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
 
 from tests.zoo.network import BatchNorm, Layer, Network, random_inputs, random_leaves
@@ -35,12 +36,18 @@ def network(shape, dtype=np.float32, **expected):
 def make_keras(build, shape, dtype):
     """Return the function, random leaves, and inputs."""
     x = random_inputs(shape, dtype)
-    if isinstance(build, type):
-        model = build()
-        model(x)
-    else:
-        inputs = keras.Input(shape[1:], dtype=x.dtype.name)
-        model = keras.Model(inputs, build(inputs))
+
+    def ones(key, shape, dtype, *limits, **more_limits):
+        return jnp.ones(shape, dtype)
+
+    # Compiling the random initial values, which are replaced below, would take most of the time.
+    with mock.patch("jax.random.uniform", ones), mock.patch("jax.random.normal", ones):
+        if isinstance(build, type):
+            model = build()
+            model(x)
+        else:
+            inputs = keras.Input(shape[1:], dtype=x.dtype.name)
+            model = keras.Model(inputs, build(inputs))
     values = random_leaves({v.path: v.value for v in model.variables})
     trainable = [values[v.path] for v in model.trainable_variables]
     rest = [values[v.path] for v in model.non_trainable_variables]
