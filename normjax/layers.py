@@ -21,7 +21,6 @@ Parent = tuple[Any, ...]
 
 TRACE = "structure=normjax.trace_structure(apply_fn, params, x)"
 _ADVICE = f"pass {TRACE}, or layers=, the paths of all layers in order of application"
-_STRICT = False  # until all callers pass a structure
 _MAX_LISTED = 6  # problems of a structure in an error message
 
 
@@ -128,9 +127,9 @@ def check_names(parents: Sequence[Parent], advice: str) -> None:
       parents: the keys that lead to each module.
       advice: what to do if they do not.
     """
-    names = [_automatic_name(parent[-1]) if parent else None for parent in parents]
-    if len(parents) == 1 or not _STRICT:
+    if len(parents) == 1:
         return
+    names = [_automatic_name(parent[-1]) if parent else None for parent in parents]
     if len({parent[:-1] for parent in parents}) > 1:
         reason = "they are not all in one module"
     elif len({name and name[0] for name in names}) > 1 or None in names:

@@ -68,7 +68,7 @@ def layer_matrix(leaves: Sequence[Any], layer: LayerMatrix) -> dict[str, Array]:
             "the outputs that are scaled or shifted after it"
         )
     if factor is not None:
-        dtype = jnp.result_type(kernel, factor)
+        dtype = np.result_type(kernel.dtype, factor.dtype)
         factor = jnp.expand_dims(factor, range(kernel.ndim - 1))
         kernel = kernel.astype(dtype) * factor.astype(dtype)
     if bias is None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from normjax.exponents import Number
@@ -13,6 +14,9 @@ from normjax.types import Array
 
 Powers = tuple[tuple[int, Number], ...]
 """The product of `norms[k]^power` over pairs `(k, power)`."""
+
+
+_STEPS = 32  # so many mantissas can be multiplied without overflow
 
 
 class Product(NamedTuple):
@@ -32,14 +36,19 @@ class Product(NamedTuple):
 
 def multiply(norms: Sequence[Array], products: Sequence[Powers]) -> list[Product]:
     """Return products of powers of positive norms, multiplied in order."""
-    dtype = jnp.result_type(*norms)
+    if not products:
+        return []
+    dtype = np.result_type(*(rho.dtype for rho in norms))  # also where promotion is an error
+    bases = _unstack(_split(jnp.stack([rho.astype(dtype) for rho in norms])))
     known: dict[Powers, Product] = {(): Product(jnp.ones((), dtype), jnp.zeros((), jnp.int32))}
     for powers in products:
-        for end, (k, power) in enumerate(powers):  # products often begin with another one
-            if powers[: end + 1] not in known:
-                factor = _power(norms[k].astype(dtype), power)
-                known[powers[: end + 1]] = _multiply(known[powers[:end]], factor)
-    return [known[powers] for powers in products]
+        for end, (k, power) in enumerate(powers, 1):  # products often begin with another one
+            if powers[:end] not in known:
+                factor = bases[k] if power == 1 else _power(bases[k], power)
+                product = _multiply(known[powers[: end - 1]], factor)
+                known[powers[:end]] = product if end % _STEPS else _normalize(product)
+    mantissas, exponents = zip(*(known[powers] for powers in products), strict=True)
+    return _unstack(_normalize(Product(jnp.stack(mantissas), jnp.stack(exponents))))
 
 
 def value(product: Product) -> Array:
@@ -59,7 +68,7 @@ def divide(x: Array, product: Product) -> Array:
 
 
 def _split(x: Array) -> Product:
-    """Split a positive number into mantissa and exponent."""
+    """Split positive numbers into mantissas and exponents."""
     info = jnp.finfo(x.dtype)
     bits = lax.bitcast_convert_type(jnp.abs(x), jnp.dtype(f"int{info.bits}"))
     exponent = jnp.clip((bits >> info.nmant) + (info.minexp - 1), info.minexp, info.maxexp - 1)
@@ -82,29 +91,39 @@ def _power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
-def _power(x: Array, power: Number) -> Product:
-    """Return a power of a positive number."""
+def _power(base: Product, power: Number) -> Product:
+    """Return a power."""
     numerator, denominator = Fraction(power).as_integer_ratio()
-    base = _split(x)
+    if not numerator:
+        return Product(jnp.ones_like(base.mantissa), jnp.zeros_like(base.exponent))
     if denominator > 1:
-        # x = (mantissa * 2^rest) * (2^quotient)^denominator
+        # The base is (mantissa * 2^rest) * (2^quotient)^denominator.
         quotient, rest = jnp.divmod(base.exponent, denominator)
         root = _scale(base.mantissa, rest)
         root = lax.sqrt(root) if denominator == 2 else root ** (1 / denominator)
-        base = Product(root, quotient)
+        base = _normalize(Product(root, quotient))
     if numerator < 0:
         base = Product(1 / base.mantissa, -base.exponent)
-    if not numerator:
-        return Product(jnp.ones_like(x), jnp.zeros((), jnp.int32))
     result = base
     for bit in f"{abs(numerator):b}"[1:]:
         result = _multiply(result, result)
         if bit == "1":
             result = _multiply(result, base)
+        result = _normalize(result)
     return result
 
 
 def _multiply(a: Product, b: Product) -> Product:
-    """Return the product of two products."""
-    mantissa, exponent = _split(a.mantissa * b.mantissa)
-    return Product(mantissa, a.exponent + b.exponent + exponent)
+    """Return the product of two products, whose mantissa may leave [1, 2)."""
+    return Product(a.mantissa * b.mantissa, a.exponent + b.exponent)
+
+
+def _normalize(product: Product) -> Product:
+    """Return the same product with a mantissa in [1, 2)."""
+    mantissa, exponent = _split(product.mantissa)
+    return Product(mantissa, product.exponent + exponent)
+
+
+def _unstack(stacked: Product) -> list[Product]:
+    """Return the products in a vector of products."""
+    return [Product(*pair) for pair in zip(*stacked, strict=True)]

@@ -72,8 +72,9 @@ def find_violation(
             )
         untested -= set(np.flatnonzero(compared[0]))
     if untested:
-        path = structure.layers[min(untested)]
-        return f"layer {path!r} cannot be scaled by a power of two within the range of its dtype"
+        layer = structure.matrices[min(untested)]
+        dtype = leaves[layer.kernel.number].dtype
+        return f"layer {layer.path!r} cannot be scaled by a power of two in the range of {dtype}"
     return ""
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,8 +7,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from normjax import trace_structure
 from normjax.batch_norm import absorb_batch_norm
-from tests.helpers.networks import Convnet5, apply_fn, images, mlp_params, trained_like_convnet5
+from tests.helpers.networks import (
+    Convnet5,
+    apply_fn,
+    images,
+    mlp_float64,
+    mlp_params,
+    random_variables,
+    trained_like_convnet5,
+)
 
 
 def test_absorbed_network_is_the_same_function():
@@ -33,8 +44,11 @@ def bn_variables(layers, batch_norms, seed=0):
         tree[name] = leaves
 
     variables = {"params": {}, "batch_stats": {}}
+    inputs = 3
     for path, features in layers.items():
-        put(variables["params"], path, {"kernel": normal(3, features), "bias": normal(features)})
+        leaves = {"kernel": normal(inputs, features), "bias": normal(features)}
+        put(variables["params"], path, leaves)
+        inputs = features
     for path, n in batch_norms.items():
         put(variables["params"], path, {"scale": normal(n), "bias": normal(n)})
         put(variables["batch_stats"], path, {"mean": normal(n), "var": np.exp(normal(n))})
@@ -83,20 +97,40 @@ def test_scale_or_bias_may_be_absent(missing):
     assert_absorbed(absorb_batch_norm(variables), variables, "Dense_0", "BatchNorm_0")
 
 
-def test_batch_norms_pair_within_their_module():
-    variables = bn_variables(
-        {"Dense_0": 4, "block/Dense_0": 4, "block/Dense_1": 2}, {"block/BatchNorm_0": 4}
+@pytest.mark.parametrize(
+    ("layers", "batch_norms", "reason"),
+    [
+        (
+            ["Dense_0", "Dense_1"],
+            ["BatchNorm_0"],
+            r"cannot tell .* \['Dense_0', 'Dense_1'\] have 4",
+        ),
+        (["Dense_0"], ["BatchNorm_0", "BatchNorm_1"], r"cannot tell .* \['Dense_0'\] have 4"),
+        (["stem", "head"], ["BatchNorm_0", "BatchNorm_1"], "automatic names of one kind"),
+        (["Dense_0", "Dense_1"], ["bn1", "bn2"], "automatic names of one kind"),
+        (["Dense_0", "Other_0"], ["BatchNorm_0", "BatchNorm_1"], "automatic names of one kind"),
+        (["Dense_0", "Dense_1"], ["BatchNorm_0", "BatchNorm_2"], "numbers are not 0, 1, 2"),
+        (["Dense_0", "b/Dense_0"], ["BatchNorm_0", "b/BatchNorm_0"], "not all in one module"),
+    ],
+)
+def test_names_that_do_not_prove_the_pairs(layers, batch_norms, reason):
+    variables = bn_variables(dict.fromkeys(layers, 4), dict.fromkeys(batch_norms, 4))
+    with pytest.raises(ValueError, match=reason) as caught:
+        absorb_batch_norm(variables)
+    assert str(caught.value).endswith(
+        "; pass structure=normjax.trace_structure(apply_fn, params, x) of the variables, or pairs="
     )
-    params = absorb_batch_norm(variables)
-    block = {name: collection["block"] for name, collection in variables.items()}
-    assert_absorbed(params["block"], block, "Dense_0", "BatchNorm_0")
-    assert params["Dense_0"] == variables["params"]["Dense_0"]
+
+
+def test_layers_that_are_not_a_chain_do_not_prove_the_pairs():
+    variables = bn_variables({"Dense_0": 4, "Dense_1": 2}, {"BatchNorm_0": 4})
+    variables["params"]["Dense_1"]["kernel"] = np.ones((3, 2), np.float32)
+    with pytest.raises(ValueError, match=r"not a chain; pass structure=.* or pairs="):
+        absorb_batch_norm(variables)
 
 
 def test_pairs_decide_where_the_names_do_not():
     variables = bn_variables({"Dense_0": 4, "Dense_1": 4}, {"BatchNorm_0": 4})
-    with pytest.raises(ValueError, match=r"\['BatchNorm_0'\].*\['Dense_0', 'Dense_1'\].*use pairs"):
-        absorb_batch_norm(variables)
     params = absorb_batch_norm(variables, pairs={"BatchNorm_0": "Dense_1"})
     assert_absorbed(params, variables, "Dense_1", "BatchNorm_0")
     assert params["Dense_0"] == variables["params"]["Dense_0"]
@@ -108,6 +142,7 @@ def test_pairs_decide_where_the_names_do_not():
         ({"BatchNorm_9": "Dense_0"}, "pairs has 'BatchNorm_9'"),
         ({"BatchNorm_0": "Dense_9"}, "pairs has 'Dense_9'"),
         ({"BatchNorm_0": "Dense_2"}, "'BatchNorm_0' has 4 features .* 'Dense_2' with 2"),
+        ({"BatchNorm_0": "Dense_0"}, "pairs lacks 'BatchNorm_1'"),
         (
             {"BatchNorm_0": "Dense_0", "BatchNorm_1": "Dense_0"},
             "maps two batch normalizations to",
@@ -147,6 +182,93 @@ def test_absorbing_maps_over_stacked_members():
     for i, member in enumerate(members):
         one = jax.tree.map(lambda leaf, i=i: leaf[i], params)
         assert_absorbed(one, member, "Dense_0", "BatchNorm_0")
+
+
+# With a structure.
+
+
+def test_a_structure_gives_the_same_as_names():
+    variables, x, f = trained_like_convnet5()
+    structure = trace_structure(Convnet5().apply, variables, x)
+    absorbed = absorb_batch_norm(variables, structure=structure)
+    expected = absorb_batch_norm(variables)
+    assert jax.tree.structure(absorbed) == jax.tree.structure(expected)
+    for leaf, other in zip(jax.tree.leaves(absorbed), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6)
+    with jax.default_matmul_precision("highest"):
+        logits = apply_fn(Convnet5(batch_norm=False))(absorbed, x)
+    np.testing.assert_allclose(logits, f, rtol=0, atol=2e-6 * np.abs(f).max())
+
+
+class Blocks(nn.Module):
+    """Names and widths that mislead: the first layer is named last, all widths are equal."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = functools.partial(nn.BatchNorm, use_running_average=True)
+        x = nn.relu(norm(epsilon=0.1, name="z")(nn.Dense(4, name="c")(x)))
+        x = norm(epsilon=1e-3, use_scale=False, name="y")(nn.Dense(4, False, name="b")(x))
+        return nn.Dense(4, name="a")(nn.relu(x))
+
+
+def test_a_structure_knows_positions_and_epsilons():
+    model, x = Blocks(), images((16, 4))
+    variables = random_variables(model, x)
+    structure = trace_structure(model.apply, variables, x)
+    absorbed = absorb_batch_norm(variables, structure=structure)
+    assert {name: set(layer) for name, layer in absorbed.items()} == {
+        name: {"kernel", "bias"} for name in "abc"
+    }
+    assert absorbed["a"]["kernel"] is variables["params"]["a"]["kernel"]
+    in_order = {f"Dense_{i}": absorbed[name] for i, name in enumerate("cba")}
+    expected = np.asarray(jax.jit(model.apply)(variables, x))
+    found = mlp_float64(in_order, np.asarray(x, np.float64))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    with pytest.raises(ValueError, match="automatic names of one kind"):
+        absorb_batch_norm(variables)
+
+
+def test_stacked_networks_are_absorbed_along_a_structure():
+    x = images()
+    members = [random_variables(Convnet5(), x, seed) for seed in range(2)]
+    structure = trace_structure(Convnet5().apply, members[0], x)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    mapped = jax.jit(jax.vmap(lambda v: absorb_batch_norm(v, structure=structure)))(stacked)
+    for i, member in enumerate(members):
+        one = absorb_batch_norm(member, structure=structure)
+        for leaf, other in zip(jax.tree.leaves(mapped), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(leaf[i], other, rtol=1e-6, atol=1e-6)
+
+
+def test_batch_normalization_after_the_activation_is_not_absorbed():
+    class After(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.BatchNorm(use_running_average=True)(nn.relu(nn.Dense(4)(x)))
+            return nn.Dense(3)(x)
+
+    x = images((16, 5))
+    variables = random_variables(After(), x)
+    structure = trace_structure(After().apply, variables, x)
+    with pytest.raises(ValueError, match="'batch_stats/BatchNorm_0/mean' cannot be absorbed: it"):
+        absorb_batch_norm(variables, structure=structure)
+
+
+def test_a_structure_has_its_own_epsilon_and_pairs():
+    variables, x, _ = trained_like_convnet5()
+    structure = trace_structure(Convnet5().apply, variables, x)
+    for given in ({"epsilon": 1e-5}, {"pairs": {"BatchNorm_0": "Conv_0"}}):
+        with pytest.raises(ValueError, match="give structure, or epsilon and pairs"):
+            absorb_batch_norm(variables, structure=structure, **given)
+    with pytest.raises(ValueError, match="belongs to another tree"):
+        absorb_batch_norm({"params": variables["params"]}, structure=structure)
+    params = {"params": mlp_params([4, 3])}
+    plain = trace_structure(
+        lambda v, x: x @ v["params"]["Dense_0"]["kernel"] + v["params"]["Dense_0"]["bias"][None],
+        params,
+        images((2, 4)),
+    )
+    assert absorb_batch_norm(params, structure=plain) is params["params"]
 
 
 def test_nnx_batch_norm_is_absorbed():

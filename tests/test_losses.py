@@ -4,7 +4,15 @@ import numpy as np
 import optax
 import pytest
 
-from normjax.losses import classification_error, cross_entropy, excess_cross_entropy, margins
+import normjax
+from normjax.losses import (
+    classification_error,
+    cross_entropy,
+    excess_cross_entropy,
+    margins,
+    monitor,
+)
+from tests.helpers.networks import Convnet5, mlp_params, trained_like_convnet5
 
 LOSSES = [cross_entropy, excess_cross_entropy]
 
@@ -207,3 +215,87 @@ def test_labels_out_of_range_give_nan_and_not_another_class(fn, label):
 def test_bad_arguments_are_named(fn, logits, labels, message):
     with pytest.raises(ValueError, match=message):
         fn(logits.astype(np.float32) if logits.dtype == float else logits, labels)
+
+
+# monitor.
+
+
+def deep_params(num_layers=16, width=256):
+    """Layers of L1 norm about 3,000: the product is 10^55."""
+    rng = np.random.default_rng(0)
+    kernels = rng.standard_normal((num_layers, width, width)).astype(np.float32) / 16
+    return {f"Dense_{k}": {"kernel": jnp.asarray(kernel)} for k, kernel in enumerate(kernels)}
+
+
+@pytest.mark.parametrize("norm", [{}, {"norm": 1, "scale": 100.0}])
+def test_monitor_is_the_loss_of_the_normalized_network(norm):
+    params = mlp_params([4, 6, 3])
+    logits, labels = batch(3, num_examples=20)
+    product = normjax.product_norm(params, **norm)
+    excess = excess_cross_entropy(logits / product, labels).mean()
+    for fn in (monitor, jax.jit(monitor, static_argnames=("norm", "scale"))):
+        seen = fn(params, logits, labels, **norm)
+        assert [value.dtype for value in seen] == [jnp.float32] * 4
+        np.testing.assert_allclose(seen.normalized_excess, excess, rtol=1e-5)
+        np.testing.assert_allclose(seen.normalized_loss, excess + np.log(3), rtol=1e-6)
+        np.testing.assert_allclose(seen.product_norm, product, rtol=1e-6)
+        np.testing.assert_allclose(seen.log_product_norm, np.log(product), rtol=1e-6)
+
+
+def test_monitor_takes_batch_normalization_as_it_is():
+    variables, x, logits = trained_like_convnet5()
+    structure = normjax.trace_structure(Convnet5().apply, variables, x)
+    labels = np.arange(len(x)) % 5
+    seen = monitor(variables, logits, labels, structure=structure)
+    params = normjax.absorb_batch_norm(variables, structure=structure)
+    np.testing.assert_allclose(seen, monitor(params, logits, labels), rtol=1e-6)
+
+
+def test_lost_logits_are_not_taken_for_chance():
+    """Divided by 10^55, float32 logits are 0: the loss would be ln K."""
+    params, (logits, labels) = deep_params(), batch(10, num_examples=20)
+    inside = jax.jit(monitor, static_argnums=3)(params, logits, labels, 1)
+    assert np.isnan(inside.normalized_loss) and np.isnan(inside.normalized_excess)
+    expected = float(normjax.log_product_norm(params, 1))
+    assert inside.product_norm == np.inf and inside.log_product_norm == expected
+    with pytest.raises(
+        ValueError, match=r"divided by .* exp\(129\.\d+\), are too small for float32"
+    ):
+        monitor(params, logits, labels, 1)
+    small = jax.tree.map(lambda leaf: leaf * 1e-6, params)
+    assert np.isnan(jax.jit(monitor, static_argnums=3)(small, logits, labels, 1).normalized_loss)
+    with pytest.raises(ValueError, match="are too large for float32"):
+        monitor(small, logits, labels, 1)
+
+
+def test_small_but_representable_logits_keep_their_precision():
+    params, (logits, labels) = deep_params(8), batch(10, num_examples=50)
+    seen = monitor(params, logits, labels, 1)
+    product = np.exp(np.float64(normjax.log_product_norm(jax.tree.map(np.float64, params), 1)))
+    assert product > 1e26
+    expected = exact_differences(logits, labels).mean() / product  # to first order
+    np.testing.assert_allclose(seen.normalized_excess, float(expected), rtol=1e-5)
+
+
+def test_logits_of_zero_are_chance():
+    params = mlp_params([4, 3])
+    seen = monitor(params, np.zeros((5, 3), np.float32), np.zeros(5, int))
+    assert seen.normalized_excess == 0
+
+
+def test_monitor_differentiates_and_maps():
+    networks = [mlp_params([4, 6, 3], seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+    logits, labels = batch(3, num_examples=20)
+
+    def loss(params, logits):
+        return monitor(params, logits, labels).normalized_excess
+
+    gradient_fn = jax.value_and_grad(loss, (0, 1))
+    values, slopes = jax.jit(jax.vmap(gradient_fn, (0, None)))(stacked, logits)
+    plain = jax.jit(jax.grad(lambda z: excess_cross_entropy(z, labels).mean()))
+    for i, params in enumerate(networks):
+        np.testing.assert_allclose(values[i], loss(params, logits), rtol=1e-5)
+        product = normjax.product_norm(params)
+        np.testing.assert_allclose(slopes[1][i], plain(logits / product) / product, rtol=1e-5)
+    assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(slopes))

@@ -1,5 +1,3 @@
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,9 +7,16 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import normjax
 from normjax.batch_norm import absorb_batch_norm
 from normjax.losses import excess_cross_entropy
-from normjax.normalize import check_homogeneity, normalize_params, param_norms, product_norm
+from normjax.normalize import (
+    check_homogeneity,
+    log_product_norm,
+    normalize_params,
+    param_norms,
+    product_norm,
+)
 from tests.helpers.networks import (
     NORMS,
     Convnet3,
@@ -57,9 +62,30 @@ def test_eq_2_for_mlps_of_any_depth_and_width_with_biases_everywhere(norm, width
 def test_eq_2_for_the_3_layer_net(norm):
     x = images()
     params = random_variables(Convnet3(), x)["params"]
-    check = check_homogeneity(apply_fn(Convnet3()), params, x, **norm)
-    assert check.layers == ("Conv_0", "Conv_1", "Dense_0")
+    layers = ("Conv_0", "Conv_1", "Dense_0")
+    check = check_homogeneity(apply_fn(Convnet3()), params, x, layers=layers, **norm)
+    assert check.ok and check.layers == layers
     assert check.relative_error < 1e-5 and check.same_classes
+    structure = normjax.trace_structure(apply_fn(Convnet3()), params, x)
+    assert check == check_homogeneity(apply_fn(Convnet3()), params, x, structure=structure, **norm)
+
+
+@every_norm
+def test_eq_2_for_the_5_layer_net_with_batch_norm_as_it_is(norm):
+    """The product is that of the twin without batch normalization."""
+    variables, x, f = trained_like_convnet5()
+    apply = jax.jit(Convnet5().apply)
+    structure = normjax.trace_structure(apply, variables, x)
+    with jax.default_matmul_precision("highest"):
+        normalized = apply(normalize_params(variables, structure=structure, **norm), x)
+    product = product_norm(variables, structure=structure, **norm)
+    assert_homogeneous(f, normalized, product)
+    absorbed = absorb_batch_norm(variables, structure=structure)
+    np.testing.assert_allclose(product, product_norm(absorbed, **norm), rtol=1e-6)
+    norms = param_norms(variables, structure=structure, **norm)
+    assert list(norms) == [f"params/Conv_{i}" for i in range(5)]
+    expected = param_norms(absorbed, **norm).values()
+    np.testing.assert_allclose(list(norms.values()), list(expected), rtol=1e-6)
 
 
 @every_norm
@@ -82,12 +108,48 @@ def test_eq_2_for_more_than_ten_layers(norm):
     assert list(param_norms(params, **norm)) == [f"Dense_{i}" for i in range(12)]
 
 
-def test_eq_2_fails_when_layers_are_taken_in_a_wrong_order():
-    model = Mlp((4,) * 11 + (3,))
+def test_a_residual_network_keeps_its_tied_layers():
+    class Residual(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(5)(x))
+            x = x + nn.Dense(5)(nn.relu(nn.Dense(5)(x)))
+            return nn.Dense(3)(nn.relu(x))
+
     x = images((16, 4))
+    model = Residual()
     params = random_variables(model, x)["params"]
-    check = check_homogeneity(apply_fn(model), params, x, layers=sorted(params))
-    assert check.relative_error > 1e-2
+    structure = normjax.trace_structure(apply_fn(model), params, x)
+    for fn in (normalize_params, param_norms, product_norm, log_product_norm):
+        with pytest.raises(ValueError, match=r"not certified: Dense_\d/kernel is tied to"):
+            fn(params, structure=structure)
+    how = {"structure": structure, "tied": "keep"}
+    assert list(param_norms(params, **how)) == ["Dense_0", "Dense_3"]
+    normalized = normalize_params(params, **how)
+    for name in ("Dense_1", "Dense_2"):
+        assert normalized[name]["kernel"] is params[name]["kernel"]
+        assert not np.array_equal(normalized[name]["bias"], params[name]["bias"])
+    check = check_homogeneity(apply_fn(model), params, x, **how)
+    assert check.ok and check.relative_error < 1e-6 and check.layers == ("Dense_0", "Dense_3")
+
+
+@every_norm
+def test_a_layer_that_is_applied_twice_counts_twice(norm):
+    class Shared(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            shared = nn.Dense(4, use_bias=False)
+            return nn.Dense(3)(nn.relu(shared(nn.relu(shared(x)))))
+
+    x = images((16, 4))
+    params = random_variables(Shared(), x)["params"]
+    structure = normjax.trace_structure(apply_fn(Shared()), params, x)
+    assert structure.degrees == {"Dense_0": 2, "Dense_1": 1}
+    first, second = param_norms(params, structure=structure, **norm).values()
+    product = product_norm(params, structure=structure, **norm)
+    np.testing.assert_allclose(product, first**2 * second, rtol=1e-6)
+    check = check_homogeneity(apply_fn(Shared()), params, x, structure=structure, **norm)
+    assert check.ok and check.relative_error < 1e-6
 
 
 def test_layers_gives_the_order_that_names_do_not():
@@ -120,6 +182,9 @@ def test_norms_and_normalized_parameters_are_those_of_the_formula():
     assert list(norms) == ["Dense_0", "Dense_1", "Dense_2"]
     np.testing.assert_allclose(list(norms.values()), rho, rtol=1e-6)
     np.testing.assert_allclose(product_norm(params), np.prod(rho), rtol=1e-6)
+    np.testing.assert_allclose(log_product_norm(params), np.log(np.prod(rho)), rtol=1e-6)
+    # The product is the plain one, bit for bit.
+    assert product_norm(params) == norms["Dense_0"] * norms["Dense_1"] * norms["Dense_2"]
     normalized = normalize_params(params)
     for k in range(3):
         layer = normalized[f"Dense_{k}"]
@@ -155,21 +220,42 @@ def test_tree_shapes_and_half_precision_are_kept(dtype):
     )
 
 
-def test_float64_parameters_stay():
-    with jax.enable_x64(True):
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), mlp_params([4, 5, 3]))
+def as_numpy(params, dtype):
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
+
+
+@every_norm
+@pytest.mark.parametrize("enable_x64", [False, True])
+def test_float64_of_numpy_stays(enable_x64, norm):
+    with jax.enable_x64(enable_x64):
+        params = as_numpy(mlp_params([4, 5, 3]), np.float64)
         x = np.random.default_rng(0).standard_normal((20, 4))
-        normalized, product = normalize_params(params), product_norm(params)
-        assert all(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(normalized))
+        normalized, product = normalize_params(params, **norm), product_norm(params, **norm)
+        norms = param_norms(params, **norm)
+        log_product = log_product_norm(params, **norm)
+        assert {type(x) for x in (product, log_product, *norms.values())} == {np.float64}
+        for leaf in jax.tree.leaves(normalized):
+            assert isinstance(leaf, np.ndarray) and leaf.dtype == np.float64
         f = mlp_float64(params, x)
         np.testing.assert_allclose(product * mlp_float64(normalized, x), f, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(np.exp(log_product), product, rtol=1e-12)
 
 
-def test_a_product_beyond_float32_leaves_no_nan():
-    params = jax.tree.map(lambda leaf: leaf * 1e6, mlp_params([3] * 12))
-    normalized = normalize_params(params)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(normalized))
-    assert np.all(normalized["Dense_10"]["bias"] == 0)
+def test_each_leaf_keeps_its_kind_of_array():
+    params = mlp_params([4, 5, 3])
+    mixed = {**params, "Dense_1": as_numpy(params["Dense_1"], np.float64)}
+    normalized = normalize_params(mixed)
+    for name, kind in (("Dense_0", jax.Array), ("Dense_1", np.ndarray)):
+        for leaf, before in zip(normalized[name].values(), mixed[name].values(), strict=True):
+            assert isinstance(leaf, kind) and leaf.dtype == before.dtype
+    plain = normalize_params(as_numpy(params, np.float32))
+    expected = normalize_params(params)
+    for leaf, other in zip(jax.tree.leaves(plain), jax.tree.leaves(expected), strict=True):
+        assert isinstance(leaf, np.ndarray) and np.array_equal(leaf, other)
+    assert type(product_norm(as_numpy(params, np.float32))) is np.float32
+    # Constants of a function that is being transformed are like other arrays there.
+    inside = jax.jit(lambda: normalize_params(as_numpy(params, np.float64)))()
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(inside))
 
 
 # Trees of every kind.
@@ -283,13 +369,16 @@ def test_a_layer_of_zeros_is_left_as_it_is_inside_jit(norm):
 
 
 @every_norm
-def test_a_layer_of_zeros_is_an_error_outside_jit(norm):
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, "0"), (np.nan, "nan"), (np.inf, "(inf|nan)"), (-np.inf, "(inf|nan)")]
+)
+def test_a_norm_that_is_not_positive_and_finite_is_an_error_outside_jit(norm, value, shown):
     params = mlp_params([4, 5, 5, 3])
-    params["Dense_1"]["kernel"] *= 0
-    assert param_norms(params, **norm)["Dense_1"] == 0
-    for fn in (normalize_params, product_norm):
-        with pytest.raises(ValueError, match=r"layer 'Dense_1' has norm 0"):
+    params["Dense_1"]["kernel"] = jnp.full((5, 5), value)
+    for fn in (normalize_params, product_norm, log_product_norm):
+        with pytest.raises(ValueError, match=rf"layer 'Dense_1' has norm {shown}"):
             fn(params, **norm)
+    assert not 0 < param_norms(params, **norm)["Dense_1"] < np.inf
 
 
 def test_a_negative_norm_is_an_error():
@@ -301,48 +390,24 @@ def test_nan_stays_in_its_layer_and_in_its_member():
     broken = mlp_params([4, 5, 3])
     broken["Dense_1"]["kernel"] = broken["Dense_1"]["kernel"].at[0, 0].set(jnp.nan)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), broken, mlp_params([4, 5, 3]))
-    products = jax.vmap(product_norm)(stacked)
-    assert math.isnan(products[0]) and math.isfinite(products[1])
-    assert math.isnan(product_norm(broken))
+    for products in (jax.vmap(product_norm)(stacked), jax.vmap(log_product_norm)(stacked)):
+        assert np.isnan(products[0]) and np.isfinite(products[1])
+    normalized = jax.jit(normalize_params)(broken)
+    assert np.isfinite(normalized["Dense_0"]["kernel"]).all()
+    assert np.isnan(normalized["Dense_1"]["kernel"]).all()
 
 
-@pytest.mark.parametrize("fn", [normalize_params, param_norms, product_norm])
+@pytest.mark.parametrize("fn", [normalize_params, param_norms, product_norm, log_product_norm])
 def test_bad_arguments_are_refused(fn):
     params = mlp_params([4, 3])
-    with pytest.raises(ValueError, match="norm must be"):
-        fn(params, "l2")
+    for norm in ("l2", True, np.True_):
+        with pytest.raises(ValueError, match="norm must be"):
+            fn(params, norm)
     with pytest.raises(ValueError, match="scale must be"):
         fn(params, scale=0)
     with pytest.raises(ValueError, match="layers must name each"):
         fn(params, layers=["Dense_7"])
     with pytest.raises(ValueError, match=r"'Embed_0/embedding' is not part of a layer"):
         fn({**params, "Embed_0": {"embedding": jnp.ones((3, 3))}})
-
-
-# check_homogeneity.
-
-
-def test_check_reports_a_network_that_is_not_homogeneous():
-    def shifted_net(params, x):
-        return apply_fn(Mlp((5, 3)))(params, x) + jnp.array([[5.0, 0, 0]])
-
-    params, x = mlp_params([4, 5, 3]), images((16, 4))
-    check = check_homogeneity(shifted_net, params, x)
-    f, normalized = shifted_net(params, x), shifted_net(normalize_params(params), x)
-    error = np.abs(f - check.product_norm * normalized).max()
-    np.testing.assert_allclose(check.max_abs_error, error, rtol=1e-5)
-    np.testing.assert_allclose(check.relative_error, error / np.abs(f).max(), rtol=1e-5)
-    assert check.relative_error > 0.1 and not check.same_classes
-
-
-def test_check_gives_python_numbers_and_the_product():
-    params = mlp_params([4, 5, 3])
-    check = check_homogeneity(apply_fn(Mlp((5, 3))), params, images((16, 4)), norm=1, scale=10.0)
-    assert check.product_norm == float(product_norm(params, 1, scale=10.0))
-    assert [type(value) for value in check] == [float, float, bool, float, tuple]
-
-
-def test_check_of_a_network_that_is_zero():
-    params = jax.tree.map(jnp.ones_like, mlp_params([4, 5, 3]))
-    check = check_homogeneity(lambda params, x: 0 * x, params, images((16, 4)))
-    assert check.max_abs_error == check.relative_error == 0
+    with pytest.raises(ValueError, match="tied must be 'refuse' or 'keep'"):
+        fn(params, tied="drop")
