@@ -70,7 +70,7 @@ def constant_value(value: Any) -> Value:
     """Return a constant: 0, infinity and NaN are kept by any factor, other numbers by none."""
     if isinstance(value, Tracer) or not jnp.issubdtype(jnp.result_type(value), jnp.number):
         return Value({})
-    numbers = np.asarray(value)
+    numbers: Any = np.asarray(value)
     facts = Facts()
     if numbers.ndim == 0 and jnp.issubdtype(numbers.dtype, jnp.floating) and np.isfinite(numbers):
         facts = Facts(spread=Spread(float(numbers), ()))

@@ -20,7 +20,7 @@ from tensorflow_datasets.core import registered
 
 from normjax.data import load_dataset
 
-CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
+CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def draw_split(count, shape, num_classes, seed):
