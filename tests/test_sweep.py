@@ -176,7 +176,7 @@ def test_a_run_of_ours_takes_no_other_network_or_data(tmp_path):
     [
         (
             Layers(jnp.tanh),
-            "^model Layers: normalizing its layers would .* held by 'tanh' in Layers",
+            "^model Layers: not all of its layers can .* held by 'tanh' in Layers",
         ),
         (Layers(num_classes=4), r"^model Layers: its logits have shape \(2, 4\) and dtype float32"),
     ],

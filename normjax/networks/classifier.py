@@ -102,11 +102,9 @@ def make_classifier(
     except Exception as error:  # user code may raise anything
         raise ValueError(f"{name}: {one_line(error)}") from error
     if not structure.is_certified and not (tied == "keep" and structure.matrices):
-        raise ValueError(
-            f"{name}: normalizing its layers would change its predictions: "
-            f"{'; '.join(structure.problems)}"
-            + ("; --tied=keep normalizes the others" if structure.matrices else "")
-        )
+        problems = one_line("; ".join(structure.problems) or "it has none")
+        hint = "; --tied=keep normalizes the others" if structure.matrices else ""
+        raise ValueError(f"{name}: not all of its layers can be normalized: {problems}{hint}")
     return Classifier(init, train_apply, apply, shapes, structure, tied, module)
 
 

@@ -60,7 +60,7 @@ class Residual(nnx.Module):
         ("lost.module:net", "--model=lost.module:net: module 'lost.module' cannot be imported: No"),
         (f"{__name__}:Lost", f"--model={__name__}:Lost: module '{__name__}' has no attribute"),
         (f"{__name__}:ROOT", "model PosixPath: a Linen module, or a function that makes"),
-        (f"{__name__}:Residual", "model Residual: normalizing its layers would change its predict"),
+        (f"{__name__}:Residual", "model Residual: not all of its layers can be norm"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_one_line(invoke, tmp_path, model, message):

@@ -56,7 +56,7 @@ def images(num=5, seed=0):
 @functools.cache
 def made(model):
     classifier = make_classifier(model, SHAPE, 3)
-    return classifier, classifier.init(jax.random.key(1))
+    return classifier, jax.jit(classifier.init)(jax.random.key(1))
 
 
 @both
@@ -65,12 +65,13 @@ def test_evaluation_is_that_of_the_module(model):
     assert classifier.has_state and variables.keys() == {"params", "batch_stats"}
     assert classifier.structure.layers == ("params/stem", "params/head")
     if model is Linen:
-        expected = Linen().apply(variables, images())
+        expected = jax.jit(Linen().apply)(variables, images())
     else:
         module = Nnx(rngs=nnx.Rngs(jax.random.key(1)))
         module.eval()
         expected = module(images())
-    np.testing.assert_array_equal(classifier.apply(variables, images()), expected)
+    found = jax.jit(classifier.apply)(variables, images())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @both
@@ -106,17 +107,15 @@ def test_training_updates_statistics_and_draws_dropout_from_its_key(model):
 @both
 def test_a_standard_deviation_redraws_the_kernels_alone(model):
     classifier, variables = made(model)
-    # Traced, as in a sweep.
-    drawn = jax.jit(jax.vmap(classifier.init))(jax.random.split(jax.random.key(2), 3), jnp.ones(3))
+    drawn = jax.jit(classifier.init)(jax.random.key(1), 2.0)  # traced, as in a sweep
     named = zip(
         leaf_names(variables), jax.tree.leaves(variables), jax.tree.leaves(drawn), strict=True
     )
     for name, default, leaf in named:
         if name.endswith("kernel"):
-            assert np.std(leaf) == pytest.approx(1, abs=0.15) and np.std(default) < 0.5
-            assert not np.array_equal(leaf[0], leaf[1])
+            assert np.std(leaf) == pytest.approx(2, abs=0.6) and np.std(default) < 0.5
         else:
-            np.testing.assert_array_equal(leaf[0], default)
+            np.testing.assert_array_equal(leaf, default)
 
 
 def test_a_field_init_std_has_a_meaning_of_its_own():
@@ -147,10 +146,15 @@ class Deterministic(nn.Module):
 def test_the_mode_is_known_by_the_names_of_the_frameworks():
     classifier = make_classifier(Deterministic, SHAPE, 3)
     assert not classifier.has_state
-    variables = classifier.init(jax.random.key(0))
-    expected = Deterministic().apply(variables, images(), True)
-    np.testing.assert_array_equal(classifier.apply(variables, images()), expected)
-    logits, state = classifier.train_apply(variables, images(), np.ones(5, bool), jax.random.key(0))
+    variables = jax.jit(classifier.init)(jax.random.key(0))
+    inputs = images().reshape(5, -1)
+    layers = variables["params"]
+    hidden = np.maximum(inputs @ layers["Dense_0"]["kernel"], 0)
+    expected = hidden @ layers["Dense_1"]["kernel"]
+    found = jax.jit(classifier.apply)(variables, images())
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    apply = jax.jit(classifier.train_apply)
+    logits, state = apply(variables, images(), np.ones(5, bool), jax.random.key(0))
     assert state == {} and np.abs(logits - expected).max() > 0.01
 
 
@@ -192,7 +196,7 @@ class Broken(nn.Module):
         (Broken("no parameters"), "model Broken: it has no parameters"),
         (Broken("noise"), "model Broken: .*noise"),
         (Broken("state"), "model Broken: training changes the shapes or dtypes of its variables"),
-        (Broken("tanh"), "normalizing its layers would change its predictions: .*'tanh' in Broken"),
+        (Broken("tanh"), "not all of its layers can be normalized: .*'tanh' in Broken"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_line(model, message):
