@@ -188,10 +188,10 @@ class LayerMaps:
         if kernel is None:
             return None
         read = _conv_layout if eqn.primitive.name == "conv_general_dilated" else _dot_layout
-        found = read(eqn.params, 1 - data, shapes)
+        found = read(eqn.params, 1 - data, shapes, kernel)
         layout, dims = (None, None) if found is None else found
         if layout is not None:
-            layout = _on_leaf(layout, kernel)
+            layout = _on_leaf(layout, kernel, shapes[1 - data])
         self._steps.append(("kernel", layout))
         step = len(self._steps) - 1
         self._first[kernel.leaf].append(step)
@@ -218,7 +218,7 @@ class LayerMaps:
     def _look_up(self, dimensions: Any, table: Relaid, shape: Dims) -> None:
         """Record an embedding: a row of the table is its product with a one-hot vector."""
         if dimensions.start_index_map == (0,) and dimensions.collapsed_slice_dims == (0,):
-            layout = _on_leaf(Layout((), (0,), tuple(range(1, len(shape)))), table)
+            layout = _on_leaf(Layout((), (0,), tuple(range(1, len(shape)))), table, shape)
             self._steps.append(("kernel", layout))
             self._first[table.leaf].append(len(self._steps) - 1)
 
@@ -234,10 +234,15 @@ def _unordered(layout: Layout | None) -> Any:
     return frozenset((layout.inputs, layout.outputs))
 
 
-def _on_leaf(layout: Layout, kernel: Relaid) -> Layout | None:
-    """Return a layout in terms of the leaf's axes; None if they are unknown, or out of order."""
+def _on_leaf(layout: Layout, kernel: Relaid, shape: Dims) -> Layout | None:
+    """Return a layout in terms of the leaf's axes.
+
+    It is None if these are unknown or out of order, or if the kernel repeats its entries.
+    """
     axes = kernel.axes
     if axes is None:
+        return None
+    if any(shape[a] > 1 and not axes[a] for part in layout[:3] for a in part):
         return None
     window, inputs, outputs = (
         tuple(itertools.chain.from_iterable(axes[axis] for axis in part)) for part in layout[:3]
@@ -247,7 +252,9 @@ def _on_leaf(layout: Layout, kernel: Relaid) -> Layout | None:
     return Layout(window, inputs, outputs, layout.groups)
 
 
-def _conv_layout(params: Any, side: int, shapes: Sequence[Dims]) -> tuple[Layout, Dims] | None:
+def _conv_layout(
+    params: Any, side: int, shapes: Sequence[Dims], kernel: Relaid
+) -> tuple[Layout, Dims] | None:
     """Return the layout of a convolution's kernel, and the axis of the channels in its output."""
     if side == 0 or params["batch_group_count"] != 1:
         return None
@@ -257,18 +264,22 @@ def _conv_layout(params: Any, side: int, shapes: Sequence[Dims]) -> tuple[Layout
     return layout, (dimensions.out_spec[1],)
 
 
-def _dot_layout(params: Any, side: int, shapes: Sequence[Dims]) -> tuple[Layout, Dims]:
+def _dot_layout(
+    params: Any, side: int, shapes: Sequence[Dims], kernel: Relaid
+) -> tuple[Layout, Dims]:
     """Return the layout of a matrix, and the axes of its outputs in the product.
 
     The axes of a product are batch axes, free axes of the left and free axes of the right operand.
-    A batch axis of the kernel makes one group for each index.
+    A batch axis of the kernel makes one group for each index, unless it repeats the kernel.
     """
     contracted, batch = params["dimension_numbers"]
-    shape, inputs, groups = shapes[side], contracted[side], batch[side]
-    free = tuple(a for a in range(len(shape)) if a not in (*inputs, *groups))
-    num_others = len(shapes[1 - side]) - len(inputs) - len(groups)
-    start = len(groups) + (num_others if side == 1 else 0)
-    dims = (*range(len(groups)), *range(start, start + len(free)))
+    shape, inputs = shapes[side], contracted[side]
+    free = tuple(a for a in range(len(shape)) if a not in (*inputs, *batch[side]))
+    num_others = len(shapes[1 - side]) - len(inputs) - len(batch[side])
+    start = len(batch[side]) + (num_others if side == 1 else 0)
+    own = [i for i, a in enumerate(batch[side]) if kernel.axes is None or kernel.axes[a]]
+    groups = [batch[side][i] for i in own]
+    dims = (*own, *range(start, start + len(free)))
     num_groups = math.prod(shape[axis] for axis in groups)
     return Layout((), tuple(inputs), (*groups, *free), num_groups), dims
 
