@@ -25,9 +25,12 @@ ROOMS = (
     ("controls", "generalization"),
     ("training",),
     ("networks", "data", "results", "statistics"),
-    ("balance", "batch_norm", "losses"),
+    ("balance", "batch_norm", "losses", "torch"),
     ("normalize",),
-    ("layers", "norms", "files", "formatting"),
+    ("eager", "layers", "matrices", "rescaling", "tracing"),
+    ("norms", "powers", "structure", "files", "formatting"),
+    ("channel_vectors",),
+    ("exponents",),
     ("types",),
 )
 RANKS = {name: rank for rank, names in enumerate(ROOMS) for name in names}
@@ -108,7 +111,7 @@ def test_heavy_libraries_stay_in_their_rooms():
     assert importers_of("tensorflow_datasets") == {"data"}
     assert importers_of("absl") == {"experiments"}
     assert importers_of("orbax") == {"training"}
-    assert importers_of("flax") == {"networks", "training", "sweep"}
+    assert importers_of("flax") == {"networks"}
     assert importers_of("torch", "tensorflow") == set()
     tops = {name for path in FILES for name, is_top in imports_of(path) if is_top}
     assert not [name for name in tops if name.split(".")[0] in ("tensorflow_datasets", "sklearn")]
