@@ -266,7 +266,7 @@ def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
     correlations, reasons = {}, {}
     for name, (x, y) in measures.items():
         try:
-            found = rank_correlation(x.to_numpy(), y.to_numpy(), range(len(x)), seed=seed)
+            found = rank_correlation(x.to_numpy(), y.to_numpy(), [""] * len(x), seed=seed)
             correlations[name] = dataclasses.asdict(found)
         except ValueError as error:
             correlations[name], reasons[name] = None, str(error)
@@ -274,7 +274,7 @@ def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
         "gd_not_separating": table.loc[table["gd_train_error"] != 0, "draw"].tolist(),
         "method": (
             "rank correlations with the exact test error over separable training sets; "
-            f"95% percentile bootstrap, {NUM_DRAWS} draws of training sets"
+            f"95% jackknife intervals over training sets, {NUM_DRAWS} random orders"
         ),
         "correlations": correlations,
         "reasons": reasons,

@@ -7,7 +7,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from normjax.statistics.intervals import members_of
 from normjax.statistics.regression import check_points
+
+_LEAST_EIGENVALUE = 1e-9  # below it, the other points do not determine the coefficients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +19,8 @@ class PredictionErrors:
 
     Attributes:
       rmse: root mean square error over the points, in units of y.
+      relative: rmse divided by that of predicting the mean of the other points; 0 is perfect, 1 is
+        no better than the mean. NaN if the mean has no error.
       largest: the largest absolute error.
       where: the point with the largest error.
       num_parts: number of parts left out in turn. A part is skipped if fewer than 3 points, or only
@@ -23,6 +28,7 @@ class PredictionErrors:
     """
 
     rmse: float
+    relative: float
     largest: float
     where: str
     num_parts: int
@@ -44,47 +50,57 @@ def leave_out(
         can be left out.
     """
     x, y = check_points(x, y, minimum=4)
-    line = np.stack([np.ones_like(x), x], axis=1)
-    errors = predict_left_out(line, y, parts, is_unique=True) - y
+    ones = np.ones_like(x)
+    errors = predict_left_out(np.stack([ones, x - x.mean()], axis=1), y, parts) - y
     known = ~np.isnan(errors)
     if not known.any():
         raise ValueError(f"without {parts[0]} there are too few points for a line")
     worst = int(np.nanargmax(np.abs(errors)))
     num_parts = len({part for part, is_known in zip(parts, known, strict=True) if is_known})
     rmse = math.sqrt(np.mean(errors[known] ** 2))
-    return PredictionErrors(rmse, float(abs(errors[worst])), where[worst], num_parts)
+    of_mean = predict_left_out(ones[:, None], y, parts) - y
+    scale = math.sqrt(np.mean(of_mean[known] ** 2))
+    return PredictionErrors(
+        rmse=rmse,
+        relative=rmse / scale if np.ptp(y) > 0 else math.nan,
+        largest=float(abs(errors[worst])),
+        where=where[worst],
+        num_parts=num_parts,
+    )
 
 
-def predict_left_out(
-    columns: np.ndarray, y: np.ndarray, parts: Sequence[Hashable], *, is_unique: bool = False
-) -> np.ndarray:
+def predict_left_out(columns: np.ndarray, y: np.ndarray, parts: Sequence[Hashable]) -> np.ndarray:
     """Predict y by least squares on `columns`, each part with the coefficients of all others.
 
     Args:
-      columns: float64 [n, number of coefficients].
+      columns: float64 [n, k].
       y: float64 [n].
       parts: n labels; points with the same label are left out together.
-      is_unique: whether to require unique coefficients; by default, the solution of minimum norm
-        is used.
 
     Returns:
-      float64 [n]; NaN if the other points do not outnumber the coefficients, or if unique
-      coefficients are required and do not exist.
+      float64 [n]; NaN if the other points do not outnumber the coefficients, or do not determine
+      them.
 
     Raises:
       ValueError: there is only one part.
     """
-    from sklearn.model_selection import LeaveOneGroupOut  # this import takes a second
-
-    labels = np.unique([str(part) for part in parts], return_inverse=True)[1]
-    if not labels.any():
+    known = list(members_of(parts).values())
+    if len(known) == 1:
         raise ValueError(f"all points belong to {parts[0]}: there is nothing to predict it from")
-    num_coefficients = columns.shape[1]
+    n, k = columns.shape
+    part_of, remains = np.empty(n, int), np.ones((len(known), n))
+    for index, own in enumerate(known):
+        part_of[own], remains[index, own] = index, 0
     scale = np.abs(columns).max(axis=0)
-    scaled = columns / np.where(scale > 0, scale, 1)
-    predictions = np.full(len(y), np.nan)
-    for others, left_out in LeaveOneGroupOut().split(scaled, y, labels):
-        coefficients, _, rank, _ = np.linalg.lstsq(scaled[others], y[others], rcond=None)
-        if len(others) > num_coefficients and (rank == num_coefficients or not is_unique):
-            predictions[left_out] = scaled[left_out] @ coefficients
-    return predictions
+    basis, singular, _ = np.linalg.svd(columns / np.where(scale > 0, scale, 1), full_matrices=False)
+    if n <= k or singular[-1] <= 1e-10 * singular[0]:
+        return np.full(n, np.nan)
+    fitted = basis @ (basis.T @ y)
+    # In an orthonormal basis the normal equations of all points but one part are well conditioned.
+    gram = np.einsum("gn,nj,nk->gjk", remains, basis, basis)
+    moments = np.einsum("gn,n,nk->gk", remains, y - fitted, basis)
+    is_unique = (remains.sum(axis=1) > k) & (np.linalg.eigvalsh(gram)[:, 0] > _LEAST_EIGENVALUE)
+    gram[~is_unique] = np.eye(k)
+    change = np.linalg.solve(gram, moments[..., None])[..., 0]
+    change[~is_unique] = np.nan
+    return fitted + np.sum(basis * change[part_of], axis=1)

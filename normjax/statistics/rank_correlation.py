@@ -1,18 +1,25 @@
-"""Rank correlations over networks, with one bootstrap and one permutation test for all uses.
+"""Rank correlations over networks, with one interval and one permutation test for all uses.
 
-Networks of one level are not independent: whole levels are drawn or exchanged
-(`normjax.statistics.resampling`).
+Networks of one level are not independent: intervals are over levels, and only networks of one level
+are exchanged. Levels are ordered, so that they are never exchanged themselves.
 """
 
 import dataclasses
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from normjax.statistics.intervals import (
+    check_units,
+    jackknife_interval,
+    units_of,
+    without_each,
+)
 from normjax.statistics.regression import check_points
-from normjax.statistics.resampling import interval, permute_within_levels, resample_counts
+from normjax.statistics.resampling import orders_within, p_value_of
 
 NUM_DRAWS = 10_000
 
@@ -23,14 +30,15 @@ class RankCorrelation:
 
     Attributes:
       kendall: Kendall's tau-b.
-      kendall_interval: its 95% percentile bootstrap interval, or None.
+      kendall_interval: its 95% jackknife interval over levels, or None.
       spearman: Spearman's rho, with ranks averaged over ties.
-      spearman_interval: its 95% percentile bootstrap interval, or None.
-      p_value: fraction of permutations within levels and of whole levels, including the observed
-        order, with |tau| at least the observed one.
-      unit: the unit of the bootstrap, "levels" or "networks"; "" without intervals.
+      spearman_interval: its 95% jackknife interval over levels, or None.
+      p_value: fraction of orders within levels, including the observed one, with |tau| at least the
+        observed one: whether the quantities go together at equal level. NaN if each network has its
+        own level, so that there is one order.
+      unit: the unit of the intervals, "levels" or "networks"; "" without intervals.
       n: number of networks.
-      reason: why the intervals are None, or "".
+      reason: why the interval of tau is None, or "".
     """
 
     kendall: float
@@ -53,16 +61,13 @@ def rank_correlation(
 ) -> RankCorrelation:
     """Correlate the ranks of two quantities over n networks.
 
-    A network drawn twice is tied with itself; tau-b and averaged ranks account for such ties.
-
     Args:
       x: n numbers; infinities are ranked too.
       y: n numbers.
-      levels: n labels; networks with the same label are not independent. Distinct labels make
-        every network its own unit.
-      num_draws: number of bootstrap draws and of permutations; for the Monte Carlo error see
-        `resampling.bootstrap_line`.
-      seed: seed of both.
+      levels: n labels; networks with the same label are not independent. One label for all makes
+        every network its own unit, and all exchangeable. Distinct labels leave nothing to exchange.
+      num_draws: number of random orders within levels; if there are not more, all are enumerated.
+      seed: seed of these orders.
 
     Raises:
       ValueError: fewer than 3 networks, unequal lengths, NaN, or no spread in x or y.
@@ -71,31 +76,41 @@ def rank_correlation(
     x, y = check_points(x, y, minimum=3)
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("no spread: all networks have the same value")
-    rng = np.random.default_rng(seed)
-    unit, reason, intervals = "", "", (None, None)
-    try:
-        counts, unit = resample_counts(levels, num_draws, rng)
-        intervals = (
-            interval(kendall_of_counts(x, y, counts)),
-            interval(spearman_of_counts(x, y, counts)),
-        )
-    except ValueError as error:
-        reason = str(error)
-    once = np.ones((1, x.size))
-    tau = float(kendall_of_counts(x, y, once)[0])
-    shuffled = y[permute_within_levels(levels, num_draws, rng)]
-    taus = _kendall_of_orders(x, shuffled)
-    num_at_least = int(np.sum(np.abs(taus) >= abs(tau) - 1e-12))
+    units, unit = units_of(levels)
+    weights = np.concatenate([np.ones((1, x.size)), without_each(units)])
+    taus, rhos = kendall_of_counts(x, y, weights), spearman_of_counts(x, y, weights)
+    (tau_interval, reason), (rho_interval, _) = (
+        _interval(values, units, unit) for values in (taus, rhos)
+    )
+    tau, p_value = float(taus[0]), math.nan
+    if len(set(levels)) < x.size:
+        orders, is_exact = orders_within(levels, num_draws, np.random.default_rng(seed))
+        drawn = np.abs(_kendall_of_orders(x, y[orders]))
+        p_value = p_value_of(int(np.sum(drawn >= abs(tau) - 1e-12)), len(orders), is_exact)
     return RankCorrelation(
         kendall=tau,
-        kendall_interval=intervals[0],
-        spearman=float(spearman_of_counts(x, y, once)[0]),
-        spearman_interval=intervals[1],
-        p_value=(num_at_least + 1) / (num_draws + 1),
-        unit=unit,
+        kendall_interval=tau_interval,
+        spearman=float(rhos[0]),
+        spearman_interval=rho_interval,
+        p_value=p_value,
+        unit="" if reason else unit,
         n=x.size,
         reason=reason,
     )
+
+
+def _interval(
+    values: np.ndarray, units: np.ndarray, unit: str
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the interval of a rank correlation [1 + units], or why there is none."""
+    try:
+        check_units(units, unit)
+        low, high = jackknife_interval(float(values[0]), values[1:])
+        if low <= -1 and high >= 1:
+            raise ValueError("the interval would be all of -1 to 1")
+        return (max(low, -1.0), min(high, 1.0)), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def kendall_of_counts(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -2,32 +2,59 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+
+from normjax.statistics.intervals import (
+    check_units,
+    cluster_robust_intervals,
+    jackknife_interval,
+    units_of,
+    without_each,
+)
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class LineIntervals:
+    """95% intervals (low, high) for a line, over levels or networks.
+
+    Attributes:
+      slope: cluster-robust.
+      intercept: cluster-robust. It is wide because the data are near x = ln K.
+      r2: jackknife on Fisher's scale.
+      adjusted_r2: the same, adjusted.
+      rmse: jackknife of the logarithm.
+      unit: "levels" or "networks".
+      num_units: number of units.
+    """
+
+    slope: tuple[float, float]
+    intercept: tuple[float, float]
+    r2: tuple[float, float]
+    adjusted_r2: tuple[float, float]
+    rmse: tuple[float, float]
+    unit: str
+    num_units: int
 
 
 @dataclasses.dataclass(frozen=True)
 class LineFit:
     """The least-squares line y = intercept + slope * x and its goodness of fit.
 
-    The intervals assume independent points. Networks of one level are not independent: reports use
-    the intervals of `resampling.bootstrap_line` instead.
-
     Attributes:
       slope: change of y per unit of x.
-      intercept: y at x = 0. The interval is wide because the data are near x = ln K.
+      intercept: y at x = 0.
       r2: 1 - SSE / SST, the coefficient of determination; NaN if all y are equal.
       adjusted_r2: 1 - (1 - r2) (n - 1) / (n - 2).
       rmse: sqrt(SSE / (n - 2)), the standard error of the regression, in units of y.
       n: number of points.
-      slope_interval: (low, high), Student's t interval of the slope.
-      intercept_interval: (low, high), Student's t interval of the intercept.
+      intervals: 95% intervals, or None.
+      no_intervals: why there are no intervals, or "".
     """
 
     slope: float
@@ -36,8 +63,8 @@ class LineFit:
     adjusted_r2: float
     rmse: float
     n: int
-    slope_interval: tuple[float, float]
-    intercept_interval: tuple[float, float]
+    intervals: LineIntervals | None
+    no_intervals: str
 
     def predict(self, x):
         """Return y at x, a number or an array."""
@@ -76,7 +103,7 @@ class DemingFit:
     variance_ratio: float
 
 
-def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
+def fit_line(x: ArrayLike, y: ArrayLike, levels: Sequence[Hashable] | None = None) -> LineFit:
     """Fit y = intercept + slope * x by ordinary least squares, in float64.
 
     Both axes are centered first, because normalized losses differ from ln K by as little as 1e-4.
@@ -90,44 +117,88 @@ def fit_line(x: ArrayLike, y: ArrayLike, confidence: float = 0.95) -> LineFit:
     Args:
       x: n numbers, n >= 3, not all equal.
       y: n numbers.
-      confidence: confidence level of the intervals, in (0, 1).
+      levels: n labels; points with the same label are not independent, and the intervals are over
+        levels. By default, all points are independent.
 
     Raises:
-      ValueError: fewer than 3 points, unequal lengths, NaN or infinity, no spread in x, or a
-        confidence outside (0, 1).
+      ValueError: fewer than 3 points, unequal lengths, NaN or infinity, or no spread in x.
     """
     x, y = check_points(x, y, minimum=3)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
     if np.ptp(x) <= 4 * np.finfo(np.float64).eps * np.abs(x).max():
         raise ValueError(f"no spread in x: all {x.size} values are {x[0]!r}, no line is defined")
     n, mean_x, mean_y = x.size, x.mean(), y.mean()
-    dx, dy = x - mean_x, y - mean_y
-    sxx = dx @ dx
-    slope = dx @ dy / sxx
-    # scipy's linregress computes standard errors from 1 - r**2, which loses six more digits than
-    # the residuals if R2 is 1 - 1e-8.
-    residuals = dy - slope * dx
-    sse = residuals @ residuals
-    r2 = 1 - sse / (dy @ dy) if np.ptp(y) > 0 else math.nan
-    rmse = math.sqrt(sse / (n - 2))
-    intercept = mean_y - slope * mean_x
-    quantile = stats.t.ppf((1 + confidence) / 2, n - 2)
-    slope_margin = quantile * rmse / math.sqrt(sxx)
-    intercept_margin = quantile * rmse * math.sqrt(1 / n + mean_x**2 / sxx)
+    # scipy's linregress computes errors from 1 - r**2, which loses six more digits than the
+    # residuals if R2 is 1 - 1e-8.
+    slope, sse, sst = (float(v[0]) for v in _lines(x - mean_x, y - mean_y, np.ones((1, n))))
+    r2 = 1 - sse / sst if np.ptp(y) > 0 else math.nan
+    intervals, reason = None, ""
+    try:
+        intervals = _line_intervals(x, y, range(n) if levels is None else levels)
+    except ValueError as error:
+        reason = str(error)
     return LineFit(
-        slope=float(slope),
-        intercept=float(intercept),
-        r2=float(r2),
-        adjusted_r2=float(1 - (1 - r2) * (n - 1) / (n - 2)),
-        rmse=rmse,
+        slope=slope,
+        intercept=float(mean_y - slope * mean_x),
+        r2=r2,
+        adjusted_r2=_adjusted(r2, n),
+        rmse=math.sqrt(sse / (n - 2)),
         n=n,
-        slope_interval=(float(slope - slope_margin), float(slope + slope_margin)),
-        intercept_interval=(
-            float(intercept - intercept_margin),
-            float(intercept + intercept_margin),
-        ),
+        intervals=intervals,
+        no_intervals=reason,
     )
+
+
+def _line_intervals(x: np.ndarray, y: np.ndarray, levels: Sequence[Hashable]) -> LineIntervals:
+    """Return the intervals of the line.
+
+    Raises:
+      ValueError: there are too few units, or the line is undefined or perfect without one of them.
+    """
+    units, unit = units_of(levels)
+    num_units, n = check_units(units, unit), x.size
+    dx, dy = x - x.mean(), y - y.mean()
+    weights = np.concatenate([np.ones((1, n)), without_each(units)])
+    slopes, sse, sst = _lines(dx, dy, weights)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # The scale of Fisher 1921, on which the error of a correlation hardly depends on it.
+        fisher = np.sign(slopes) * np.arctanh(np.sqrt(np.maximum(1 - sse / sst, 0)))
+        log_rmse = np.log(sse / (weights.sum(axis=1) - 2)) / 2
+    low, high = np.tanh(jackknife_interval(fisher[0], fisher[1:]))
+    least, most = sorted((float(low**2), float(high**2)))
+    r2 = (least if low * high > 0 else 0.0, most)
+    rmse = jackknife_interval(log_rmse[0], log_rmse[1:])
+    scale = np.abs(dx).max()
+    slope, intercept = cluster_robust_intervals(
+        np.stack([np.ones(n), dx / scale], axis=1),
+        y,
+        units,
+        np.array([[0, 1 / scale], [1, -x.mean() / scale]]),
+    )
+    return LineIntervals(
+        slope=slope,
+        intercept=intercept,
+        r2=r2,
+        adjusted_r2=(_adjusted(r2[0], n), _adjusted(r2[1], n)),
+        rmse=(math.exp(rmse[0]), math.exp(rmse[1])),
+        unit=unit,
+        num_units=num_units,
+    )
+
+
+def _adjusted(r2: float, n: int) -> float:
+    return 1 - (1 - r2) * (n - 1) / (n - 2)
+
+
+def _lines(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return slope, SSE and SST, each [B], of the lines with weights [B, n]; NaN without spread."""
+    total = weights.sum(axis=1, keepdims=True)
+    dx, dy = (v - np.sum(weights * v, axis=1, keepdims=True) / total for v in (x, y))
+    sxx, sxy, sst = (np.sum(weights * a * b, axis=1) for a, b in ((dx, dx), (dx, dy), (dy, dy)))
+    slopes = np.full(len(weights), np.nan)
+    np.divide(sxy, sxx, out=slopes, where=sxx > 1e-24 * (x @ x))
+    return slopes, np.sum(weights * (dy - slopes[:, None] * dx) ** 2, axis=1), sst
 
 
 def fit_through_anchor(x: ArrayLike, y: ArrayLike, anchor: float) -> AnchoredFit:
@@ -178,23 +249,6 @@ def deming_line(x: ArrayLike, y: ArrayLike, variance_ratio: float = 1.0) -> Demi
     difference = syy - variance_ratio * sxx
     slope = (difference + math.hypot(difference, 2 * math.sqrt(variance_ratio) * sxy)) / (2 * sxy)
     return DemingFit(float(slope), float(y.mean() - slope * x.mean()), float(variance_ratio))
-
-
-def cooks_distances(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Return the influence of each point on the line, float64 [n]; above 1, a point dominates it.
-
-    Cook (1977): `D_i = e_i^2 h_i / (2 s^2 (1 - h_i)^2)`, with leverage h_i, s^2 = SSE / (n - 2).
-
-    Raises:
-      ValueError: see `fit_line`.
-    """
-    x, y = check_points(x, y, minimum=3)
-    fit = fit_line(x, y)
-    dx = x - x.mean()
-    leverage = 1 / x.size + dx**2 / (dx @ dx)
-    residuals = y - fit.predict(x)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return residuals**2 * leverage / (2 * fit.rmse**2 * (1 - leverage) ** 2)
 
 
 def check_points(*columns: ArrayLike, minimum: int) -> list[np.ndarray]:

@@ -108,7 +108,7 @@ def test_summary(run_dir):
     spearman = stats.spearmanr(table["norm_at_unit_margin"], table["test_error"]).statistic
     assert found["spearman"] == pytest.approx(spearman, rel=1e-12)
     low, high = found["spearman_interval"]
-    assert low < spearman < high and "bootstrap" in summary["method"]
+    assert low < spearman < high and "jackknife" in summary["method"]
     product = table["data_radius"] * table["norm_at_unit_margin"]
     assert summary["correlations"]["radius_times_norm"]["spearman"] == pytest.approx(
         stats.spearmanr(product, table["test_error"]).statistic, rel=1e-12
