@@ -46,7 +46,7 @@ class Config:
     workdir: str | None = setting(
         None, "Output folder; default: the folder of --from.", check=check_workdir
     )
-    seed: int = setting(0, "Seed of shuffles and bootstraps.", check=check_seed)
+    seed: int = setting(0, "Seed of the random orders.", check=check_seed)
 
     @property
     def folder(self) -> Path:
@@ -73,6 +73,8 @@ def main(config: Config) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     print(f"Verdict: {line.verdict}: {line.because}.")
+    if line.missing:
+        print(f"Missing: {line.missing}.")
     print(f"{config.folder / TABLE_FILE}; figures: {config.folder / 'figures'}")
 
 

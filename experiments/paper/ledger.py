@@ -71,10 +71,10 @@ def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> lis
             measured[quantity] = {"reason": f"no line: {found.reasons['fit']}"}
             continue
         measured[quantity] = {"ours": getattr(found.fit, quantity)}
-        if found.bootstrap is None:
-            measured[quantity]["reason"] = f"no interval: {found.reasons['bootstrap']}"
+        if found.fit.intervals is None:
+            measured[quantity]["reason"] = f"no interval: {found.fit.no_intervals}"
         else:
-            low, high = getattr(found.bootstrap, f"{quantity}_interval")
+            low, high = getattr(found.fit.intervals, quantity)
             measured[quantity] |= {"ours_low": low, "ours_high": high}
     differs = "; ".join([*settings, *networks.remarks])
     common = {"networks": found.num_networks, "settings_that_differ": differs}

@@ -13,14 +13,12 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from normjax.controls.margins import MarginPrediction, MarginRatio, margin_ratio, predict_margins
-from normjax.controls.shuffles import (
-    MarginShuffle,
-    NormPermutation,
-    permute_norms,
-    shuffle_margins,
-)
-from normjax.controls.verdict import THRESHOLDS, Threshold, judge
+from normjax.controls.content import Content, measure_content
+from normjax.controls.divisor import Divisor, measure_divisor
+from normjax.controls.margins import MarginRatio, margin_ratio
+from normjax.controls.shuffles import NormPermutation, permute_norms
+from normjax.controls.thresholds import THRESHOLDS, Threshold
+from normjax.controls.verdict import judge
 from normjax.results.table import (
     NETWORK,
     check_table,
@@ -34,18 +32,17 @@ from normjax.results.table import (
     select,
 )
 from normjax.statistics import regression
+from normjax.statistics.influence import Influence, influence
 from normjax.statistics.leave_out import PredictionErrors, leave_out
 from normjax.statistics.rank_correlation import RankCorrelation, rank_correlation
 from normjax.statistics.regression import (
     AnchoredFit,
     DemingFit,
     LineFit,
-    cooks_distances,
     deming_line,
     fit_line,
     fit_through_anchor,
 )
-from normjax.statistics.resampling import LineBootstrap, bootstrap_line
 
 MEASURE_NAMES = {
     "normalized_train_loss": "normalized training loss",
@@ -96,6 +93,7 @@ class Explanation:
     Attributes:
       verdict: "artifact of the shared divisor", "supported" or "undecided" (`verdict.judge`).
       because: the numbers behind the verdict.
+      missing: what would decide an undecided line; else "".
       selection: the selection, as in results.csv.
       norm: the norm, as in results.csv.
       num_networks: number of networks with finite losses, each on its own labels.
@@ -105,21 +103,22 @@ class Explanation:
       not_interpolating: analyzed networks with a training error above zero.
       num_classes: K; None without networks.
       ln_num_classes: ln K, nats.
+      prediction: {"network", "level"}: errors of the normalized test loss of left-out networks and
+        levels, predicted by the line. The first question.
+      divisor: left-out raw test margins, by the line and by the norms alone. The second question.
+      content: training and test margins at equal level and norm. The third question.
       fit: normalized test loss on normalized training loss, all networks, as in the paper.
       raw_fit: the same for the losses as trained.
-      bootstrap: intervals of `fit`, over levels.
       fit_without_random_labels: like `fit`, for true labels only.
       raw_fit_without_random_labels: like `raw_fit`, for true labels only.
-      bootstrap_without_random_labels: like `bootstrap`, for true labels only.
       anchored_fit: the line through (ln K, ln K), in terms of the excess.
       divisor_fit: normalized test loss on 1 / rho, without the training loss.
       deming: the line with errors of equal variance in both variables.
       norm_permutation: R2 with product norms shuffled and margins kept.
-      margin_shuffle: the line with training and test margins shuffled and norms kept.
       ratio: the ratio of raw test to training margin.
-      prediction: raw test margins of left-out levels, from the line and from the norms alone.
-      leave_out: {"network", "level", "family"}: prediction errors of the normalized test loss, all
-        networks; "family" shows whether random labels lie on the line of the true labels.
+      leave_out: {"network", "level", "family"}: like `prediction`, all networks; "family" shows
+        whether random labels lie on the line of the true labels.
+      influence: Cook's distances on `fit` of networks, and of levels and random labels as groups.
       error_ranking: {measure: rank correlation with the test error}.
       networks: all networks.
       thresholds: the thresholds of the verdict.
@@ -128,6 +127,7 @@ class Explanation:
 
     verdict: str
     because: str
+    missing: str
     selection: str
     norm: str
     num_networks: int
@@ -137,20 +137,20 @@ class Explanation:
     not_interpolating: tuple[str, ...]
     num_classes: int | None
     ln_num_classes: float | None
+    prediction: dict[str, PredictionErrors | None]
+    divisor: Divisor | None
+    content: Content | None
     fit: LineFit | None
     raw_fit: LineFit | None
-    bootstrap: LineBootstrap | None
     fit_without_random_labels: LineFit | None
     raw_fit_without_random_labels: LineFit | None
-    bootstrap_without_random_labels: LineBootstrap | None
     anchored_fit: AnchoredFit | None
     divisor_fit: LineFit | None
     deming: DemingFit | None
     norm_permutation: NormPermutation | None
-    margin_shuffle: MarginShuffle | None
     ratio: MarginRatio | None
-    prediction: MarginPrediction | None
     leave_out: dict[str, PredictionErrors | None]
+    influence: Influence | None
     error_ranking: dict[str, RankCorrelation] | None
     networks: tuple[NetworkControls, ...]
     thresholds: dict[str, Threshold]
@@ -171,8 +171,8 @@ def explain_line(
       results: a results table, a results.csv, or the folder of a run.
       selection: as in results.csv; by default "final", or the first selection.
       norm: as in results.csv or a number; by default "2", or the first norm.
-      num_draws: shuffles per permutation test.
-      seed: seed of the shuffles and bootstraps. The order of the rows has no influence.
+      num_draws: orders per permutation test.
+      seed: seed of the random orders. The order of the rows has no influence.
 
     Raises:
       FileNotFoundError: results.csv does not exist.
@@ -188,7 +188,6 @@ def explain_line(
     every = _with_margins(group[is_finite(group)])
     true = every[~every["has_random_labels"]]
     classes = num_classes(every)
-    ln_k = math.log(classes) if classes else None
     levels, draws = true["level_name"].tolist(), {"num_draws": num_draws, "seed": seed}
     excess = true["train_excess"], true["test_excess"]
     margins = true["train_margin"], true["test_margin"]
@@ -197,33 +196,35 @@ def explain_line(
     attempt = partial(regression.attempt, reasons)
 
     def fit(rows: pd.DataFrame, kind: str = "") -> LineFit:
-        return fit_line(rows[f"{kind}train_loss"], rows[f"{kind}test_loss"])
-
-    def bootstrap(rows: pd.DataFrame) -> LineBootstrap:
         names = rows["level_name"].tolist()
-        return bootstrap_line(
-            rows["train_excess"], rows["test_excess"], names, ln_k or 0.0, seed=seed
-        )
+        return fit_line(rows[f"{kind}train_loss"], rows[f"{kind}test_loss"], names)
+
+    def without(rows: pd.DataFrame, column: str) -> PredictionErrors:
+        return leave_out(*_excess_of(rows), rows[column].tolist(), rows["name"].tolist())
 
     def ranking() -> dict[str, RankCorrelation]:
         measures = true.assign(mean_train_margin=true["train_margin"])
         return {
-            name: rank_correlation(measures[name], true["test_error"], levels, seed=seed)
+            name: rank_correlation(measures[name], true["test_error"], levels, **draws)
             for name in MEASURE_NAMES
         }
 
     def divisor_fit() -> LineFit:
         with np.errstate(divide="ignore"):
-            return fit_line(1 / rho, true["normalized_test_loss"])
+            return fit_line(1 / rho, true["normalized_test_loss"], levels)
 
-    shuffle = attempt("margin_shuffle", lambda: shuffle_margins(*excess, rho, levels, **draws))
-    prediction = attempt("prediction", lambda: predict_margins(*margins, rho, levels))
-    verdict = judge(len(true), shuffle, prediction)
-    distances = attempt("cooks_distance", lambda: cooks_distances(*_excess_of(every)))
+    content = attempt("content", lambda: measure_content(*margins, rho, levels, **draws))
+    divisor = attempt("divisor", lambda: measure_divisor(*margins, rho, levels))
+    sizes = true["level_name"].value_counts().tolist()
+    verdict = judge(content, divisor, sizes, reasons)
+    influences = attempt(
+        "influence", lambda: influence(*_excess_of(every), every["level_name"].tolist())
+    )
     parts = {"network": "name", "level": "level_name", "family": "family"}
     return Explanation(
         verdict=verdict.verdict,
         because=verdict.because,
+        missing=verdict.missing,
         selection=group["selection"].iloc[0],
         norm=group["norm"].iloc[0],
         num_networks=len(every),
@@ -232,17 +233,19 @@ def explain_line(
         left_out=_left_out(table, group, every),
         not_interpolating=tuple(every["name"][every["train_error"] > 0]),
         num_classes=classes,
-        ln_num_classes=ln_k,
+        ln_num_classes=math.log(classes) if classes else None,
+        prediction={
+            part: attempt(f"prediction.{part}", partial(without, true, parts[part]))
+            for part in ("network", "level")
+        },
+        divisor=divisor,
+        content=content,
         fit=attempt("fit", lambda: fit(every, "normalized_")),
         raw_fit=attempt("raw_fit", lambda: fit(every)),
-        bootstrap=attempt("bootstrap", lambda: bootstrap(every)),
         fit_without_random_labels=attempt(
             "fit_without_random_labels", lambda: fit(true, "normalized_")
         ),
         raw_fit_without_random_labels=attempt("raw_fit_without_random_labels", lambda: fit(true)),
-        bootstrap_without_random_labels=attempt(
-            "bootstrap_without_random_labels", lambda: bootstrap(true)
-        ),
         anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(*excess, 0.0)),
         divisor_fit=attempt("divisor_fit", divisor_fit),
         deming=attempt(
@@ -250,20 +253,14 @@ def explain_line(
             lambda: deming_line(true["normalized_train_loss"], true["normalized_test_loss"]),
         ),
         norm_permutation=attempt("norm_permutation", lambda: permute_norms(*excess, rho, **draws)),
-        margin_shuffle=shuffle,
         ratio=attempt("ratio", lambda: margin_ratio(*margins, rho)),
-        prediction=prediction,
         leave_out={
-            part: attempt(
-                f"leave_out.{part}",
-                lambda column=column: leave_out(
-                    *_excess_of(every), every[column].tolist(), every["name"].tolist()
-                ),
-            )
+            part: attempt(f"leave_out.{part}", partial(without, every, column))
             for part, column in parts.items()
         },
+        influence=influences,
         error_ranking=attempt("error_ranking", ranking),
-        networks=_networks(every, distances),
+        networks=_networks(every, influences),
         thresholds=THRESHOLDS,
         reasons=reasons,
     )
@@ -316,9 +313,9 @@ def _left_out(table: pd.DataFrame, group: pd.DataFrame, every: pd.DataFrame) -> 
     }
 
 
-def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[NetworkControls, ...]:
+def _networks(every: pd.DataFrame, found: Influence | None) -> tuple[NetworkControls, ...]:
     """Return the controls of each network."""
-    known = [math.nan] * len(every) if distances is None else distances.tolist()
+    distances = [math.nan] * len(every) if found is None else found.single
     names = [field.name for field in dataclasses.fields(NetworkControls)][:-2]
     rows = every.to_dict("records")
     return tuple(
@@ -327,5 +324,5 @@ def _networks(every: pd.DataFrame, distances: np.ndarray | None) -> tuple[Networ
             margin_ratio=row["test_margin"] / row["train_margin"] if row["train_margin"] else None,
             cooks_distance=distance if math.isfinite(distance) else None,
         )
-        for row, distance in zip(rows, known, strict=True)
+        for row, distance in zip(rows, distances, strict=True)
     )

@@ -17,7 +17,6 @@ from normjax.controls.shuffles import NormPermutation, permute_losses
 from normjax.losses import excess_cross_entropy
 from normjax.statistics import regression
 from normjax.statistics.regression import DemingFit, LineFit, deming_line, fit_line
-from normjax.statistics.resampling import LineBootstrap, bootstrap_line
 
 NUM_TEMPERATURES = 17
 SPLITS = ("train", "test")
@@ -80,12 +79,14 @@ class Sampling:
       of_a_residual: RMSE of a line that only sampling error would cause. All networks share the
         test images, so most of the error is common and moves the line, not its residuals. It is
         sqrt(tr(M C) / (n - 2)), with C the covariance of the losses and M the residual maker.
+      of_the_slope: standard error of the slope from the test examples alone.
       num_examples: number N of test examples.
     """
 
     rmse: float
     of_a_loss: float
     of_a_residual: float
+    of_the_slope: float
     num_examples: int
 
 
@@ -121,7 +122,6 @@ class LogitExplanation:
       temperatures: [T] further divisors; with "one_norm", the first leaves the logits as trained.
       temperature_r2: {"product_norm" or "one_norm": R2 of the line at each temperature, [T]}.
       temperature_slope: the same for the slope.
-      bootstrap: intervals over levels and test examples.
       deming: the line with errors in both losses, in the ratio of their sampling variances.
       sampling: the sampling error of the test set.
       reasons: {name of a field: why it is None}.
@@ -135,7 +135,6 @@ class LogitExplanation:
     temperatures: tuple[float, ...]
     temperature_r2: dict[str, tuple[float | None, ...]]
     temperature_slope: dict[str, tuple[float | None, ...]]
-    bootstrap: LineBootstrap | None
     deming: DemingFit | None
     sampling: Sampling | None
     reasons: dict[str, str]
@@ -207,7 +206,7 @@ def explain_logits(
       levels: n labels; networks of one label are not independent.
       ln_num_classes: ln K.
       num_draws: permutations of the norms.
-      seed: seed of permutations and bootstrap.
+      seed: seed of the permutations.
     """
     temperatures = temperatures_of(product_norms).tolist()
     rho = np.asarray(product_norms, np.float64)
@@ -220,7 +219,7 @@ def explain_logits(
         return np.array([[getattr(n, split)[name] for n in networks] for split in SPLITS])
 
     def line(excess: np.ndarray) -> LineFit:
-        return fit_line(ln_num_classes + excess[0], ln_num_classes + excess[1])
+        return fit_line(ln_num_classes + excess[0], ln_num_classes + excess[1], levels)
 
     own = excess_at("product_norm")[..., 0]
     examples = np.stack([network.test_examples for network in networks])
@@ -257,10 +256,6 @@ def explain_logits(
         temperature_slope={
             name: tuple(fit.slope if fit else None for fit in fits) for name, fits in sweeps.items()
         },
-        bootstrap=attempt(
-            "bootstrap",
-            lambda: bootstrap_line(own[0], examples, levels, ln_num_classes, seed=seed),
-        ),
         deming=attempt("deming", lambda: _deming(networks, examples, ln_num_classes + own)),
         sampling=attempt("sampling", lambda: _sampling(own, examples, line(own))),
         reasons=reasons,
@@ -300,10 +295,13 @@ def _sampling(excess: np.ndarray, examples: np.ndarray, fit: LineFit) -> Samplin
     basis, _ = np.linalg.qr(columns)
     left = deviations - basis @ (basis.T @ deviations)
     variance = np.sum(left**2) / (num_examples - 1) / num_examples
+    dx = excess[0] - excess[0].mean()
+    slopes = dx @ deviations / (dx @ dx)  # of each example
     return Sampling(
         rmse=fit.rmse,
         of_a_loss=math.sqrt(np.mean(_sampling_variances(examples))),
         of_a_residual=math.sqrt(variance / (num_networks - 2)),
+        of_the_slope=float(np.std(slopes, ddof=1)) / math.sqrt(num_examples),
         num_examples=num_examples,
     )
 

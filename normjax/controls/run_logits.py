@@ -32,7 +32,7 @@ def explain_run(
       run_dir: the folder of the finished run.
       line: the result of `explain_line` for this run.
       data_dir: the new folder of the data, if they moved.
-      seed: seed of permutations and bootstrap.
+      seed: seed of the permutations.
 
     Raises:
       FileNotFoundError: the run or its data cannot be found.

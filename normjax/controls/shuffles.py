@@ -1,15 +1,13 @@
-"""Shuffle norms or margins among networks to measure the effect of the shared divisor."""
+"""Shuffle the norms among networks that keep their margins."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from normjax.statistics.regression import check_points
-from normjax.statistics.resampling import permute_within_levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,39 +17,17 @@ class NormPermutation:
     Attributes:
       r2: the observed R2 of normalized test excess on normalized training excess.
       r2_quantiles: 5%, 50% and 95% quantiles of R2 over the permutations.
-      fraction_at_least: fraction of permutations, including the observed order, whose R2 is at
-        least the observed one (a one-sided p value; Phipson and Smyth 2010).
+      num_reaching: number of permutations whose R2 is at least the observed one; the observed order
+        is among them if all are enumerated.
       num_permutations: number of permutations.
       is_exact: whether all n! permutations are enumerated.
     """
 
     r2: float
     r2_quantiles: tuple[float, float, float]
-    fraction_at_least: float
+    num_reaching: int
     num_permutations: int
     is_exact: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class MarginShuffle:
-    """The line compared with lines of shuffled margins over the same norms.
-
-    Attributes:
-      unexplained: fraction of the variance of the raw test margins that the line does not explain;
-        it can exceed 1.
-      unexplained_quantiles: 5%, 50% and 95% quantiles of `unexplained` over the shuffles.
-      r2_quantiles: 5%, 50% and 95% quantiles of R2 over the shuffles: the effect of the shared
-        divisor alone.
-      p_value: fraction of the shuffles, including the observed order, with at most the observed
-        `unexplained`.
-      num_draws: number of shuffles.
-    """
-
-    unexplained: float
-    unexplained_quantiles: tuple[float, float, float]
-    r2_quantiles: tuple[float, float, float]
-    p_value: float
-    num_draws: int
 
 
 def permute_norms(
@@ -108,71 +84,12 @@ def permute_losses(
         for order in (orders, np.arange(n)[None])
     )
     # The enumeration contains the observed order, which rounding must not exclude.
-    num_at_least = int(np.sum(draws >= real[0] - 1e-12))
-    fraction = num_at_least / draws.size if is_exact else (num_at_least + 1) / (draws.size + 1)
     return NormPermutation(
         r2=float(real[0]),
         r2_quantiles=_quantiles(draws),
-        fraction_at_least=fraction,
+        num_reaching=int(np.sum(draws >= real[0] - 1e-12)),
         num_permutations=draws.size,
         is_exact=is_exact,
-    )
-
-
-def shuffle_margins(
-    train_excess: ArrayLike,
-    test_excess: ArrayLike,
-    product_norms: ArrayLike,
-    levels: Sequence[Hashable] | None = None,
-    *,
-    num_draws: int = 10_000,
-    seed: int = 0,
-) -> MarginShuffle:
-    """Shuffle training and test margins independently among the networks, keeping the norms.
-
-    This simulates the artifact: unrelated margins over shared norms. The statistic is not R2, which
-    the few networks with small norms dominate. Multiplied by -rho, the line `y = a + b x` becomes
-
-        test margin = b * training margin - a * rho.
-
-    A fit in this form weights all networks equally. Its residual variance distinguishes unrelated
-    margins from margins with a constant ratio, or with a ratio that varies with the norm. Shuffling
-    the norms (`permute_norms`) cannot detect a constant ratio: margins with a constant ratio lie on
-    a line for any norms.
-
-    Args:
-      train_excess: n values of normalized training loss minus ln K, n >= 3.
-      test_excess: the same on the test set.
-      product_norms: n positive product norms rho.
-      levels: n labels; networks are exchanged within a level, and levels as a whole. By default all
-        networks are exchanged freely.
-      num_draws: number of shuffles.
-      seed: seed of the shuffles.
-
-    Raises:
-      ValueError: see `permute_norms`; also test margins without spread.
-    """
-    x, y, rho = _check_excess(train_excess, test_excess, product_norms)
-    if num_draws < 1:
-        raise ValueError(f"num_draws is {num_draws}; at least 1 is needed")
-    train, test = x * rho, y * rho
-    spread = np.sum((test - test.mean()) ** 2)
-    if spread <= 1e-20 * (test @ test):
-        raise ValueError("no spread in the raw test margins: all networks have the same")
-    rng = np.random.default_rng(seed)
-    groups = range(x.size) if levels is None else levels
-    trains = train[permute_within_levels(groups, num_draws, rng)]
-    tests = test[permute_within_levels(groups, num_draws, rng)]
-    left = _residual_sum(trains, tests, rho) / spread
-    real = float(_residual_sum(train, test, rho) / spread)
-    r2 = _r2_of_rows(trains / rho, tests / rho)
-    num_at_most = int(np.sum(left <= real + 1e-12))
-    return MarginShuffle(
-        unexplained=real,
-        unexplained_quantiles=_quantiles(left),
-        r2_quantiles=_quantiles(r2),
-        p_value=(num_at_most + 1) / (num_draws + 1),
-        num_draws=num_draws,
     )
 
 
@@ -207,13 +124,3 @@ def _quantiles(draws: np.ndarray) -> tuple[float, float, float]:
     """Return the 5%, 50% and 95% quantiles."""
     low, middle, high = np.quantile(draws, [0.05, 0.5, 0.95])
     return float(low), float(middle), float(high)
-
-
-def _residual_sum(train: np.ndarray, test: np.ndarray, rho: np.ndarray) -> np.ndarray:
-    """Return the least sum of squares of test - b * train - a * rho along the last axis."""
-    # Project rho out of both first, to keep the difference below exact if train is close to rho.
-    unit = rho / np.sqrt(rho @ rho)
-    rest = [values - np.sum(values * unit, -1, keepdims=True) * unit for values in (train, test)]
-    tt, ty, yy = (np.sum(a * b, -1) for a, b in ((rest[0],) * 2, rest, (rest[1],) * 2))
-    explained = np.divide(ty**2, tt, out=np.zeros_like(yy), where=tt > 1e-20 * np.sum(train**2, -1))
-    return np.maximum(yy - explained, 0)

@@ -1,94 +1,137 @@
-"""The verdict on a line: artifact of the shared divisor, supported or undecided."""
+"""The verdict on a line: artifact of the shared divisor, supported or undecided.
+
+It follows from two of three questions (docs/is_it_real.md). The first, how well the normalized
+training loss predicts what was left out, is reported and decides nothing: a shared divisor alone
+can make the prediction perfect.
+"""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
-from normjax.controls.margins import MarginPrediction
-from normjax.controls.shuffles import MarginShuffle
-from normjax.formatting import percent
+from normjax.controls.content import Content
+from normjax.controls.divisor import Divisor
+from normjax.controls.power import seeds_for_smallest
+from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, max_p_value
+from normjax.formatting import fixed, number, percent
 
 ARTIFACT = "artifact of the shared divisor"
 SUPPORTED = "supported"
 UNDECIDED = "undecided"
 
-MIN_NETWORKS = 8
-MAX_P_VALUE = 0.05
-MIN_SKILL = 0.25
-
-
-@dataclasses.dataclass(frozen=True)
-class Threshold:
-    """A threshold of the verdict, and the reason for its value."""
-
-    value: float
-    reason: str
-
-
-THRESHOLDS = {
-    "MIN_NETWORKS": Threshold(
-        float(MIN_NETWORKS),
-        "with fewer networks with true labels there is no verdict: a leave-one-out line has two "
-        "parameters for six points or fewer",
-    ),
-    "MAX_P_VALUE": Threshold(
-        MAX_P_VALUE,
-        "at most this fraction of shuffled margins may fit as well as the real ones; this bounds "
-        "how often unrelated margins are reported as a finding",
-    ),
-    "MIN_SKILL": Threshold(
-        MIN_SKILL,
-        "the training loss must reduce the squared error of the norm alone on left-out test "
-        "margins by this fraction; margins that depend on the norm, but not on each other, pass "
-        "the shuffle but rarely this",
-    ),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A verdict and the numbers behind it, as a sentence."""
+    """A verdict.
+
+    Attributes:
+      verdict: one of the three.
+      because: the numbers behind it, as a sentence.
+      missing: what would decide an undecided line, as a sentence; else "".
+    """
 
     verdict: str
     because: str
+    missing: str
 
 
 def judge(
-    num_networks: int, shuffle: MarginShuffle | None, prediction: MarginPrediction | None
+    content: Content | None,
+    divisor: Divisor | None,
+    sizes: Sequence[int],
+    reasons: Mapping[str, str],
 ) -> Verdict:
-    """Choose one of the three verdicts by `THRESHOLDS`.
+    """Choose one of the three verdicts by `thresholds.THRESHOLDS`.
 
-    Supported: the real margins fit better than margins shuffled among the networks, and the
-    training loss predicts left-out networks better than their norms alone. Artifact: neither.
-    Undecided: only one of the two, or too few networks. R2 is not used: a shared divisor can give
-    any R2 up to 1 if the norms differ enough.
+    Supported: training and test margins go together within levels, and on left-out levels the line
+    predicts better than the best curve in the norms. Artifact: they do not, an effect of interest
+    is excluded, and that curve predicts at least as well as the line. Undecided: all else. With one
+    level, the content decides alone. R2 is not used: a shared divisor can give any R2.
 
     Args:
-      num_networks: number of networks trained and evaluated on true labels. Networks with random
-        labels do not count: their test margins are near zero regardless of what they learned.
-      shuffle: the shuffle of their margins, or None.
-      prediction: the prediction of their test margins, or None.
+      content: the content of the networks with true labels, or None.
+      divisor: the predictions of their left-out test margins, or None.
+      sizes: number of these networks of each level. Networks with random labels do not count: their
+        test margins are near zero regardless of what they learned.
+      reasons: {"content" or "divisor": why it is None}.
     """
-    if num_networks < MIN_NETWORKS:
-        return Verdict(
-            UNDECIDED, f"{num_networks} networks with true labels; {MIN_NETWORKS} are needed"
+    is_alone = len(sizes) == 1
+    because, missing = [], []
+    is_found = is_excluded = False
+    if content is None:
+        because.append(
+            f"whether margins go together at equal level is unknown ({reasons['content']})"
         )
-    if shuffle is None or prediction is None or prediction.skill is None:
-        return Verdict(UNDECIDED, "the margins have no spread, or the controls are undefined")
-    is_related = shuffle.p_value <= MAX_P_VALUE
-    has_skill = prediction.skill >= MIN_SKILL
-    shuffled = (
-        f"{percent(shuffle.p_value)} of shuffled margins fit as well as the real ones "
-        f"({'at most' if is_related else 'more than'} {percent(MAX_P_VALUE)})"
-    )
-    skill = (
-        f"the training loss reduces the squared error of the norms alone on left-out "
-        f"{prediction.left_out} by {percent(prediction.skill)} "
-        f"({'at least' if has_skill else 'less than'} {percent(MIN_SKILL)})"
-    )
-    if prediction.skill < 0:
-        skill = (
-            f"on left-out {prediction.left_out}, the training loss predicts the test margins worse "
-            "than the norms alone"
+        missing.append(_more_seeds(sizes))
+    else:
+        limit = max_p_value(len(sizes))
+        is_found = content.p_value <= limit
+        is_excluded = content.interval[1] < SMALLEST_EFFECT
+        because.append(
+            "at equal level and norm, training and test margins have a correlation of "
+            f"{_estimate(content)}; {reached(content)} (p = {number(content.p_value, 2)}, "
+            f"{'at most' if is_found else 'more than'} {number(limit)})"
         )
-    if is_related == has_skill:
-        return Verdict(SUPPORTED if is_related else ARTIFACT, f"{shuffled}, and {skill}")
-    return Verdict(UNDECIDED, f"{shuffled}, but {skill}")
+        if not is_found and not is_excluded:
+            missing.append(_more_seeds(sizes))
+    is_better, is_worse = is_alone, is_alone
+    if not is_alone and divisor is None:
+        because.append(f"what the norms alone predict is unknown ({reasons['divisor']})")
+        missing.append("at least 4 levels, or a single one")
+    elif not is_alone and divisor is not None:
+        is_better, is_worse = divisor.interval[0] > 0, divisor.skill <= 0
+        because.append(
+            f"on left-out {divisor.left_out}, the skill of the line against the best curve in the "
+            f"norms ({divisor.rival}) is {_skill(divisor)}"
+        )
+        if not is_better and not is_found and not is_excluded:
+            missing.append("for support, a skill above zero as well")
+        elif is_found and is_worse:
+            missing.append(
+                "a better skill: the norms alone predict left-out levels as well as the line does"
+            )
+        elif not is_better and not is_worse and (is_found or is_excluded):
+            missing.append("more levels, for a skill whose sign is known")
+        elif is_better and is_excluded and not is_found:
+            missing.append(
+                "levels that differ in nothing but their margins: the skill is there, but not "
+                "among networks of one level"
+            )
+    verdict = UNDECIDED
+    if is_found and is_better:
+        verdict = SUPPORTED
+    elif content is not None and not is_found and is_excluded and is_worse:
+        verdict = ARTIFACT
+    return Verdict(verdict, "; ".join(because), "; ".join(missing) if verdict == UNDECIDED else "")
+
+
+def reached(content: Content) -> str:
+    """Describe how many orders within levels reach the observed correlation."""
+    count = number(content.num_reaching) if content.num_reaching else "none"
+    orders = number(content.num_orders)
+    if content.is_exact:
+        return f"{count} of all {orders} orders within levels, the real one among them, reach it"
+    return f"{count} of {orders} random orders within levels reach it"
+
+
+def _estimate(content: Content) -> str:
+    low, high = content.interval
+    return f"{fixed(content.correlation)} (95%: {fixed(low)} to {fixed(high)})"
+
+
+def _skill(divisor: Divisor) -> str:
+    low, high = divisor.interval
+    return f"{fixed(divisor.skill)} (95%: {fixed(low)} to {fixed(high)})"
+
+
+def _more_seeds(sizes: Sequence[int]) -> str:
+    """Describe how many seeds are missing."""
+    if not sizes:
+        return "networks with true labels"
+    needed, present = seeds_for_smallest(len(sizes)), min(sizes)
+    if needed <= present:
+        return "more seeds: the correlation can be neither shown nor called small"
+    level = "" if len(sizes) == 1 else " per level"
+    return (
+        f"{needed - present} more seeds{level} ({needed} in all), which show a correlation of "
+        f"{number(SMALLEST_EFFECT)} or exclude it in {percent(POWER)} of draws"
+    )

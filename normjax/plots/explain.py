@@ -59,7 +59,7 @@ def plot_line(found: Explanation, dataset_label: str = "") -> Figure:
     with matplotlib.style.context(STYLE):
         figure, panels = new_figure(_title(found, found.networks, dataset_label), _SIZE, 2, 3)
         for draw, axes in zip(
-            (_draw_fits, _draw_r2, _draw_ratio, _draw_prediction, _draw_ranking, _draw_influence),
+            (_draw_fits, _draw_divisor, _draw_content, _draw_ratio, _draw_ranking, _draw_influence),
             panels,
             strict=True,
         ):
@@ -82,7 +82,7 @@ def plot_logits(found: Explanation, logits: LogitExplanation, dataset_label: str
         _draw_temperatures(panels[0], logits)
         names = [name for name in DIVISOR_NAMES if name != "product_norm"]
         for axes, name in zip(panels[1:5], names, strict=True):
-            _draw_divisor(axes, found, logits, name)
+            _draw_other(axes, found, logits, name)
         _draw_sampling(panels[5], logits)
         add_level_legend(figure, level_colors(map(_level, networks)), "Level", 15)
     return figure
@@ -112,33 +112,48 @@ def _draw_fits(axes: Axes, found: Explanation) -> None:
     set_linear_ticks(axes.yaxis, 5)
 
 
-def _draw_r2(axes: Axes, found: Explanation) -> None:
-    """Draw 1 - R2 of the line and of the controls of the shared divisor."""
-    without = f", without {RANDOM_LABELS}" if found.num_random_labels else ""
-    axes.set_title(f"Effect of the divisor{without}")
-    rows = []
-    if raw := found.raw_fit_without_random_labels:
-        rows.append(("Losses as trained", (raw.r2,), QUIET_COLOR))
-    if found.margin_shuffle:
-        name = "Margins shuffled,\nnorms kept"
-        rows.append((name, found.margin_shuffle.r2_quantiles, TEST_COLOR))
-    if found.divisor_fit:
-        rows.append(("Line in 1 / norm,\nno training loss", (found.divisor_fit.r2,), TEST_COLOR))
-    if found.norm_permutation:
-        name = "Norms shuffled,\nmargins kept"
-        rows.append((name, found.norm_permutation.r2_quantiles, TRAIN_COLOR))
-    if fit := found.fit_without_random_labels:
-        rows.append(("The line", (fit.r2,), LINE_COLOR))
-        axes.axvline(_unexplained(fit.r2), color=LINE_COLOR, lw=1, ls="--", zorder=1)
-    if not rows:
-        write_reason(axes, found.reasons["fit_without_random_labels"])
+def _draw_divisor(axes: Axes, found: Explanation) -> None:
+    """Draw left-out test margins as the line and the best curve in the norms predict them."""
+    divisor = found.divisor
+    axes.set_title("Left-out test margins")
+    _label(axes, "Test margin", "Predicted test margin")
+    if divisor is None:
+        write_reason(axes, found.reasons["divisor"])
         return
-    for place, (_, r2, color) in enumerate(rows):
-        values = [_unexplained(value) for value in r2]
-        _draw_interval(axes, (values[0], values[-1]), values[len(values) // 2], place, color)
-    _name_rows(axes, [name for name, _, _ in rows])
-    axes.set_xscale("log")
-    axes.set_xlabel("1 - R², log scale; bars: 5% to 95% of shuffles")
+    actual = np.array(divisor.actual)
+    ends = [actual.min(), actual.max()]
+    axes.plot(ends, ends, color=LINE_COLOR, lw=1)
+    for values, marker, color, name, rmse in (
+        (divisor.best, "s", TEST_COLOR, f"Norms alone ({divisor.rival})", None),
+        (divisor.line, "o", TRAIN_COLOR, "The line", divisor.rmse),
+    ):
+        label = f"{name}: RMSE {number(rmse or divisor.rival_rmse[divisor.rival])}"
+        axes.plot(actual, values, marker, color=color, ms=6, mfc="none", mew=1.4, label=label)
+    axes.legend(loc="best", fontsize=8)
+    low, high = (fixed(end) for end in divisor.interval)
+    skill = f"skill {fixed(divisor.skill)} ({low} to {high})"
+    axes.set_title(f"Left-out {divisor.left_out}: {skill}")
+
+
+def _draw_content(axes: Axes, found: Explanation) -> None:
+    """Draw what level and norm leave of the margins."""
+    content = found.content
+    axes.set_title("At equal level and norm")
+    _label(axes, "Training margin, rest", "Test margin, rest")
+    if content is None:
+        write_reason(axes, found.reasons["content"])
+        return
+    x, y = np.array(content.train), np.array(content.test)
+    _draw_networks(axes, x, y, found, _of_true_labels(found))
+    ends = np.array([x.min(), x.max()])
+    low, high = (fixed(end) for end in content.interval)
+    label = f"r {fixed(content.correlation)} (95%: {low} to {high})"
+    line = ends * (x @ y) / (x @ x)
+    axes.plot(ends, line, color=LINE_COLOR, lw=1.3, zorder=1.5, label=label)
+    axes.legend(loc="best", fontsize=8)
+    axes.set_title(f"At equal level and norm: p = {number(content.p_value, 2)}")
+    set_linear_ticks(axes.xaxis, 4)
+    set_linear_ticks(axes.yaxis, 5)
 
 
 def _draw_ratio(axes: Axes, found: Explanation) -> None:
@@ -165,29 +180,6 @@ def _draw_ratio(axes: Axes, found: Explanation) -> None:
     _label(axes, "Product of norms, log scale", "Test margin / training margin")
 
 
-def _draw_prediction(axes: Axes, found: Explanation) -> None:
-    """Draw predictions of left-out test margins, with and without the training losses."""
-    prediction = found.prediction
-    axes.set_title("Left-out test margins")
-    _label(axes, "Test margin", "Predicted test margin")
-    if prediction is None:
-        write_reason(axes, found.reasons["prediction"])
-        return
-    actual = np.array(prediction.actual)
-    ends = [actual.min(), actual.max()]
-    axes.plot(ends, ends, color=LINE_COLOR, lw=1)
-    for values, marker, color, name, rmse in (
-        (prediction.divisor, "s", TEST_COLOR, "Norm only", prediction.divisor_rmse),
-        (prediction.line, "o", TRAIN_COLOR, "Norm and training loss", prediction.line_rmse),
-    ):
-        label = f"{name}: RMSE {number(rmse)}"
-        axes.plot(actual, values, marker, color=color, ms=6, mfc="none", mew=1.4, label=label)
-    axes.legend(loc="best", fontsize=8)
-    if prediction.skill is not None:
-        skill = fixed(prediction.skill)
-        axes.set_title(f"Margins of left-out {prediction.left_out}: skill {skill}")
-
-
 def _draw_ranking(axes: Axes, found: Explanation) -> None:
     """Draw Kendall's tau-b of the measures with the test error."""
     axes.set_title("What ranks the test error")
@@ -208,19 +200,23 @@ def _draw_ranking(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_influence(axes: Axes, found: Explanation) -> None:
-    """Draw Cook's distance of each network."""
-    networks = [n for n in found.networks if n.cooks_distance is not None]
-    axes.set_title("Influence of each network on the line")
-    _label(axes, "Normalized training cross-entropy - ln K (nats)", "Cook's distance")
-    if not networks:
-        write_reason(axes, found.reasons.get("cooks_distance", "no network has one"))
+    """Draw Cook's distance of each network, and of each level and random labels together."""
+    axes.set_title("Influence on the line")
+    if found.influence is None:
+        write_reason(axes, found.reasons["influence"])
         return
-    x, distances = _column(networks, "train_excess"), _column(networks, "cooks_distance")
-    axes.vlines(x, 0, distances, color=QUIET_COLOR, lw=1)
-    _draw_networks(axes, x, distances, found, networks)
-    set_linear_ticks(axes.xaxis, 4)
-    if distances.max() > 0.7:
-        axes.axhline(1, color=LINE_COLOR, lw=1, ls="--")
+    groups = found.influence.group
+    rows = {name: place for place, name in enumerate(groups)}
+    known = [n for n in found.networks if n.cooks_distance is not None]
+    places = np.array([rows[f"{n.family} {n.level:g}"] for n in known], float)
+    _draw_networks(axes, _column(known, "cooks_distance"), places, found, known)
+    values = np.array(list(groups.values()))
+    axes.plot(values, list(rows.values()), "|", color=LINE_COLOR, ms=16, mew=2.2, label="Together")
+    axes.axvline(1, color=LINE_COLOR, lw=1, ls="--")
+    axes.set_xscale("log")
+    axes.legend(loc="best", fontsize=8)
+    _name_rows(axes, [name.replace("_", " ") for name in rows])
+    axes.set_xlabel("Cook's distance, log scale; stars: single networks")
 
 
 def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
@@ -245,7 +241,7 @@ def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
     _label(axes, "Temperature, log scale; 1: normalized, far left: as trained", "1 - R², log scale")
 
 
-def _draw_divisor(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
+def _draw_other(axes: Axes, found: Explanation, logits: LogitExplanation, name: str) -> None:
     """Draw the line with another divisor of the logits; "balanced" includes the paper's."""
     # Losses too close to ln K are shown as excess.
     ln_k = found.ln_num_classes if name in ("balanced", "one_norm") else None

@@ -40,25 +40,25 @@ def test_numbers_against_scipy():
             assert network.train_margin == pytest.approx(m)
         assert found.left_out == {} and found.not_interpolating == ()
         assert (found.selection, found.norm, found.num_networks) == (selection, norm, 12)
-        # 4 levels of 3 networks are too few for intervals over levels.
-        assert found.bootstrap is found.bootstrap_without_random_labels is None
-        assert set(found.reasons) == {
-            "bootstrap",
-            "bootstrap_without_random_labels",
-            "leave_out.family",
-        }
-        assert "4 levels; an interval needs at least 6" in found.reasons["bootstrap"]
+        distances = [network.cooks_distance for network in found.networks]
+        assert distances == list(found.influence.single)
+        assert list(found.influence.group) == [f"pretrain {x}" for x in ("0", "0.1", "0.5", "1")]
+        assert found.prediction["level"] == found.leave_out["level"]
+        assert set(found.reasons) == {"leave_out.family"}
 
 
 def test_intervals_are_over_levels():
     found = explain_line(synthetic_table(levels=np.linspace(0, 1, 8)))
     for name in ("slope", "intercept", "r2", "adjusted_r2", "rmse"):
-        low, high = getattr(found.bootstrap, f"{name}_interval")
+        low, high = getattr(found.fit.intervals, name)
         assert low < getattr(found.fit, name) < high
-    assert found.bootstrap.unit == "levels"
-    assert found.bootstrap_without_random_labels == found.bootstrap
+    assert (found.fit.intervals.unit, found.fit.intervals.num_units) == ("levels", 8)
     assert found.fit_without_random_labels == found.fit
     assert found.raw_fit_without_random_labels == found.raw_fit
+    few = explain_line(synthetic_table(levels=(0.0, 0.5, 1.0)))
+    assert few.fit.intervals is None
+    assert few.fit.no_intervals == "3 levels; an interval needs at least 4"
+    assert "3 levels; to leave levels out, 4 are needed" in few.reasons["divisor"]
 
 
 def test_what_is_explained_by_default_and_on_demand(tmp_path):
@@ -93,12 +93,14 @@ def test_random_labels_enter_the_fit_and_not_the_verdict():
     assert together.fit_without_random_labels == alone.fit
     assert together.raw_fit_without_random_labels == alone.raw_fit
     assert together.raw_fit.n == 24
-    assert together.bootstrap_without_random_labels == alone.bootstrap != together.bootstrap
+    assert together.fit.intervals != alone.fit.intervals
     for name in (
-        *("verdict", "because", "margin_shuffle", "prediction", "ratio", "error_ranking"),
-        *("norm_permutation", "divisor_fit", "anchored_fit", "deming"),
+        *("verdict", "because", "missing", "content", "divisor", "ratio", "error_ranking"),
+        *("norm_permutation", "divisor_fit", "anchored_fit", "deming", "prediction"),
     ):
         assert getattr(together, name) == getattr(alone, name), name
+    # Of the three networks, each has less influence than all together.
+    assert together.influence.group["random_labels 0"] > 2 * max(together.influence.single)
     # The line of either family is far from the other.
     assert together.leave_out["family"].num_parts == 2
     assert together.leave_out["family"].rmse > 10 * alone.fit.rmse
@@ -131,7 +133,7 @@ def test_too_few_networks_give_reasons_not_errors():
     assert (none.num_networks, none.num_diverged, len(none.left_out)) == (0, 2, 2)
     assert none.num_classes is none.ln_num_classes is None and none.networks == ()
     for found in (two, none):
-        for name in ("fit", "raw_fit", "bootstrap", "anchored_fit", "norm_permutation", "ratio"):
+        for name in ("fit", "raw_fit", "content", "divisor", "influence", "ratio"):
             assert getattr(found, name) is None and found.reasons[name]
         assert (
             found.error_ranking is None and "points; at least 3" in found.reasons["error_ranking"]
@@ -143,7 +145,8 @@ def test_norms_that_are_zero_give_reasons_not_errors():
     for zero in (table["member"] == 2, table["member"] >= 0):
         found = explain_line(table.assign(product_norm=table["product_norm"].mask(zero, 0.0)))
         assert found.verdict == "undecided"
-        assert "every product norm must be positive" in found.reasons["margin_shuffle"]
+        assert "every product norm must be positive" in found.reasons["content"]
+        assert "every product norm must be positive" in found.reasons["divisor"]
         assert found.divisor_fit is None and found.fit is not None
 
 

@@ -190,7 +190,13 @@ def test_sampling_error_against_fresh_test_sets(networks, found):
         ),
         rel=1e-3,
     )
-    assert found.bootstrap.unit == "networks x test examples"
+    slopes = [
+        np.polyfit(x, examples[:, rng.integers(NUM_TEST, size=NUM_TEST)].mean(axis=1), 1)[0]
+        for _ in range(500)
+    ]
+    # The standard error of a standard deviation from 500 draws is 3%.
+    assert found.sampling.of_the_slope == pytest.approx(np.std(slopes), rel=0.12)
+    assert found.fits["product_norm"].intervals.unit == "networks"
 
 
 def test_what_is_missing_is_said():
@@ -198,4 +204,4 @@ def test_what_is_missing_is_said():
     assert "entrywise" in found.reasons["fits.balanced"]
     assert "balanced" not in found.fits
     assert found.fits["rms"] is None and "2 points" in found.reasons["fits.rms"]
-    assert found.sampling is None and found.bootstrap is None
+    assert found.sampling is None

@@ -42,7 +42,8 @@ def test_the_file_holds_exactly_the_explanations(explanations, tmp_path):
     values = json.loads(path.read_text())
     assert [value["verdict"] for value in values] == [found.verdict for found in explanations]
     assert values[0]["fit"]["slope"] == explanations[0].fit.slope
-    assert values[0]["prediction"]["actual"] == list(explanations[0].prediction.actual)
+    assert values[0]["divisor"]["actual"] == list(explanations[0].divisor.actual)
+    assert values[0]["content"]["power"]["seeds_for_smallest"] == 7
     assert read_summary(path) == read_summary(tmp_path) == explanations
     before = path.read_bytes()
     write_summary(path, read_summary(path))
@@ -88,14 +89,17 @@ def test_other_files_are_refused_in_one_line(explanations, tmp_path):
         (changed(lambda v: v[0]["fit"].update(n="12")), "it[0].fit.n is '12', not of type"),
         (changed(lambda v: v[0]["fit"].update(n=True)), "it[0].fit.n is True, not of type"),
         (changed(lambda v: v[0]["fit"].update(slope=False)), "it[0].fit.slope is False"),
-        (changed(lambda v: v[0]["fit"].update(slope_interval=[1.0])), "slope_interval is [1.0]"),
+        (
+            changed(lambda v: v[0]["fit"]["intervals"].update(slope=[1.0])),
+            "it[0].fit.intervals.slope is [1.0]",
+        ),
         (changed(lambda v: v[0].update(left_out=[])), "it[0].left_out is []"),
         (changed(lambda v: v[0].update(verdict=None)), "it[0].verdict is None"),
         (changed(lambda v: v[0]["networks"][3].update(family=7)), "it[0].networks[3].family is 7"),
         (changed(lambda v: v[0]["fit"].update(rmse=math.nan)), "not JSON (NaN"),
         (changed(lambda v: v[0]["fit"].update(rmse=10**400)), "it[0].fit.rmse is 1000"),
         (
-            changed(lambda v: v[0]["fit"].update(rmse=0.25)).replace("0.25", "1e999", 1),
+            changed(lambda v: v[0]["fit"].update(rmse=0.1234567)).replace("0.1234567", "1e999", 1),
             "it[0].fit.rmse is inf",
         ),
     ):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from benchmarks.verdict_errors import draw_line
+from benchmarks.synthetic_lines import draw_line
 from experiments import explain, random_labels
 from normjax.controls.explain import explain_line
 from normjax.controls.run_logits import explain_run
@@ -79,6 +79,7 @@ def test_a_run_is_explained_with_its_logits(run_dir):
     # Every table has as many cells in each row as in its header.
     rows = [row for row in text.splitlines() if row.startswith("|")]
     assert {row.count("|") - row.count("\\|") for row in rows} == {4, 5, 7}
+    assert "\n## Three questions\n" in text and f"Missing: {line['missing']}." in text
 
 
 def test_norms_that_have_no_balance_say_so(run_dir):
@@ -97,7 +98,7 @@ def test_norms_that_have_no_balance_say_so(run_dir):
 
 def test_a_table_alone_is_explained(tmp_path, capsys):
     """Any results.csv will do, by its own path too."""
-    table = table_of(*draw_line("constant ratio, 2% noise", np.random.default_rng(0), 6, 2))
+    table = table_of(*draw_line("constant ratio, 2% noise", np.random.default_rng(0), 6, 8))
     write_results(tmp_path / "table" / "results.csv", table)
     out = tmp_path / "out"
     explain.main(parse(f"--from={tmp_path / 'table' / 'results.csv'}", f"--workdir={out}"))

@@ -91,18 +91,19 @@ def test_numbers_against_numpy():
 
 def test_one_number_has_one_interval_everywhere():
     table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
-    bootstrap = explain_line(select(table, norm="2")).bootstrap
+    intervals = explain_line(select(table, norm="2")).fit.intervals
     rows = {row.quantity: row for row in ledger.measured_rows("5", chosen("5", table), [])}
     for quantity, name in ledger.LINE.items():
-        interval = getattr(bootstrap, f"{quantity}_interval")
-        assert (rows[name].ours_low, rows[name].ours_high) == interval
+        ends = getattr(intervals, quantity)
+        assert (rows[name].ours_low, rows[name].ours_high) == ends
 
 
 def test_too_few_levels_for_an_interval():
-    rows = ledger.measured_rows("5", chosen("5", synthetic_table()), [])  # four levels
+    table = synthetic_table(levels=(0.0, 0.5, 1.0))
+    rows = ledger.measured_rows("5", chosen("5", table), [])
     for row in rows[2:]:
         assert row.ours is not None and row.ours_low is row.ours_high is None
-        assert row.reason.startswith("no interval: 4 levels; an interval needs at least 6")
+        assert row.reason.startswith("no interval: 3 levels; an interval needs at least 4")
 
 
 def test_too_few_networks_for_a_line():

@@ -86,47 +86,43 @@ def test_lines_are_those_of_the_losses_drawn_less_ln_k(panels, found, table):
     assert texts[:2] == ["Least squares", f"Without RL: R² {r2:.5f}"]
 
 
-def test_r2_of_the_controls(panels, found):
-    axes = panels[1]
-    assert row_names(axes) == [
-        "Losses as trained",
-        "Margins shuffled, norms kept",
-        "Line in 1 / norm, no training loss",
-        "Norms shuffled, margins kept",
-        "The line",
-    ]
-    r2 = [
-        found.raw_fit_without_random_labels.r2,
-        found.margin_shuffle.r2_quantiles[1],
-        found.divisor_fit.r2,
-        found.norm_permutation.r2_quantiles[1],
-        found.fit_without_random_labels.r2,
-    ]
-    np.testing.assert_allclose(markers(axes, "o"), np.column_stack([1 - np.array(r2), range(5)]))
-    bar = [line for line in axes.lines if line.get_linewidth() == 2.5][1]
-    low, _, high = found.margin_shuffle.r2_quantiles
-    np.testing.assert_allclose(bar.get_xdata(), [1 - low, 1 - high])
+def test_left_out_margins_and_their_skill(panels, found):
+    axes, divisor = panels[1], found.divisor
+    for marker, values in (("s", divisor.best), ("o", divisor.line)):
+        np.testing.assert_allclose(markers(axes, marker), np.column_stack([divisor.actual, values]))
+    low, high = divisor.interval
+    title = f"Left-out levels: skill {divisor.skill:.2f} ({low:.2f} to {high:.2f})"
+    assert axes.get_title(loc="left") == title
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts[0].startswith(f"Norms alone ({divisor.rival}): RMSE")
+
+
+def test_what_level_and_norm_leave(panels, found):
+    axes, content = panels[2], found.content
+    expected = np.column_stack([content.train, content.test])
+    np.testing.assert_allclose(np.sort(markers(axes, "*"), axis=0), np.sort(expected, axis=0))
+    (line,) = (line for line in axes.lines if line.get_color() == style.LINE_COLOR)
+    slope = np.linalg.lstsq(expected[:, :1], expected[:, 1], rcond=None)[0]
+    np.testing.assert_allclose(line.get_ydata(), slope * line.get_xdata(), rtol=1e-9)
+    low, high = content.interval
+    assert line.get_label() == f"r {content.correlation:.2f} (95%: {low:.2f} to {high:.2f})"
 
 
 def test_ratios_and_influence(panels, found, table):
     true = table[table["labels"] == "natural"]
     ratios = true["normalized_test_excess"] / true["normalized_train_excess"]
-    drawn = markers(panels[2], "*")
+    drawn = markers(panels[3], "*")
     np.testing.assert_allclose(np.sort(drawn[:, 0]), np.sort(true["product_norm"]), rtol=1e-14)
     np.testing.assert_allclose(np.sort(drawn[:, 1]), np.sort(ratios), rtol=1e-12)
-    (mean,) = {line.get_ydata()[0] for line in panels[2].lines if line.get_linestyle() == "--"}
+    (mean,) = {line.get_ydata()[0] for line in panels[3].lines if line.get_linestyle() == "--"}
     assert mean == found.ratio.mean
     drawn = markers(panels[5], "*")
-    expected = [(n.train_excess, n.cooks_distance) for n in found.networks]
+    groups = list(found.influence.group)
+    expected = [(n.cooks_distance, groups.index(f"{n.family} {n.level:g}")) for n in found.networks]
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0), rtol=1e-14)
-
-
-def test_predictions(panels, found):
-    axes, prediction = panels[3], found.prediction
-    for marker, values in (("s", prediction.divisor), ("o", prediction.line)):
-        expected = np.column_stack([prediction.actual, values])
-        np.testing.assert_allclose(markers(axes, marker), expected)
-    assert axes.get_title(loc="left").endswith(f"skill {prediction.skill:.2f}")
+    together = list(zip(found.influence.group.values(), range(7), strict=True))
+    np.testing.assert_allclose(markers(panels[5], "|"), together)
+    assert row_names(panels[5])[-1] == "random labels 1"
 
 
 def test_rankings_and_their_intervals(panels, found):
@@ -140,7 +136,7 @@ def test_rankings_and_their_intervals(panels, found):
 
 
 def test_without_intervals_none_are_announced():
-    few = explain_line(select(synthetic_table(), norm="2"), num_draws=200)  # four levels
+    few = explain_line(select(synthetic_table(levels=(0.0, 0.5, 1.0)), norm="2"), num_draws=200)
     axes = plot_line(few).axes[4]
     assert len(markers(axes, "o")) == 4
     assert not [line for line in axes.lines if line.get_linewidth() == 2.5]
@@ -154,24 +150,24 @@ def test_colors_agree_between_panels_and_the_legend(found):
     assert texts == ["0", "0.1", "0.25", "0.5", "0.75", "1", "RL"]
     colors = [to_hex(handle.get_color()) for handle in legend.legend_handles]
     assert colors[-1] == style.TEST_COLOR and len(set(colors)) == 7
-    for index in (0, 2, 5):
+    for index in (0, 2, 3, 5):
         own = {
             line.get_label().removeprefix("_"): to_hex(line.get_color())
             for line in figure.axes[index].lines
             if line.get_marker() == "*" and len(line.get_xdata())
         }
         assert own.items() <= dict(zip(texts, colors, strict=True)).items()
-        assert ("RL" in own) == (index != 2)
+        assert ("RL" in own) == (index in (0, 5))
 
 
 def test_controls_that_are_missing_say_why(table):
     two = explain_line(table[:2], num_draws=200)
     panels = plot_line(two).axes
     for index, name in (
-        (1, "fit_without_random_labels"),
-        (3, "prediction"),
+        (1, "divisor"),
+        (2, "content"),
         (4, "error_ranking"),
-        (5, "cooks_distance"),
+        (5, "influence"),
     ):
         assert [text.get_text() for text in panels[index].texts] == [two.reasons[name]]
         assert list(panels[index].get_xticks()) == []

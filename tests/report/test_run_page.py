@@ -76,13 +76,15 @@ def test_numbers_and_settings_are_on_the_page(make_run):
     first, second = explain_all(table)
     for found in (first, second):
         for name, digits in (("slope", 4), ("intercept", 4), ("rmse", 3)):
-            low, high = getattr(found.bootstrap, f"{name}_interval")
+            low, high = getattr(found.fit.intervals, name)
             value = f"{number(getattr(found.fit, name), digits)}\n"
             assert f"{value}[{number(low, digits)} to {number(high, digits)}]" in page.text
         for name in ("r2", "adjusted_r2"):
-            low, high = getattr(found.bootstrap, f"{name}_interval")
+            low, high = getattr(found.fit.intervals, name)
             assert f"{fixed(getattr(found.fit, name), 5)}\n[{fixed(low, 5)} to" in page.text
-        assert fixed(found.margin_shuffle.r2_quantiles[1], 5) in page.text
+        assert fixed(found.norm_permutation.r2_quantiles[1], 5) in page.text
+        for number_of in (found.divisor.skill, found.content.correlation):
+            assert fixed(number_of) in page.text
         ranking = found.error_ranking["product_norm"]
         low, high = ranking.kendall_interval
         assert f"{fixed(ranking.kendall)} [{fixed(low)} to {fixed(high)}]" in page.text
@@ -272,11 +274,11 @@ def test_every_verdict_is_on_the_page(make_run):
     text = Page(write_report(make_run(table)).read_text()).text
     explanations = explain_all(table)
     for found in explanations:
-        assert found.because in text
+        assert found.because in text and (found.missing or "–") in text
     assert f"Verdict: {explanations[0].verdict}: {explanations[0].because}." in text
     assert text.index("Verdict: ") < text.index("Lines")
     few = Page(write_report(make_run(table[table["member"] < 3])).read_text()).text
-    assert "Verdict: undecided: 3 networks with true labels; 8 are needed." in few
+    assert "Verdict: undecided: whether margins go together at equal level is unknown" in few
 
 
 def test_quotes_stay_as_they_are_in_markdown():

@@ -1,0 +1,87 @@
+"""How many seeds per level would show that training and test margins go together."""
+
+import dataclasses
+import math
+
+from scipy import special
+
+from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, max_p_value
+from normjax.statistics.resampling import log_num_orders
+
+MIN_WITHIN = 4  # networks less levels: two degrees of freedom remain for a correlation
+_MAX_POWERS = 3
+_MIN_ORDERS = 20  # that may reach the observed one; with fewer, a permutation loses power to z
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """What more seeds would decide. Numbers are for levels of equal size, by Fisher's z.
+
+    Attributes:
+      smallest_effect: the smallest correlation of interest.
+      seeds_for_smallest: seeds per level that show it if it is real and exclude it if there is
+        none, each in 80% of draws.
+      seeds_for_observed: seeds per level that show the observed correlation in 80% of draws; None
+        if it is not positive.
+    """
+
+    smallest_effect: float
+    seeds_for_smallest: int
+    seeds_for_observed: int | None
+
+
+def degrees_of(num_within: int) -> tuple[int, int]:
+    """Return the powers of the log norm that are given, and the degrees of freedom that remain.
+
+    Each power takes one degree for each three, at most: with few networks the noise hides a
+    curvature that many would reveal as spurious content.
+
+    Args:
+      num_within: networks less levels, at least `MIN_WITHIN`.
+    """
+    num_powers = min(max((num_within - 1) // 3, 1), _MAX_POWERS)
+    return num_powers, num_within - 1 - num_powers
+
+
+def power_of(correlation: float, num_levels: int) -> Power:
+    """Return the power of the test of content.
+
+    Args:
+      correlation: the observed correlation within levels.
+      num_levels: number of levels.
+    """
+    error = max_p_value(num_levels)
+    return Power(
+        smallest_effect=SMALLEST_EFFECT,
+        seeds_for_smallest=seeds_for_smallest(num_levels),
+        seeds_for_observed=seeds_for(correlation, num_levels, error) if correlation > 0 else None,
+    )
+
+
+def seeds_for_smallest(num_levels: int) -> int:
+    """Return the seeds per level that show the smallest effect of interest or exclude it.
+
+    To exclude it, the 95% interval of a correlation of 0 must end below it.
+    """
+    return seeds_for(SMALLEST_EFFECT, num_levels, 0.025)
+
+
+def seeds_for(correlation: float, num_levels: int, error: float) -> int:
+    """Return the seeds per level for which Fisher's z of a correlation is found with `POWER`.
+
+    Args:
+      correlation: the true correlation, in (0, 1].
+      num_levels: number of levels.
+      error: one-sided probability of finding a correlation of 0.
+    """
+    z = math.atanh(min(correlation, 1 - 1e-12))
+    needed = ((special.ndtri(1 - error) + special.ndtri(POWER)) / z) ** 2 + 1
+    num_within = MIN_WITHIN
+    if needed > 2:
+        num_within = math.ceil(needed) + 2
+        while degrees_of(num_within)[1] < needed:
+            num_within += 1
+    seeds = math.ceil(num_within / num_levels) + 1
+    while log_num_orders([seeds] * num_levels) < math.log(_MIN_ORDERS / error):
+        seeds += 1
+    return seeds
