@@ -67,6 +67,23 @@ def test_layout_of_a_matrix_for_each_group():
     assert layout == Layout((), (1,), (0, 2), 5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "copies", "axes", "layout"),
+    [
+        ((3, 4), (2, 3, 4), (1, 2), Layout((), (0,), (1,))),  # a copy for each example
+        ((1, 3, 4), (2, 3, 4), (0, 1, 2), Layout((), (1,), (2,))),
+        ((1, 4), (2, 3, 4), (1, 2), None),  # one weight for all inputs
+        ((3, 1), (2, 3, 4), (1, 2), None),  # one weight for all outputs
+        ((4,), (2, 3, 4), (2,), None),
+    ],
+)
+def test_layout_of_a_repeated_kernel(shape, copies, axes, layout):
+    def apply_fn(kernel, x):
+        return x[:, None] @ lax.broadcast_in_dim(kernel, copies, axes)
+
+    assert first_layout(apply_fn, draw(*shape), draw(2, 3)) == layout
+
+
 def test_layout_of_dense_general():
     class Net(nn.Module):
         @nn.compact
