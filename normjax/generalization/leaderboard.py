@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from normjax.data import standardize_images
 from normjax.generalization.absorbed import absorbed_layers, check_layers, with_layers
 from normjax.generalization.measures import MEASURES
 from normjax.generalization.ranking import MIN_NETWORKS, RankedMeasure, rank_measures
-from normjax.generalization.sharpness import SHARPNESS_MEASURES
+from normjax.generalization.sample import draw_sample
+from normjax.generalization.sharpness import Sharpness, measure_sharpness
 from normjax.generalization.trained_network import TrainedNetwork
 from normjax.results.table import is_finite, level_names, member_names, select
 from normjax.training.ensemble import map_members
@@ -114,8 +114,18 @@ def factors_of(runs: Sequence[FinishedRun], table: pd.DataFrame) -> pd.DataFrame
     return factors.loc[:, factors.nunique() > 1]
 
 
+def columns_of(table: pd.DataFrame) -> dict[str, list[Any]]:
+    """Return a table as lists by name."""
+    return {str(name): column.tolist() for name, column in table.items()}
+
+
 def measure_networks(
-    runs: Sequence[FinishedRun], chosen: ChosenNetworks, *, sharpness_images: int, seed: int
+    runs: Sequence[FinishedRun],
+    chosen: ChosenNetworks,
+    *,
+    sharpness_images: int,
+    sample_images: int,
+    seed: int,
 ) -> pd.DataFrame:
     """Compute all measures of all networks.
 
@@ -123,6 +133,7 @@ def measure_networks(
       runs: the runs.
       chosen: the n networks.
       sharpness_images: number of training images for the flatness measures, at most.
+      sample_images: number of training images for measures of representations, at most.
       seed: seed of these images and of the noise.
 
     Returns:
@@ -138,23 +149,22 @@ def measure_networks(
     for position, run in enumerate(runs):
         is_own = (chosen.table["run"] == position).tolist()
         networks = [one for one, own in zip(chosen.networks, is_own, strict=True) if own]
-        found = []
-        for network in networks:
+        found = _measure_sharpness(run, networks, sharpness_images, seed, bar.update)
+        for network, sharpness in zip(networks, found, strict=True):
+            images, labels = run.dataset.train.images, network.train_labels
             trained = TrainedNetwork(
                 params=network.variables,
                 initial_params=network.initial_variables,
-                logits=jnp.asarray(
-                    logits_of(run.apply_fn, network.variables, run.dataset.train.images)
-                ),
-                labels=jnp.asarray(network.train_labels),
+                logits=jnp.asarray(logits_of(run.apply_fn, network.variables, images)),
+                labels=jnp.asarray(labels),
                 apply_fn=run.apply_fn,
                 input_shape=run.dataset.image_shape,
                 structure=run.classifier.structure,
+                sample=draw_sample(images, labels, sample_images, seed),
+                sharpness=sharpness,
             )
-            found.append({name: function(trained) for name, function in MEASURES.items()})
+            rows.append({name: own.function(trained) for name, own in MEASURES.items()})
             bar.update()
-        flat = _measure_sharpness(run, networks, sharpness_images, seed, bar.update)
-        rows += [own | other for own, other in zip(found, flat, strict=True)]
     bar.close()
     return pd.DataFrame(rows)
 
@@ -168,10 +178,10 @@ def rank_networks(
     """
     table = chosen.table
     return rank_measures(
-        _columns(measures),
+        columns_of(measures),
         table["test_error"].to_numpy(),
         table["normalized_test_loss"].to_numpy(),
-        _columns(factors_of(runs, table)),
+        columns_of(factors_of(runs, table)),
         list(zip(table["run"], level_names(table), strict=True)),
         num_test=len(runs[0].dataset.test.labels),
         seed=seed,
@@ -188,26 +198,43 @@ def measures_table(
     return pd.concat([factors_of(runs, table), described.rename(columns=in_nats), measures], axis=1)
 
 
+def source_of(name: str) -> str:
+    """Return who published a measure, or that nobody did."""
+    return MEASURES[name].source or "not published"
+
+
 def leaderboard_table(ranked: Sequence[RankedMeasure]) -> pd.DataFrame:
     """Return leaderboard.csv: a row per measure, best first; NaN is unknown."""
     absent = (math.nan, math.nan)
     rows = []
     for row in ranked:
-        found, errors = row.correlation, row.sign_errors
+        found, errors, known = row.correlation, row.sign_errors, row.information
         low, high = (found and found.kendall_interval) or absent
         psi_low, psi_high = row.psi_interval or absent
+        less_low, less_high = (row.difference and row.difference.interval) or absent
         rows.append(
             {
                 "measure": row.name,
+                "source": source_of(row.name),
                 "tau": row.tau,
                 "tau_low": low,
                 "tau_high": high,
                 "p_value": found.p_value if found else math.nan,
+                "p_value_holm": row.adjusted_p_value,
+                "less_than_best": row.difference.value if row.difference else math.nan,
+                "less_than_best_low": less_low,
+                "less_than_best_high": less_high,
+                "less_than_best_p_value": row.difference.p_value if row.difference else math.nan,
+                "tied_with": ", ".join(row.tied_with),
                 "tau_normalized_test_loss": row.tau_normalized_test_loss,
                 "mean_psi": row.mean_psi,
                 "mean_psi_low": psi_low,
                 "mean_psi_high": psi_high,
                 **{f"psi_{factor}": value for factor, value in row.psi.items()},
+                "information": known.value if known else math.nan,
+                "information_by_chance": known.chance if known else math.nan,
+                "information_p_value": known.p_value if known else math.nan,
+                "information_given": ", ".join(known.given) if known else "",
                 "worst_sign_error": errors.worst,
                 "mean_sign_error": errors.mean,
                 "num_environments": errors.num_environments,
@@ -217,48 +244,36 @@ def leaderboard_table(ranked: Sequence[RankedMeasure]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
-    return {str(name): column.tolist() for name, column in table.items()}
-
-
 def _measure_sharpness(
     run: FinishedRun,
     networks: Sequence[Network],
     num_images: int,
     seed: int,
     progress: Callable[[int], Any],
-) -> list[dict[str, float]]:
-    """Compute the measures that perturb the weights, one network per device at a time.
+) -> list[Sharpness]:
+    """Perturb the weights, one network per device at a time.
 
     All networks use the same images and the same noise.
     """
-    num_train = len(run.dataset.train.labels)
-    rng = np.random.default_rng(seed)
-    subset = rng.choice(num_train, min(num_images, num_train), replace=False)
-    x = np.asarray(standardize_images(run.dataset.train.images[subset]))
-    batch_size = choose_evaluation_batch_size()
-
-    structure = run.classifier.structure
+    structure, batch_size = run.classifier.structure, choose_evaluation_batch_size()
 
     def of_network(variables, labels, x, key):
         def apply_layers(layers, x, /):
             return run.apply_fn(with_layers(variables, structure, layers), x)
 
         layers = absorbed_layers(variables, structure)
-        return {
-            name: function(apply_layers, layers, x, labels, key, batch_size=batch_size)
-            for name, function in SHARPNESS_MEASURES.items()
-        }
+        return measure_sharpness(apply_layers, layers, x, labels, key, batch_size=batch_size)
 
     of_networks = map_members(of_network, num_shared=2)
-    num_devices = len(jax.local_devices())
+    images, num_devices = run.dataset.train.images, len(jax.local_devices())
     found = []
     for start in range(0, len(networks), num_devices):
         part = list(networks[start : start + num_devices])
         filled = [*part, *[part[-1]] * (num_devices - len(part))]
+        samples = [draw_sample(images, n.train_labels, num_images, seed) for n in filled]
         variables = jax.tree.map(lambda *x: np.stack(x), *[n.variables for n in filled])
-        labels = np.stack([n.train_labels[subset] for n in filled])
-        values = jax.device_get(of_networks(variables, labels, x, jax.random.key(seed)))
-        found += [{name: float(v[i]) for name, v in values.items()} for i in range(len(part))]
+        labels = np.stack([sample.labels for sample in samples])
+        values = jax.device_get(of_networks(variables, labels, samples[0].x, jax.random.key(seed)))
+        found += [Sharpness(*(float(v[i]) for v in values)) for i in range(len(part))]
         progress(len(part))
     return found

@@ -7,6 +7,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import softmax
 
 from normjax import losses
 from normjax.generalization.norm_measures import (
@@ -39,7 +40,7 @@ def log_frobenius_over_margin(network: TrainedNetwork) -> float:
     Its inverse is the margin of the paper's normalized network. Source: Jiang et al. 2020, eq. 36.
     Infinite if gamma is not positive. Batch normalization: as in `log_product_frobenius`.
     """
-    return log_product_frobenius(network) - _log(_margin(network))
+    return log_product_frobenius(network) - log_margin(network)
 
 
 def log_spectral_over_margin(network: TrainedNetwork) -> float:
@@ -48,7 +49,7 @@ def log_spectral_over_margin(network: TrainedNetwork) -> float:
     Source: Bartlett et al. (NeurIPS 2017); Jiang et al. 2020, eq. 31. Infinite if gamma is not
     positive. Batch normalization: as in `log_product_spectral`.
     """
-    return log_product_spectral(network) - _log(_margin(network))
+    return log_product_spectral(network) - log_margin(network)
 
 
 def log_path_norm_over_margin(network: TrainedNetwork) -> float:
@@ -57,7 +58,7 @@ def log_path_norm_over_margin(network: TrainedNetwork) -> float:
     Source: Neyshabur et al. (NeurIPS 2017); Jiang et al. 2020, eq. 43. Infinite if gamma is not
     positive. Batch normalization: as in `log_l1_path_norm`.
     """
-    return log_l2_path_norm(network) - _log(_margin(network))
+    return log_l2_path_norm(network) - log_margin(network)
 
 
 def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
@@ -73,31 +74,6 @@ def log_spectral_complexity_over_margin(network: TrainedNetwork) -> float:
     distances = layer_norms(change, structure, sum_of_l2, may_be_zero=True)
     ratios = np.sum((distances / network.spectral_norms) ** (2 / 3))
     return log_spectral_over_margin(network) + 1.5 * _log(ratios)
-
-
-def negative_log_margin_mean(network: TrainedNetwork) -> float:
-    """Return `-mean ln(m / sqrt(V))` over the training examples with margin m > 0.
-
-    V is the total variation of the logits (the trace of their covariance over the training set),
-    which makes margins comparable between networks. Source: Jiang, Krishnan, Mobahi and Bengio,
-    "Predicting the Generalization Gap in Deep Networks with Margin Distributions" (ICLR 2019):
-    margins in log space, divided by the total variation of their layer, only for correctly
-    classified examples. They use hidden layers and the input. This function uses the last layer,
-    where the distance to the decision boundary is the margin up to a constant. Infinite if no
-    example is correct. Batch normalization: does not matter, logits are the same.
-    """
-    margins = _normalized_margins(network)
-    return float(-np.mean(np.log(margins))) if margins.size else math.inf
-
-
-def negative_log_margin_quartile(network: TrainedNetwork) -> float:
-    """Return `-ln` of the lower quartile of `m / sqrt(V)`, as in `negative_log_margin_mean`.
-
-    Source: Jiang et al. (ICLR 2019), who describe the distribution by its quartiles. Infinite if no
-    example is correct. Batch normalization: does not matter, logits are the same.
-    """
-    margins = _normalized_margins(network)
-    return float(-np.log(np.quantile(margins, 0.25))) if margins.size else math.inf
 
 
 def negative_margin_area(network: TrainedNetwork) -> float:
@@ -130,16 +106,62 @@ def normalized_train_loss(network: TrainedNetwork) -> float:
     return _mean(losses.excess_cross_entropy(jnp.asarray(network.logits) * scale, network.labels))
 
 
+def log_inverse_min_margin(network: TrainedNetwork) -> float:
+    """Return `d ln ||theta|| - ln(smallest margin)`, with d layers and all their weights theta.
+
+    Source: Lyu and Li, "Gradient Descent Maximizes the Margin of Homogeneous Neural Networks" (ICLR
+    2020), whose normalized margin is the smallest margin divided by `||theta||^d`. Their networks
+    have no biases in later layers; here such biases count as weights. Infinite if an example is
+    misclassified. Batch normalization: absorbed.
+    """
+    squares = [
+        float(np.sum(np.asarray(leaf, np.float64) ** 2))
+        for layer in network.layers
+        for leaf in layer.values()
+    ]
+    smallest = float(network.margins.min())
+    return len(network.layers) / 2 * math.log(sum(squares)) - _log(smallest)
+
+
+def log_fisher_rao_norm(network: TrainedNetwork) -> float:
+    """Return the logarithm of the Fisher-Rao norm, with labels drawn from the network's softmax.
+
+    With d layers, logits f and probabilities p, the squared norm is
+    `d^2 mean_i sum_y p_y (<p, f> - f_y)^2`. Source: Liang, Poggio, Rakhlin and Stokes, "Fisher-Rao
+    Metric, Geometry, and Complexity of Neural Networks" (AISTATS 2019), eq. 5.2. It
+    is `theta^T I(theta) theta` where all layers are scaled together; a bias of a later layer scales
+    with the layers before it, which keeps their formula exact. Batch normalization: absorbed; it
+    does not matter, logits are the same.
+    """
+    logits = np.asarray(network.logits, np.float64)
+    p = softmax(logits, axis=1)
+    deviations = np.sum(p * logits, axis=1, keepdims=True) - logits
+    return _log_root(network, np.sum(p * deviations**2, axis=1))
+
+
+def log_empirical_fisher_rao_norm(network: TrainedNetwork) -> float:
+    """Return the logarithm of the Fisher-Rao norm with the training labels: y is y_i, p_y is 1.
+
+    Source and symbols: as in `log_fisher_rao_norm`; their empirical version, eq. 5.3. Batch
+    normalization: as there.
+    """
+    logits = np.asarray(network.logits, np.float64)
+    own = np.take_along_axis(logits, np.asarray(network.labels)[:, None], axis=1)[:, 0]
+    return _log_root(network, (np.sum(softmax(logits, axis=1) * logits, axis=1) - own) ** 2)
+
+
+def log_margin(network: TrainedNetwork) -> float:
+    """Return the logarithm of gamma, the 10th percentile of the margins; -inf if not positive."""
+    return _log(_margin(network))
+
+
 def _margin(network: TrainedNetwork) -> float:
     """Return gamma, the 10th percentile of the margins."""
     return float(np.quantile(network.margins, MARGIN_QUANTILE))
 
 
-def _normalized_margins(network: TrainedNetwork) -> np.ndarray:
-    """Return the positive margins divided by the root of the total variation of the logits."""
-    positive = network.margins[network.margins > 0]
-    variation = np.sum(np.var(np.asarray(network.logits, np.float64), axis=0))
-    return positive / math.sqrt(variation) if positive.size else positive
+def _log_root(network: TrainedNetwork, squares: np.ndarray) -> float:
+    return math.log(len(network.layers)) + _log(float(np.mean(squares))) / 2
 
 
 def _log(value: float) -> float:

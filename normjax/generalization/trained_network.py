@@ -8,6 +8,10 @@ import numpy as np
 
 from normjax import losses
 from normjax.generalization.absorbed import Layers, absorbed_layers, with_layers
+from normjax.generalization.hidden_layers import HiddenLayers, hidden_layers
+from normjax.generalization.sample import Sample, mix_within_classes
+from normjax.generalization.sharpness import Sharpness
+from normjax.matrices import layer_matrix
 from normjax.normalize import param_norms
 from normjax.structure import NetworkStructure
 from normjax.types import ApplyFn, Array, Norm, Params
@@ -25,6 +29,8 @@ class TrainedNetwork:
       apply_fn: the network; its activation leaves positive numbers unchanged, like ReLU.
       input_shape: shape of one input, such as `(32, 32, 3)`.
       structure: the structure of `apply_fn`, which has passed `check_layers`.
+      sample: the training images of the measures that need representations.
+      sharpness: what noise and ascent do to the network.
     """
 
     params: Params
@@ -34,6 +40,8 @@ class TrainedNetwork:
     apply_fn: ApplyFn
     input_shape: tuple[int, ...]
     structure: NetworkStructure
+    sample: Sample
+    sharpness: Sharpness
 
     @functools.cached_property
     def frobenius_norms(self) -> np.ndarray:
@@ -56,6 +64,38 @@ class TrainedNetwork:
         start = absorbed_layers(self.initial_params, self.structure)
         change = jax.tree.map(lambda w, start: w - start, self.layers, start)
         return with_layers(self.params, self.structure, change)
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        """Return the weights of all layer matrices: kernels, and biases that belong to them."""
+        return _weights(self.params, self.structure)
+
+    @functools.cached_property
+    def changed_weights(self) -> np.ndarray:
+        """Return `weights` minus the initial ones."""
+        return _weights(self.change, self.structure)
+
+    @functools.cached_property
+    def hidden(self) -> HiddenLayers:
+        """Return the representations of the sample."""
+        return self._hidden(self.sample)
+
+    @functools.cached_property
+    def mixup(self) -> Sample:
+        """Return means of pairs of images of the sample that have one label."""
+        return mix_within_classes(self.sample)
+
+    @functools.cached_property
+    def mixed_hidden(self) -> HiddenLayers:
+        """Return the representations of `mixup`."""
+        return self._hidden(self.mixup)
+
+    def logits_of(self, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, K]` of n inputs."""
+        return self._hidden(Sample(x, np.zeros(len(x), np.int32), 0)).logits
+
+    def _hidden(self, sample: Sample) -> HiddenLayers:
+        return hidden_layers(self.apply_fn, self.structure, self.params, sample.x, sample.labels)
 
     @functools.cached_property
     def margins(self) -> np.ndarray:
@@ -82,3 +122,11 @@ def layer_norms(
         if not may_be_zero and not value > 0:
             raise ValueError(f"layer {path!r} has norm {value}: measures are undefined")
     return np.array(list(norms.values()), np.float64)
+
+
+def _weights(params: Params, structure: NetworkStructure) -> np.ndarray:
+    """Return the entries of all layer matrices in one vector, float64."""
+    leaves = jax.tree.leaves(params)
+    matrices = [layer_matrix(leaves, matrix) for matrix in structure.matrices]
+    entries = [np.ravel(leaf) for matrix in matrices for leaf in matrix.values()]
+    return np.concatenate(entries).astype(np.float64)

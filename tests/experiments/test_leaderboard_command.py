@@ -12,7 +12,6 @@ from scipy import stats
 from experiments import leaderboard, random_labels
 from normjax.generalization import leaderboard as library
 from normjax.generalization.measures import MEASURES
-from normjax.generalization.sharpness import SHARPNESS_MEASURES
 from normjax.plots import paper as plotting
 from normjax.results.table import on_own_labels, read_results, select
 from tests.helpers import commands
@@ -52,7 +51,14 @@ def run_dir(invoke, tmp_path_factory):
 @pytest.fixture(scope="module")
 def workdir(run_dir):
     workdir = run_dir.parent / "board"
-    leaderboard.main(parse(f"--from={run_dir}", f"--workdir={workdir}", "--sharpness_images=40"))
+    leaderboard.main(
+        parse(
+            f"--from={run_dir}",
+            f"--workdir={workdir}",
+            "--sharpness_images=40",
+            "--sample_images=50",
+        )
+    )
     return workdir
 
 
@@ -61,7 +67,7 @@ def unmeasured(monkeypatch):
     """Measures that cost nothing: the position of a network."""
 
     def measure(_runs, chosen, **_):
-        return pd.DataFrame({"position": range(len(chosen.networks))})
+        return pd.DataFrame({"train_loss": range(len(chosen.networks))})
 
     monkeypatch.setattr(library, "measure_networks", measure)
 
@@ -80,8 +86,9 @@ def test_measures_are_those_of_the_runs_networks(run_dir, workdir):
         ("normalized_train_loss", rows["normalized_train_excess"]),
     ):
         np.testing.assert_allclose(table[name], values, rtol=1e-5, err_msg=name)
-    assert {*MEASURES, *SHARPNESS_MEASURES} < {*table}
-    for name in SHARPNESS_MEASURES:  # sigma lies between 1e-4 and 10
+    assert {*MEASURES} < {*table}
+    for name in ("pac_bayes_flatness", "pac_bayes_magnitude_flatness"):
+        # sigma lies between 1e-4 and 10
         assert ((-2 * np.log(10) < table[name]) & (table[name] < -2 * np.log(1e-4))).all()
         assert len(set(table[name])) > 1
 
@@ -91,7 +98,7 @@ def test_the_leaderboard_ranks_what_was_measured(workdir):
         pd.read_csv(workdir / "measures.csv"),
         pd.read_csv(workdir / "leaderboard.csv"),
     )
-    assert sorted(board["measure"]) == sorted([*MEASURES, *SHARPNESS_MEASURES])
+    assert sorted(board["measure"]) == sorted(MEASURES)
     for name, tau, other, psi in zip(
         board["measure"],
         board["tau"],
@@ -107,8 +114,9 @@ def test_the_leaderboard_ranks_what_was_measured(workdir):
         assert other == pytest.approx(expected, abs=1e-12, nan_ok=True)
         # Of each seed there are two networks; their order is right or wrong, or they tie.
         pairs = [(values[i], values[i + 2], error[i], error[i + 2]) for i in (0, 1)]
-        orders = [1 if (a < b) == (c < d) else -1 for a, b, c, d in pairs if a != b and c != d]
-        assert psi == pytest.approx(np.mean(orders) if orders else np.nan, abs=1e-12, nan_ok=True)
+        orders = [np.sign(a - b) * np.sign(c - d) for a, b, c, d in pairs]
+        expected = np.nan if np.isnan(tau) else np.mean(orders)
+        assert psi == pytest.approx(expected, abs=1e-12, nan_ok=True)
     taus = board["tau"].dropna()
     assert (np.diff(taus) <= 0).all() and len(taus) >= 20
     # Two levels make no interval.
@@ -122,12 +130,19 @@ def test_page_and_figure(workdir):
     assert page.count("its test error is on random labels") == 2
     assert "member 4 (random_labels, level 1, seed 0)" in page
     assert "on 40 training images" in page and "200 test examples" in page
+    assert "augmented images: 50 training images" in page
+    (line,) = [line for line in page.splitlines() if line.startswith("Not published as a measure")]
+    assert "`log_product_stable_ranks`" in line and "`train_loss`" in line
+    assert "The measures of each line order the networks identically:" in page
+    assert "No measure can be told from the first: 2 levels; an interval needs at least 6" in page
     assert "The networks differ in: corruption, seed." in page
     lines = [line for line in page.splitlines() if line.startswith("| `")]
     board = pd.read_csv(workdir / "leaderboard.csv")
     assert [line.split("`")[1] for line in lines] == board["measure"].tolist()
-    assert lines[0].split("|")[2].strip() == f"{board['tau'][0]:.2f}"
-    assert "no intervals: 2 levels; an interval needs at least 6" in page
+    assert lines[0].split("|")[3].strip() == f"{board['tau'][0]:.2f}"
+    sources = [line.split("|")[2].strip() for line in lines]
+    assert sources == board["source"].tolist() and "not published" in sources
+    assert "no intervals: 2 levels; an interval needs at least 4" in page
     assert "\n\n\n" not in page and page.endswith("\n")
     figures = {path.name for path in (workdir / "figures").iterdir()}
     assert figures == {"leaderboard.png", "leaderboard.pdf"}

@@ -54,20 +54,99 @@ def test_rise_is_above_the_error_without_noise():
     assert float(sigma) == pytest.approx(-0.05 / stats.norm.ppf(0.4 / 3), rel=0.02)
 
 
-def test_measures_are_minus_two_ln_sigma():
+@pytest.mark.slow
+def test_all_are_measured_at_once():
     params, x, labels = one_weight(0.05)
-    key = jax.random.key(0)
-    for name, is_relative in (
-        ("pac_bayes_flatness", False),
-        ("pac_bayes_magnitude_flatness", True),
-    ):
-        search = {"num_draws": 2, "num_steps": 7, "batch_size": 1000}
-        find = functools.partial(sharpness.find_sigma, look_up, is_relative=is_relative, **search)
-        sigma = jax.jit(find)(params, x, labels, key)
-        measure = functools.partial(sharpness.SHARPNESS_MEASURES[name], look_up, **search)
-        value = jax.jit(measure)(params, x, labels, key)
-        np.testing.assert_allclose(value, -2 * np.log(sigma), rtol=1e-6)
-        assert np.isfinite(value)
+    search = {"num_steps": 7, "batch_size": 1000}
+    measure = functools.partial(sharpness.measure_sharpness, look_up, num_draws=2, **search)
+    found = jax.jit(measure)(params, x, labels, jax.random.key(0))
+    expected = []
+    for is_relative in (False, True):
+        find = functools.partial(sharpness.find_sigma, look_up, num_draws=2, **search)
+        find = jax.jit(functools.partial(find, is_relative=is_relative))
+        expected.append(find(params, x, labels, jax.random.key(0)))
+    for is_relative in (False, True):
+        find = functools.partial(sharpness.find_alpha, look_up, is_relative=is_relative, **search)
+        expected.append(jax.jit(find)(params, x, labels))
+    for radius, is_adaptive in ((0.05, False), (0.5, True)):
+        rise = functools.partial(sharpness.loss_rise, look_up, batch_size=1000, radius=radius)
+        expected.append(
+            jax.jit(functools.partial(rise, is_adaptive=is_adaptive))(params, x, labels)
+        )
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert np.isnan(found.relative_alpha) and np.isfinite(found[:3]).all()
+
+
+@pytest.mark.parametrize(("size", "is_relative"), [(0.01, False), (0.7, False), (0.02, True)])
+def test_alpha_in_closed_form(size, is_relative):
+    """A fifth of the examples has a tenth of the weight: they turn wrong first, all at once."""
+    params, x, labels = one_weight(size)
+    params = {"kernel": params["kernel"].at[::5].set(size / 10)}
+    find = functools.partial(sharpness.find_alpha, look_up, is_relative=is_relative)
+    alpha = jax.jit(functools.partial(find, batch_size=1000, num_steps=14))(params, x, labels)
+    # In a relative box, every weight reaches 0 at alpha = 1, where the search ends.
+    expected = np.nan if is_relative else size / 10
+    np.testing.assert_allclose(alpha, expected, rtol=0.02)
+
+
+def test_a_relative_box_is_a_box_in_units_of_the_weights():
+    """Two weights per example: the sum changes sign where alpha (a + b) = a - b."""
+    large, small = np.full(4000, 3.0), np.full(4000, 1.0)
+    small[::4] = 2.0
+
+    def difference(params, index):
+        score = (params["a"][index] - params["b"][index])[:, None]
+        return jnp.concatenate([score, jnp.zeros_like(score)], axis=-1)
+
+    params = {"a": jnp.asarray(large, jnp.float32), "b": jnp.asarray(small, jnp.float32)}
+    alpha = sharpness.find_alpha(
+        difference,
+        params,
+        jnp.arange(4000),
+        jnp.zeros(4000, jnp.int32),
+        is_relative=True,
+        num_steps=14,
+        batch_size=1000,
+    )
+    # A quarter of the examples is wrong beyond (3 - 2) / (3 + 2).
+    assert float(alpha) == pytest.approx(0.2, rel=0.02)
+
+
+def test_loss_rise_against_pytorch():
+    """The step of SAM and of its adaptive form, on an MLP in float64."""
+    torch = pytest.importorskip("torch")
+    params = jax.tree.map(lambda w: 0.3 * w, mlp_params((6, 12, 3)))
+    x = np.random.default_rng(1).standard_normal((70, 6)).astype(np.float32)
+    labels = np.arange(70) % 3
+    weights = {
+        f"{layer}/{leaf}": torch.tensor(np.asarray(w), dtype=torch.float64, requires_grad=True)
+        for layer, leaves in params.items()
+        for leaf, w in leaves.items()
+    }
+
+    def loss_of(weights):
+        h = torch.tensor(x, dtype=torch.float64)
+        h = torch.relu(h @ weights["Dense_0/kernel"] + weights["Dense_0/bias"])
+        logits = h @ weights["Dense_1/kernel"] + weights["Dense_1/bias"]
+        return torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
+
+    loss = loss_of(weights)
+    gradients = dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    for radius, is_adaptive in ((0.05, False), (0.5, True)):
+        unit = {
+            name: w.abs() + 0.01 if is_adaptive and "kernel" in name else torch.ones_like(w)
+            for name, w in weights.items()
+        }
+        length = sum(((unit[k] * g) ** 2).sum() for k, g in gradients.items()).sqrt()
+        moved = {
+            name: w + radius * unit[name] ** 2 * gradients[name] / length
+            for name, w in weights.items()
+        }
+        expected = (loss_of(moved) - loss).item()
+        rise = functools.partial(sharpness.loss_rise, apply_fn(Mlp((12, 3))), batch_size=16)
+        rise = functools.partial(rise, radius=radius, is_adaptive=is_adaptive)
+        found = jax.jit(rise)(params, x, labels)
+        assert float(found) == pytest.approx(expected, rel=1e-4) and expected > 0
 
 
 def test_relative_noise_does_not_see_rescaled_units():
