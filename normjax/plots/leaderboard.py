@@ -18,8 +18,8 @@ _FACTOR_MARKERS = ("s", "^", "v", "D")
 def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
     """Draw three panels with a row per measure: tau, psi by factor, and sign errors.
 
-    Points are values, bars are 95% bootstrap intervals; missing ones are not drawn. The paper's
-    measure has its own color.
+    Points are values, bars are 95% intervals; missing ones are not drawn. The paper's measure has
+    its own color; measures that are worse than the first, for all together, are hollow.
 
     Args:
       ranked: the measures, best first.
@@ -47,13 +47,18 @@ def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
 
 def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
     """Draw Kendall's tau with intervals."""
+    has_intervals = any(row.correlation and row.correlation.kendall_interval for row in ranked)
     for place, row in zip(places, ranked, strict=True):
         if row.correlation is None:
             continue
-        bounds = row.correlation.kendall_interval
-        _draw_interval(axes, bounds, place, row)
-        label = "The paper's measure" if row.name == _OURS else _with_interval("Measure", bounds)
-        axes.plot(row.tau, place, "o", color=_color(row), ms=5.5, label=_once(axes, label))
+        _draw_interval(axes, row.correlation.kendall_interval, place, row)
+        label, color, fill = _with_interval("Measure", has_intervals), _color(row), _color(row)
+        if row.difference is not None and row.difference.is_real:
+            label, fill = "Worse than the first", "white"
+        if row.name == _OURS:
+            label = "The paper's measure"
+        label = _once(axes, label)
+        axes.plot(row.tau, place, "o", color=color, mfc=fill, ms=5.5, label=label)
     axes.set_title("All networks")
     axes.set_xlabel("Kendall's τ with the test error")
     _span(axes, -1, 1, 0)
@@ -61,6 +66,7 @@ def _draw_taus(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) 
 
 def _draw_psis(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) -> None:
     """Draw the mean psi with intervals, and a hollow marker per factor."""
+    has_intervals = any(row.psi_interval for row in ranked)
     for place, row in zip(places, ranked, strict=True):
         _draw_interval(axes, row.psi_interval, place, row)
         for (factor, value), marker in zip(row.psi.items(), _FACTOR_MARKERS, strict=False):
@@ -70,7 +76,7 @@ def _draw_psis(axes: Axes, ranked: Sequence[RankedMeasure], places: np.ndarray) 
                     value, place, marker, color=LINE_COLOR, mfc="white", ms=4.5, lw=0, label=label
                 )
         if np.isfinite(row.mean_psi):
-            label = _once(axes, _with_interval("Mean", row.psi_interval))
+            label = _once(axes, _with_interval("Mean over hyperparameters", has_intervals))
             label = label if row.name != _OURS else None
             axes.plot(row.mean_psi, place, "o", color=_color(row), ms=5.5, label=label)
     axes.set_title("One factor at a time")
@@ -106,9 +112,9 @@ def _draw_interval(
         axes.plot(bounds, (place, place), color=_color(row), lw=1.4, alpha=0.6)
 
 
-def _with_interval(label: str, bounds: tuple[float, float] | None) -> str:
+def _with_interval(label: str, has_intervals: bool) -> str:
     """Return the legend entry."""
-    return label if bounds is None else f"{label}, 95% interval"
+    return f"{label}, 95% interval" if has_intervals else label
 
 
 def _span(axes: Axes, low: float, high: float, chance: float) -> None:

@@ -64,6 +64,18 @@ def test_points_and_bars_are_the_ranked_numbers(rows):
     assert names == {"Measure, 95% interval", "The paper's measure"}
 
 
+def test_measures_that_are_worse_than_the_first_are_hollow():
+    levels = [str(i) for i in range(24)]
+    error = 0.1 + 0.02 * np.arange(24)
+    measures = {"good": error, "bad": -error + 0.05 * np.random.default_rng(0).normal(size=24)}
+    rows = rank_measures(measures, error, error, {"corruption": levels}, levels, num_test=5000)
+    assert [row.difference.is_real for row in rows] == [False, True]
+    left = plot_leaderboard(rows, "A title").axes[0]
+    filled = [line for line in left.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "white" for line in filled] == [False, True]
+    assert "Worse than the first" in {text.get_text() for text in left.get_legend().get_texts()}
+
+
 def test_without_intervals_there_are_no_bars():
     left, middle, right = plot_leaderboard(ranked(["a", "b"] * 6, num_test=1), "A title").axes
     assert bars(left) == bars(middle) == {} and len(points(left, "o")) == 2
