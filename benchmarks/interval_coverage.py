@@ -164,12 +164,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             pool.submit(function, arguments[0], num_lines, *arguments[1:])
             for _, _, function, arguments in CASES
         ]
-        print("| networks | of | interval | coverage | without |\n|---|---|---|---|---|")
+        print("Percent of lines.\n")
+        print("| networks | of | interval | coverage | without an interval |")
+        print("|---|---|---|---|---|")
         for (name, quantities, _, (_, levels, seeds)), job in zip(CASES, jobs, strict=True):
             for quantity, intervals, truth in zip(quantities, *job.result(), strict=True):
                 held, known = coverage(intervals, truth)
                 share = rate(held, known) if known else "–"
-                without = f"{1 - known / num_lines:.1%}"
+                without = f"{100 * (1 - known / num_lines):.1f}"
                 print(
                     f"| {levels} x {seeds} | {name} | {quantity} | {share} | {without} |",
                     flush=True,

@@ -17,6 +17,7 @@ NULLS = (
     *(f"{shape} in the level, {direction}" for shape in SHAPES for direction in DIRECTIONS),
     "both follow the norm",
     "both follow the norm, wide",
+    "both follow the norm, wide and U-shaped",
 )
 RELATED = (
     "constant ratio, 2% noise",
@@ -40,9 +41,10 @@ def draw_line(
         given level and norm, or of `RELATED`. "independent": all numbers are, the pure artifact.
         "by level": levels are independent, networks of one level similar. "in the level": both
         follow the position of the level in this shape, in the same or opposite direction. "follow
-        the norm": margins are powers of the norm with 2% noise; "wide": norms of one level differ
-        by 30%. "constant ratio": the test margin is 0.6 times the training margin. "drifts": the
-        ratio falls with the norm, and the margins are U-shaped, as in that run.
+        the norm": margins are powers of the norm, or of a U-shaped function of its logarithm, with
+        2% noise; "wide": norms of one level differ by 30%. "constant ratio": the test margin is 0.6
+        times the training margin. "drifts": the ratio falls with the norm, and the margins are
+        U-shaped, as in that run.
       rng: the random generator.
       num_levels: number of levels.
       num_seeds: number of networks per level.
@@ -69,9 +71,10 @@ def draw_line(
         train = 18 + 4 * values + noise(0.4)
         test = 11 + 1.5 * DIRECTIONS[direction] * values + noise(0.2)
     elif kind.startswith("both follow the norm"):
-        log_norm += noise(0.3) if kind.endswith("wide") else 0
-        train = 20 * np.exp(0.3 * (log_norm - 6) + noise(0.02))
-        test = 11 * np.exp(0.15 * (log_norm - 6) + noise(0.02))
+        log_norm += noise(0.3) if "wide" in kind else 0
+        shape = np.log1p(SHAPES["U-shaped"]((log_norm - 5) / 2)) if "U" in kind else log_norm - 6
+        train = 20 * np.exp(0.3 * shape + noise(0.02))
+        test = 11 * np.exp(0.15 * shape + noise(0.02))
     elif kind.startswith("constant ratio"):
         train = by_level(16, 25) + noise(0.4)
         test = 0.6 * train * np.exp(noise(float(kind.split()[2].rstrip("%")) / 100))

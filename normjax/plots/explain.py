@@ -150,7 +150,8 @@ def _draw_content(axes: Axes, found: Explanation) -> None:
     label = f"r {fixed(content.correlation)} (95%: {low} to {high})"
     line = ends * (x @ y) / (x @ x)
     axes.plot(ends, line, color=LINE_COLOR, lw=1.3, zorder=1.5, label=label)
-    axes.legend(loc="best", fontsize=8)
+    axes.margins(y=0.25)  # room for the legend
+    axes.legend(loc="upper left", fontsize=8)
     axes.set_title(f"At equal level and norm: p = {number(content.p_value, 2)}")
     set_linear_ticks(axes.xaxis, 4)
     set_linear_ticks(axes.yaxis, 5)
@@ -211,12 +212,11 @@ def _draw_influence(axes: Axes, found: Explanation) -> None:
     places = np.array([rows[f"{n.family} {n.level:g}"] for n in known], float)
     _draw_networks(axes, _column(known, "cooks_distance"), places, found, known)
     values = np.array(list(groups.values()))
-    axes.plot(values, list(rows.values()), "|", color=LINE_COLOR, ms=16, mew=2.2, label="Together")
+    axes.plot(values, list(rows.values()), "|", color=LINE_COLOR, ms=16, mew=2.2)
     axes.axvline(1, color=LINE_COLOR, lw=1, ls="--")
     axes.set_xscale("log")
-    axes.legend(loc="best", fontsize=8)
     _name_rows(axes, [name.replace("_", " ") for name in rows])
-    axes.set_xlabel("Cook's distance, log scale; stars: single networks")
+    axes.set_xlabel("Cook's distance; stars: single, bars: together")
 
 
 def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
