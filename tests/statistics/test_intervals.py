@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import linalg, stats
 
-from benchmarks.interval_coverage import CASES, coverage
+from benchmarks.interval_coverage import CASES, coverage, main
 from normjax.statistics.intervals import (
     check_units,
     cluster_robust_intervals,
@@ -102,3 +102,12 @@ def test_coverage(case):
         if known:
             p_value = stats.binomtest(held, known, LEAST[name] / 100, "less").pvalue
             assert p_value > 1e-3, f"{name}: {held} of {known}"
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_its_table(capsys):
+    main(["--lines=5"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {6}
+    assert len(rows) == 2 + sum(len(quantities) for _, quantities, _, _ in CASES)
+    assert "| 4 x 1 | ranks, correlation 0.0 | tau | – | 100.0 |" in rows
