@@ -1,4 +1,4 @@
-"""Run functions of a network's leaves: in place under a transformation, else compiled once."""
+"""Norms of layers and what depends on them: in place if leaves are traced, else compiled once."""
 
 import contextlib
 import functools
@@ -11,31 +11,38 @@ import numpy as np
 from jax.core import Tracer
 
 from normjax.channel_vectors import vector_leaves
+from normjax.matrices import layer_norms
 from normjax.norms import make_norm
 from normjax.structure import NetworkStructure
 from normjax.types import Norm, Params
 
 
-def run(
+def with_norms(
     fn: Callable[..., Any], params: Params, structure: NetworkStructure, norm: Norm, scale: float
-) -> Any:
-    """Call `fn(leaves, structure, norm, scale)`, compiled unless leaves are traced.
+) -> tuple[list[Any], Any]:
+    """Return the layers' norms and `fn(leaves, norms, structure)`, compiled if not traced.
 
-    Only the leaves that the structure uses are passed; the others are None. If all of them are
-    NumPy's, so are the results. NumPy's float64 stays float64, in every mode of JAX.
+    Only the leaves that the structure uses are passed to `fn`; the others are None. If all of them
+    are NumPy's, so are the results. NumPy's float64 stays float64, in every mode of JAX.
+
+    Raises:
+      ValueError: see `layer_norms`.
     """
     make_norm(norm, scale)  # raises ValueError
     used = _used_leaves(structure)
     leaves = [leaf if i in used else None for i, leaf in enumerate(jax.tree.leaves(params))]
     arrays = [leaf for leaf in leaves if leaf is not None]
     if any(isinstance(leaf, Tracer) for leaf in arrays):
-        return fn(leaves, structure, norm, scale)
-    # A function of the user's may not be traceable.
-    compiled = fn if callable(norm) else _compile(fn)
+        norms = layer_norms(leaves, structure, norm, scale)
+        return norms, fn(leaves, norms, structure)
     kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
     is_double = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
     with jax.enable_x64(True) if is_double else contextlib.nullcontext():
-        result = compiled(leaves, structure, norm, scale)
+        if callable(norm):  # it may not be traceable
+            norms = layer_norms(leaves, structure, norm, scale)
+            result = norms, _compile(fn)(leaves, norms, structure)
+        else:
+            result = _compile_with_norms(fn)(leaves, structure, norm, scale)
 
     def as_numpy(x: Any) -> Any:
         is_kept = isinstance(x, Tracer) or (None in kinds and x.dtype != np.float64)
@@ -51,7 +58,16 @@ def is_numpy(leaf: Any) -> bool:
 
 @functools.cache
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(fn, static_argnums=(1, 2, 3))
+    return jax.jit(fn, static_argnums=2)
+
+
+@functools.cache
+def _compile_with_norms(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def norms_and_fn(leaves: Any, structure: NetworkStructure, norm: Norm, scale: float) -> Any:
+        norms = layer_norms(leaves, structure, norm, scale)
+        return norms, fn(leaves, norms, structure)
+
+    return jax.jit(norms_and_fn, static_argnums=(1, 2, 3))
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,9 +9,8 @@ import numpy as np
 from jax.core import Tracer
 
 from normjax import powers
-from normjax.eager import run
+from normjax.eager import with_norms
 from normjax.layers import choose_structure
-from normjax.matrices import layer_norms
 from normjax.rescaling import find_violation
 from normjax.structure import NetworkStructure
 from normjax.types import ApplyFn, Array, Norm, Params, at_least_float32
@@ -85,7 +84,7 @@ def param_norms(
         `find_layers` and `make_norm`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms = run(layer_norms, params, structure, norm, scale)
+    norms, _ = with_norms(_nothing, params, structure, norm, scale)
     return dict(zip(structure.layers, norms, strict=True))
 
 
@@ -208,7 +207,7 @@ def normalize_params(
         `param_norms`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms, divided = run(_norms_and_divided, params, structure, norm, scale)
+    norms, divided = with_norms(_divide, params, structure, norm, scale)
     _check_norms(norms, structure)
     leaves, treedef = jax.tree.flatten(params)
     for number, leaf in divided.items():
@@ -306,22 +305,26 @@ def norm_product(
     Raises:
       ValueError: see `log_product_norm`.
     """
-    norms, product, value, log = run(_norms_and_product, params, structure, norm, scale)
+    norms, product = with_norms(_multiply, params, structure, norm, scale)
     _check_norms(norms, structure)
-    return product, value, log
+    return product
 
 
-def _norms_and_product(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
-    """Return the layers' norms, and their product as `norm_product` does."""
-    norms = layer_norms(leaves, structure, *how)
+def _nothing(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure) -> None:
+    """Compute nothing beyond the norms."""
+
+
+def _multiply(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure) -> Any:
+    """Return the product of the norms as `norm_product` does."""
     degrees = tuple((k, matrix.degree) for k, matrix in enumerate(structure.matrices))
     (product,) = powers.multiply(_without_zeros(norms), [degrees])
-    return norms, product, powers.value(product), powers.log(product)
+    return product, powers.value(product), powers.log(product)
 
 
-def _norms_and_divided(leaves: Sequence[Any], structure: NetworkStructure, *how: Any) -> Any:
-    """Return the layers' norms, and the leaves that normalization changes, by number."""
-    norms = layer_norms(leaves, structure, *how)
+def _divide(
+    leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure
+) -> dict[int, Array]:
+    """Return the normalized leaves, by number, where normalization changes them."""
     divisors = _without_zeros(norms)
     several = [exponents for _, exponents in structure.divisors if not _is_own_norm(exponents)]
     products = dict(zip(several, powers.multiply(divisors, several), strict=True))
@@ -335,7 +338,7 @@ def _norms_and_divided(leaves: Sequence[Any], structure: NetworkStructure, *how:
             part = powers.divide(part, products[exponents])
         part = part.astype(whole.dtype)
         divided[leaf.number] = part if leaf.part is None else whole.at[leaf.part].set(part)
-    return norms, divided
+    return divided
 
 
 def _is_own_norm(exponents: powers.Powers) -> bool:

@@ -71,15 +71,14 @@ def test_beyond_the_range_values_are_infinite_or_zero():
 def test_gradients_flow_through_the_mantissa():
     exponents = ((0, 2), (1, Fraction(-1, 2)))
 
-    def value(x, y):
-        return powers.value(powers.multiply([x, y], [exponents])[0])
+    @jax.jit
+    def value_and_log(x, y):
+        (product,) = powers.multiply([x, y], [exponents])
+        return powers.value(product), powers.log(product)
 
-    def log(x, y):
-        return powers.log(powers.multiply([x, y], [exponents])[0])
-
-    slopes = jax.grad(value, (0, 1))(3.0, 7.0)
-    np.testing.assert_allclose(slopes, (6 / 7**0.5, -9 / 2 / 7**1.5), rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(log, (0, 1))(3.0, 7.0), (2 / 3, -1 / 14), rtol=1e-6)
+    slopes = jax.jit(jax.jacobian(value_and_log, (0, 1)))(3.0, 7.0)
+    expected = ((6 / 7**0.5, -9 / 2 / 7**1.5), (2 / 3, -1 / 14))
+    np.testing.assert_allclose(slopes, expected, rtol=1e-6)
 
 
 # Products that no dtype holds.
@@ -101,17 +100,15 @@ def test_a_product_beyond_float32_has_a_logarithm(factor):
     wide = jax.tree.map(np.float64, params)
     expected = sum(np.log(np.abs(layer["kernel"]).sum()) for layer in wide.values())
     assert abs(expected) > 89
-    for fn in (log_product_norm, jax.jit(log_product_norm, static_argnums=1)):
-        np.testing.assert_allclose(fn(params, 1), expected, rtol=1e-6)
+    np.testing.assert_allclose(log_product_norm(params, 1), expected, rtol=1e-6)
     np.testing.assert_allclose(product_norm(wide, 1), np.exp(expected), rtol=1e-10)
     with pytest.raises(ValueError, match=r"is too (large|small) for float32; log_product_norm giv"):
         product_norm(params, 1)
     inside = float(jax.jit(product_norm, static_argnums=1)(params, 1))
     assert inside == (np.inf if factor == 1 else 0)
-    gradient = jax.grad(log_product_norm)(params, 1)
-    for layer, slope in zip(params.values(), gradient.values(), strict=True):
-        expected = np.sign(layer["kernel"]) / np.abs(wide["Dense_0"]["kernel"]).sum()
-        np.testing.assert_allclose(np.abs(slope["kernel"]).max() / np.abs(expected).max(), 1, 0.05)
+    gradient = jax.jit(jax.grad(log_product_norm), static_argnums=1)(params, 1)["Dense_0"]["kernel"]
+    kernel = wide["Dense_0"]["kernel"]
+    np.testing.assert_allclose(gradient, np.sign(kernel) / np.abs(kernel).sum(), rtol=1e-5)
 
 
 def test_nothing_overflows_on_the_way():
