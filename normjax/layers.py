@@ -13,7 +13,7 @@ from jax.tree_util import GetAttrKey
 from normjax.exponents import Leaf
 from normjax.matrices import flax_layout
 from normjax.powers import Powers
-from normjax.structure import LayerMatrix, NetworkStructure, Reads
+from normjax.structure import LayerMatrix, NetworkStructure, Reads, leaf_kind
 from normjax.types import Params
 
 Parent = tuple[Any, ...]
@@ -86,6 +86,13 @@ def choose_structure(
         raise ValueError("give structure or layers, not both: a structure has its own layers")
     leaves, treedef = jax.tree.flatten(params)
     _check_tree(structure, treedef, leaf_shapes(leaves))
+    kinds = tuple(map(leaf_kind, leaves))
+    if structure.kinds and kinds != structure.kinds:
+        number = next(i for i, kind in enumerate(kinds) if kind != structure.kinds[i])
+        raise ValueError(
+            f"leaf {structure.leaves[number][0]!r} is {kinds[number] or 'no array'}; the structure "
+            f"was traced with {structure.kinds[number] or 'no array'}"
+        )
     if structure.problems and tied == "refuse":
         listed = "; ".join(structure.problems[:_MAX_LISTED])
         more = len(structure.problems) - _MAX_LISTED

@@ -203,8 +203,8 @@ def normalize_params(
       The normalized parameters `W~`: same tree, shapes, dtypes and types of arrays.
 
     Raises:
-      ValueError: outside of transformations, a norm is 0, negative, infinite or NaN; see also
-        `param_norms`.
+      ValueError: outside of transformations, a norm is 0, negative, infinite or NaN, or a bias is
+        too large for its dtype after normalization; see also `param_norms`.
     """
     structure = choose_structure(params, layers, structure, tied)
     norms, divided = with_norms(_divide, params, structure, norm, scale)
@@ -212,6 +212,12 @@ def normalize_params(
     leaves, treedef = jax.tree.flatten(params)
     for number, leaf in divided.items():
         leaves[number] = leaf
+    for leaf, exponents in structure.divisors:
+        value = leaves[leaf.number]
+        if not _is_own_norm(exponents) and not isinstance(value, Tracer):
+            if not np.isfinite(np.asarray(value).astype(np.float64)).all():
+                path = structure.leaves[leaf.number][0]
+                raise ValueError(f"leaf {path!r}, normalized, is not finite in {value.dtype}")
     return jax.tree.unflatten(treedef, leaves)
 
 

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from normjax.channel_vectors import Vector
 from normjax.exponents import Leaf, Number
@@ -88,6 +90,8 @@ class NetworkStructure:
         divides the leaf by these powers of the layers' norms.
       tied: paths of the weights that cannot be scaled on their own.
       problems: for each of them, one sentence: what it is tied to or held by, and where.
+      kinds: for each leaf, what it must be where the structure is used (`leaf_kind`); empty if the
+        layers were found by names.
       is_traced: whether the computation was traced; otherwise the layers were found by names.
     """
 
@@ -97,6 +101,7 @@ class NetworkStructure:
     tied: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     is_traced: bool = True
+    kinds: tuple[str, ...] = ()
 
     @property
     def is_certified(self) -> bool:
@@ -159,6 +164,20 @@ class NetworkStructure:
             _layout_text(matrix.layout, shape),
             f"with {' and '.join(parts)}" if parts else "",
         )
+
+
+def leaf_kind(leaf: Any) -> str:
+    """Return what a structure depends on of a leaf beside its shape; "" for functions and others.
+
+    Arrays of floating point may have any values and precision. Python's numbers are part of the
+    traced program.
+    """
+    if isinstance(leaf, (bool, int, float, complex)) and not hasattr(leaf, "dtype"):
+        return f"the number {leaf!r}"
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return ""
+    return "floating point" if jnp.issubdtype(dtype, jnp.floating) else str(dtype)
 
 
 def _layout_text(layout: Layout | None, shape: tuple[int, ...]) -> str:

@@ -11,6 +11,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from normjax.channel_vectors import Vector, divided_by, factors, vector_leaves
 from normjax.exponents import Leaf
 from normjax.structure import ELEMENTWISE, Layout
@@ -119,7 +122,10 @@ class LayerMaps:
         name, params = eqn.primitive.name, eqn.params
         shapes = [var.aval.shape for var in eqn.invars]
         if name in MOVES:
-            moved = _moved(facts[0], shapes[0], name, params, eqn.outvars[0].aval.shape)
+            fact = facts[0]
+            if name == "convert_element_type":
+                fact = _converted(fact, eqn.outvars[0].aval.dtype)
+            moved = _moved(fact, shapes[0], name, params, eqn.outvars[0].aval.shape)
             if moved.channels is None:
                 self.end(facts)
             return moved
@@ -282,6 +288,16 @@ def _dot_layout(
     dims = (*own, *range(start, start + len(free)))
     num_groups = math.prod(shape[axis] for axis in groups)
     return Layout((), tuple(inputs), (*groups, *free), num_groups), dims
+
+
+def _converted(fact: Facts, dtype: Any) -> Facts:
+    """Return what is known of a value in another dtype: integers lose fractions, numbers round."""
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return Facts()
+    spread = fact.spread
+    if spread is not None and isinstance(spread.vector, float):
+        spread = spread._replace(vector=float(np.asarray(spread.vector, dtype)))
+    return fact._replace(spread=spread)
 
 
 def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) -> Facts:

@@ -80,6 +80,9 @@ def constant_value(value: Any) -> Value:
     return Value({} if is_number else None, facts=facts)
 
 
+_MAX_DENOMINATOR = 64
+"""Of a constant power; 1/3 in floating point is not 1/3, and would give absurd fractions."""
+
 Rule = Callable[[Demands, Any, list[Value]], Exponents | list[Exponents | None] | None]
 """(demands, equation, operands) -> exponents of the output, or of each of several outputs."""
 
@@ -132,7 +135,9 @@ def _integer_power(demands: Demands, eqn: Any, values: list[Value]) -> Exponents
 def _general_power(demands: Demands, eqn: Any, values: list[Value]) -> Exponents | None:
     exponent = values[1].facts.spread
     if exponent is not None and isinstance(exponent.vector, float):
-        return _times(Fraction(exponent.vector), values[0].exponents)
+        power = Fraction(exponent.vector)
+        if power.denominator <= _MAX_DENOMINATOR:
+            return _times(power, values[0].exponents)
     return _held(demands, eqn, values)
 
 

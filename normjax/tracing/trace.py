@@ -1,5 +1,6 @@
 """Read the structure of a network off its computation."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from normjax.channel_vectors import factors, vector_exponents
+from normjax.channel_vectors import factors, vector_exponents, vector_leaves
 from normjax.exponents import Equation, Exponents, Leaf, leaf_key, solve, substitute
-from normjax.structure import ELEMENTWISE, LayerMatrix, Layout, NetworkStructure
+from normjax.structure import ELEMENTWISE, LayerMatrix, Layout, NetworkStructure, Reads, leaf_kind
 from normjax.tracing.rules import Value
 from normjax.tracing.walk import Walk, leaf_value
 
@@ -72,7 +73,8 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
     ]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in entries]
     leaves = [(name, tuple(arrays[i].shape) if i in arrays else ()) for i, name in enumerate(names)]
-    return build_structure(leaves, walk, outputs)
+    structure = build_structure(leaves, walk, outputs)
+    return dataclasses.replace(structure, kinds=tuple(leaf_kind(leaf) for _, leaf in entries))
 
 
 def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) -> NetworkStructure:
@@ -125,6 +127,8 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
             layout = Layout((), (), tuple(range(len(shape))), math.prod(shape))
         degree = scaled.get(carrier, 0)
         reads = walk.units.reads(list(carriers), len(matrices))
+        if reads and reads.layer is not None and not _has_own_biases(walk, carriers, maps, reads):
+            reads = None
         matrices.append(LayerMatrix(path, kernel, layout, degree, factor, offset, is_joint, reads))
     divisors = []
     for leaf in sorted(order, key=leaf_key):
@@ -149,6 +153,17 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         tuple(map(name, tied)),
         tuple(problems),
     )
+
+
+def _has_own_biases(
+    walk: Walk, kernels: Collection[Leaf], maps: Mapping[Leaf, Any], reads: Reads
+) -> bool:
+    """Whether all that is added to the units of a layer is the offset of its matrix, once."""
+    kernel = list(kernels)[reads.layer or 0]
+    added, offset = walk.units.biases[kernel], maps[kernel].offset
+    known = [] if offset is None else list(vector_leaves(offset))
+    everywhere = [leaf for biases in walk.units.biases.values() for leaf in biases]
+    return sorted(added) == sorted(known) and all(everywhere.count(leaf) == 1 for leaf in added)
 
 
 def leaf_name(path: str, part: int | None) -> str:
@@ -191,9 +206,12 @@ def _layer_paths(weights: Sequence[str]) -> list[str]:
     for path in weights:
         path = path.removesuffix("/value")  # the last key of an NNX variable
         modules.append(path.rpartition("/" if "/" in path else ".")[0])
-    return [
+    names = [
         module if module and modules.count(module) == 1 else path
         for module, path in zip(modules, weights, strict=True)
+    ]
+    return [
+        name if names.count(name) == 1 else path for name, path in zip(names, weights, strict=True)
     ]
 
 

@@ -22,13 +22,18 @@ _MAPS = frozenset("neg abs reduce_precision".split())
 
 
 class UnitFlow:
-    """The units of all layers, collected during a walk."""
+    """The units of all layers, collected during a walk.
+
+    Attributes:
+      biases: what is added to the units of each kernel, anywhere before the next layer.
+    """
 
     def __init__(self) -> None:
         """Start without layers."""
         self._reads: dict[Leaf, list[tuple[Leaf | None, int] | None]] = defaultdict(list)
         self._readers: dict[Leaf, int] = defaultdict(int)
         self._lost: set[Leaf] = set()
+        self.biases: dict[Leaf, list[Leaf]] = defaultdict(list)
 
     def follow(self, eqn: Any, values: Sequence[Value]) -> Units | None:
         """Return the units of the output of an operation."""
@@ -41,6 +46,8 @@ class UnitFlow:
         units = _kept(eqn, values)
         if units is None:
             self.lose(values)
+        elif name in ("add", "sub"):
+            self.biases[units.kernel] += [leaf for v in values for leaf in v.leaves]
         return units
 
     def lose(self, values: Sequence[Value]) -> None:
