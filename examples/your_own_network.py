@@ -39,11 +39,10 @@ def main():
     config = normjax.SweepConfig(
         workdir="runs/your_own_network",
         resume=True,  # a second call reads the finished run
-        train_size=300,
-        corruption_levels=(0, 0.25, 0.5, 1),
+        train_size=250,
         num_seeds=2,
         pretrain_epochs=5,
-        epochs=25,
+        epochs=20,
         batch_size=25,
         learning_rate=0.05,
         norms=(2, "spectral"),

@@ -221,7 +221,7 @@ class Residual(nn.Module):
 
 
 def test_tied_layers_are_refused_or_kept():
-    with pytest.raises(ValueError, match="inside/kernel .* by 'add' .*; --tied=keep normalizes"):
+    with pytest.raises(ValueError, match=r"inside/kernel .* by 'add' .*; --tied=keep normalizes"):
         make_classifier(Residual, SHAPE, 3)
     classifier = make_classifier(Residual, SHAPE, 3, tied="keep")
     assert classifier.structure.layers == ("params/before", "params/after")
@@ -235,6 +235,6 @@ def test_models_are_imported_by_name():
     assert import_model(name) is Linen
     with pytest.raises(ValueError, match=f"^--model={__name__}:Lost: .* no attribute 'Lost'$"):
         import_model(f"{__name__}:Lost")
-    with pytest.raises(ValueError, match="^--model=lost.module:net: module 'lost.module' cannot be"):
+    with pytest.raises(ValueError, match=r"^--model=lost.module:net: .* cannot be imported"):
         import_model("lost.module:net")
     assert classifiers.model_name(functools.partial(Nnx, 3)) == "Nnx"
