@@ -20,8 +20,10 @@ from normjax.results.table import select, write_results
 from tests.helpers.synthetic_results import synthetic_table
 
 NEEDED = ("num_draws", "norm", "num_test", "num_environments", "error_rise", "sharpness_images")
+NEEDED += ("num_compared", "num_worse", "num_orders", "sample_images")
 LISTS = {"num_noises": 1, "unit": "", "no_interval": "", "factors": [], "ranked": []}
-LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": []}
+LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": [], "not_published": [], "ties": []}
+LISTS |= {"no_comparison": "", "sources": {}}
 HOSTILE = '"><script>alert(1)</script>&'
 
 
