@@ -127,8 +127,10 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
             layout = Layout((), (), tuple(range(len(shape))), math.prod(shape))
         degree = scaled.get(carrier, 0)
         reads = walk.units.reads(list(carriers), len(matrices))
-        if reads and reads.layer is not None and not _has_own_biases(walk, carriers, maps, reads):
-            reads = None
+        is_used_once = walk.multiplied[kernel] == 1 and kernel not in walk.added
+        if reads and reads.layer is not None:
+            is_used_once &= _has_own_biases(walk, carriers, maps, reads)
+        reads = reads if is_used_once else None
         matrices.append(LayerMatrix(path, kernel, layout, degree, factor, offset, is_joint, reads))
     divisors = []
     for leaf in sorted(order, key=leaf_key):
@@ -163,7 +165,8 @@ def _has_own_biases(
     added, offset = walk.units.biases[kernel], maps[kernel].offset
     known = [] if offset is None else list(vector_leaves(offset))
     everywhere = [leaf for biases in walk.units.biases.values() for leaf in biases]
-    return sorted(added) == sorted(known) and all(everywhere.count(leaf) == 1 for leaf in added)
+    is_own = all(everywhere.count(leaf) == 1 and not walk.multiplied[leaf] for leaf in added)
+    return is_own and sorted(added) == sorted(known)
 
 
 def leaf_name(path: str, part: int | None) -> str:
