@@ -214,10 +214,11 @@ def normalize_params(
         leaves[number] = leaf
     for leaf, exponents in structure.divisors:
         value = leaves[leaf.number]
-        if not _is_own_norm(exponents) and not isinstance(value, Tracer):
-            if not np.isfinite(np.asarray(value).astype(np.float64)).all():
-                path = structure.leaves[leaf.number][0]
-                raise ValueError(f"leaf {path!r}, normalized, is not finite in {value.dtype}")
+        if _is_own_norm(exponents) or isinstance(value, Tracer):
+            continue
+        if not np.isfinite(np.asarray(value).astype(np.float64)).all():
+            path = structure.leaves[leaf.number][0]
+            raise ValueError(f"leaf {path!r}, normalized, is not finite in {value.dtype}")
     return jax.tree.unflatten(treedef, leaves)
 
 

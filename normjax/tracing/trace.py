@@ -38,7 +38,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
       ...     hidden = jax.nn.relu(x @ params["stem"] + params["shift"])
       ...     return hidden @ params["head"]
       >>> shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, "float32")
-      >>> params = {"head": shape(8, 3), "shift": shape(8), "stem": shape(5, 8)}
+      >>> params = {"head": shape(8, 3), "shift": shape(1, 8), "stem": shape(5, 8)}
       >>> structure = normjax.trace_structure(apply_fn, params, shape(1, 5))
       >>> structure.is_certified, structure.layers
       (True, ('stem', 'head'))

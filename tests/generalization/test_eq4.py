@@ -63,7 +63,7 @@ def test_the_classes_of_networks():
         LayerShape(**last, reads=576),
     )
     assert class_of(make_model("convnet3")) == NetworkClass(layers, 3072, True)
-    with pytest.raises(ValueError, match="eq. 4 has no bounds for networks with pooling"):
+    with pytest.raises(ValueError, match=r"eq. 4 has no bounds for networks with pooling"):
         class_of(Own("pool"))
     with pytest.raises(ValueError, match="the layers are not a chain"):
         class_of(Own("gate"))
