@@ -89,10 +89,10 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
     walk.end(outputs)
     walk.note_whole(outputs)
     whole = _whole_leaves(walk, output or {})
-    output = substitute(output or {}, whole)
+    form = substitute(output or {}, whole)
     equations = [Equation(substitute(form, whole), why) for form, why in walk.equations]
     order: dict[Leaf, int] = {}
-    for leaf in [*walk.order, *sorted(_leaves_of(equations, output), key=leaf_key)]:
+    for leaf in [*walk.order, *sorted(_leaves_of(equations, form), key=leaf_key)]:
         order.setdefault(_only(whole, leaf), len(order))
     uses = _counted(walk.multiplied, whole)
     added = {_only(whole, leaf) for leaf in walk.added | walk.divided} - uses.keys()
@@ -115,7 +115,7 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         form = solution.exponents({leaf: 1})
         return {free: power for free, power in form.items() if free in numbers}
 
-    scaled = solution.exponents(output)
+    scaled = solution.exponents(form)
     paths = [leaf_name(leaves[leaf.number][0], leaf.part) for leaf in (*carriers, *tied)]
     paths = _layer_paths(paths)[: len(carriers)]
     matrices = []
@@ -146,8 +146,10 @@ def build_structure(leaves: LeafShapes, walk: Walk, outputs: Sequence[Value]) ->
         for leaf, why in sorted(solution.reasons.items(), key=lambda item: order[item[0]])
         if leaf not in added
     ]
-    if not matrices and not problems:
-        problems = ["no weight scales the output"]
+    if output is None:
+        problems.append("the network has no output of floating point that is not 0")
+    elif not matrices and not problems:
+        problems.append("no weight scales the output")
     return NetworkStructure(
         tuple((path, tuple(shape)) for path, shape in leaves),
         tuple(matrices),
