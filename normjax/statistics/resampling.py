@@ -68,9 +68,3 @@ def resample_counts(
         raise ValueError(f"{num_units} {unit}; an interval needs at least {MIN_UNITS}")
     drawn = rng.multinomial(num_units, np.full(num_units, 1 / num_units), num_draws)
     return drawn[:, units].astype(float), unit
-
-
-def interval(draws: np.ndarray) -> tuple[float, float]:
-    """Return the 2.5% and 97.5% quantiles of the draws, ignoring NaN."""
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return float(low), float(high)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from normjax.statistics.resampling import (
-    interval,
     log_num_orders,
     orders_within,
     p_value_of,
@@ -56,4 +55,3 @@ def test_whole_levels_are_drawn_where_there_are_enough():
         assert resample_counts(one_unit, 9, np.random.default_rng(0))[1] == "networks"
     with pytest.raises(ValueError, match="5 levels; an interval needs at least 6"):
         resample_counts(levels[:15], 9, np.random.default_rng(0))
-    assert interval(np.array([np.nan, *range(101)])) == (2.5, 97.5)
