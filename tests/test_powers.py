@@ -130,3 +130,15 @@ def test_a_product_beyond_float32_leaves_no_nan():
     normalized = normalize_params(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(normalized))
     assert np.all(normalized["Dense_10"]["bias"] == 0)
+
+
+def test_a_bias_too_large_for_its_dtype_is_an_error():
+    params = mlp_params([3, 3, 3])
+    for layer in params.values():
+        layer["kernel"] *= 1e-25
+    params["Dense_0"]["bias"] *= 1e-25
+    with pytest.raises(ValueError, match="'Dense_1/bias', normalized, is not finite in float32"):
+        normalize_params(params)
+    normalized = jax.jit(normalize_params)(params)
+    assert np.isinf(normalized["Dense_1"]["bias"]).all()
+    assert np.isfinite(normalized["Dense_1"]["kernel"]).all()
