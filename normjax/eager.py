@@ -19,11 +19,12 @@ from normjax.types import Norm, Params
 
 def with_norms(
     fn: Callable[..., Any], params: Params, structure: NetworkStructure, norm: Norm, scale: float
-) -> tuple[list[Any], Any]:
-    """Return the layers' norms and `fn(leaves, norms, structure)`, compiled if not traced.
+) -> tuple[np.ndarray | None, Any]:
+    """Return the layers' norms, None if they are traced, and `fn(leaves, norms, structure)`.
 
-    Only the leaves that the structure uses are passed to `fn`; the others are None. If all of them
-    are NumPy's, so are the results. NumPy's float64 stays float64, in every mode of JAX.
+    Outside of transformations, everything is compiled. Only the leaves that the structure uses are
+    passed to `fn`; the others are None. If all of them are NumPy's, so are the results. NumPy's
+    float64 stays float64, in every mode of JAX.
 
     Raises:
       ValueError: see `layer_norms`.
@@ -33,22 +34,23 @@ def with_norms(
     leaves = [leaf if i in used else None for i, leaf in enumerate(jax.tree.leaves(params))]
     arrays = [leaf for leaf in leaves if leaf is not None]
     if any(isinstance(leaf, Tracer) for leaf in arrays):
-        norms = layer_norms(leaves, structure, norm, scale)
-        return norms, fn(leaves, norms, structure)
+        return None, fn(leaves, layer_norms(leaves, structure, norm, scale), structure)
     kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
     is_double = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
     with jax.enable_x64(True) if is_double else contextlib.nullcontext():
         if callable(norm):  # it may not be traceable
             norms = layer_norms(leaves, structure, norm, scale)
-            result = norms, _compile(fn)(leaves, norms, structure)
+            norms, result = _compile(fn)(leaves, norms, structure)
         else:
-            result = _compile_with_norms(fn)(leaves, structure, norm, scale)
+            norms, result = _compile_with_norms(fn)(leaves, structure, norm, scale)
 
     def as_numpy(x: Any) -> Any:
         is_kept = isinstance(x, Tracer) or (None in kinds and x.dtype != np.float64)
         return x if is_kept else np.asarray(x)[()]
 
-    return result if kinds == {None} else jax.tree.map(as_numpy, result)
+    if kinds != {None}:
+        result = jax.tree.map(as_numpy, result)
+    return None if isinstance(norms, Tracer) else np.asarray(norms), result
 
 
 def is_numpy(leaf: Any) -> bool:
@@ -58,16 +60,24 @@ def is_numpy(leaf: Any) -> bool:
 
 @functools.cache
 def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(fn, static_argnums=2)
+    """Return the compiled function that also returns the norms, in one array."""
+
+    def run(leaves: Any, norms: Any, structure: NetworkStructure) -> Any:
+        dtype = np.result_type(*(rho.dtype for rho in norms))
+        stacked = jnp.stack([rho.astype(dtype) for rho in norms])
+        return stacked, fn(leaves, norms, structure)
+
+    return jax.jit(run, static_argnums=2)
 
 
 @functools.cache
 def _compile_with_norms(fn: Callable[..., Any]) -> Callable[..., Any]:
-    def norms_and_fn(leaves: Any, structure: NetworkStructure, norm: Norm, scale: float) -> Any:
-        norms = layer_norms(leaves, structure, norm, scale)
-        return norms, fn(leaves, norms, structure)
+    """Return the same function, which computes the norms as well."""
 
-    return jax.jit(norms_and_fn, static_argnums=(1, 2, 3))
+    def run(leaves: Any, structure: NetworkStructure, norm: Norm, scale: float) -> Any:
+        return _compile(fn)(leaves, layer_norms(leaves, structure, norm, scale), structure)
+
+    return jax.jit(run, static_argnums=(1, 2, 3))
 
 
 @functools.lru_cache(maxsize=256)

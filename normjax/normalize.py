@@ -84,7 +84,7 @@ def param_norms(
         `find_layers` and `make_norm`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms, _ = with_norms(_nothing, params, structure, norm, scale)
+    _, norms = with_norms(_keep, params, structure, norm, scale)
     return dict(zip(structure.layers, norms, strict=True))
 
 
@@ -207,18 +207,15 @@ def normalize_params(
         too large for its dtype after normalization; see also `param_norms`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    norms, divided = with_norms(_divide, params, structure, norm, scale)
+    norms, (divided, is_finite) = with_norms(_divide, params, structure, norm, scale)
     _check_norms(norms, structure)
     leaves, treedef = jax.tree.flatten(params)
     for number, leaf in divided.items():
         leaves[number] = leaf
-    for leaf, exponents in structure.divisors:
-        value = leaves[leaf.number]
-        if _is_own_norm(exponents) or isinstance(value, Tracer):
-            continue
-        if not np.isfinite(np.asarray(value).astype(np.float64)).all():
-            path = structure.leaves[leaf.number][0]
-            raise ValueError(f"leaf {path!r}, normalized, is not finite in {value.dtype}")
+    if norms is not None and not np.all(is_finite):
+        number = structure.divisors[np.argmin(is_finite)][0].number
+        path, dtype = structure.leaves[number][0], leaves[number].dtype
+        raise ValueError(f"leaf {path!r}, normalized, is not finite in {dtype}")
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -317,8 +314,9 @@ def norm_product(
     return product
 
 
-def _nothing(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure) -> None:
-    """Compute nothing beyond the norms."""
+def _keep(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure) -> Any:
+    """Return the norms themselves."""
+    return list(norms)
 
 
 def _multiply(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure) -> Any:
@@ -330,12 +328,14 @@ def _multiply(leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkS
 
 def _divide(
     leaves: Sequence[Any], norms: Sequence[Array], structure: NetworkStructure
-) -> dict[int, Array]:
-    """Return the normalized leaves, by number, where normalization changes them."""
+) -> tuple[dict[int, Array], Array]:
+    """Return the normalized leaves, by number, and whether each divisor's leaf is finite."""
     divisors = _without_zeros(norms)
     several = [exponents for _, exponents in structure.divisors if not _is_own_norm(exponents)]
     products = dict(zip(several, powers.multiply(divisors, several), strict=True))
+    kernels = {layer.kernel for layer in structure.matrices}
     divided: dict[int, Array] = {}
+    is_finite = []
     for leaf, exponents in structure.divisors:
         whole = divided.get(leaf.number, jnp.asarray(leaves[leaf.number]))
         part = at_least_float32(whole if leaf.part is None else whole[leaf.part])
@@ -344,8 +344,10 @@ def _divide(
         else:
             part = powers.divide(part, products[exponents])
         part = part.astype(whole.dtype)
+        # Kernels are as finite as their norms.
+        is_finite.append(jnp.bool(True) if leaf in kernels else jnp.isfinite(part).all())
         divided[leaf.number] = part if leaf.part is None else whole.at[leaf.part].set(part)
-    return divided
+    return divided, jnp.stack(is_finite)
 
 
 def _is_own_norm(exponents: powers.Powers) -> bool:
@@ -358,10 +360,10 @@ def _without_zeros(norms: Sequence[Array]) -> list[Array]:
     return [jnp.where(rho == 0, 1, rho) for rho in norms]
 
 
-def _check_norms(norms: Sequence[Array], structure: NetworkStructure) -> None:
+def _check_norms(norms: np.ndarray | None, structure: NetworkStructure) -> None:
     """Raise unless all norms are positive and finite; pass traced norms."""
-    if any(isinstance(rho, Tracer) for rho in norms):
+    if norms is None:
         return
-    for path, rho in zip(structure.layers, jax.device_get(norms), strict=True):
+    for path, rho in zip(structure.layers, norms.tolist(), strict=True):
         if not 0 < rho < np.inf:
-            raise ValueError(f"layer {path!r} has norm {rho}: it cannot be normalized")
+            raise ValueError(f"layer {path!r} has norm {rho:.6g}: it cannot be normalized")

@@ -217,7 +217,7 @@ def _norm_function(norm: Norm) -> NormFn:
             f"not {norm!r}"
         )
     if p in (1, math.inf):
-        return _with_zero(_sum_of_magnitudes if p == 1 else _largest_magnitude)
+        return _sum_of_magnitudes if p == 1 else _largest_magnitude
     return lambda leaves: _compiled_entrywise_norm(leaves, p)
 
 
