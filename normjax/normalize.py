@@ -212,8 +212,8 @@ def normalize_params(
     leaves, treedef = jax.tree.flatten(params)
     for number, leaf in divided.items():
         leaves[number] = leaf
-    if norms is not None and not np.all(is_finite):
-        number = structure.divisors[np.argmin(is_finite)][0].number
+    if norms is not None and not np.asarray(is_finite).all():
+        number = structure.divisors[np.argmin(np.asarray(is_finite))][0].number
         path, dtype = structure.leaves[number][0], leaves[number].dtype
         raise ValueError(f"leaf {path!r}, normalized, is not finite in {dtype}")
     return jax.tree.unflatten(treedef, leaves)
