@@ -294,7 +294,7 @@ def test_random_programs_catch_most_mutants():
                 is_right(*one) for one in found if not concerned or concerned & one[1].primitives
             ):
                 missed.append(name)
-    assert len(missed) <= 20
+    assert len(missed) < len(MUTANTS) / 2, missed
 
 
 def test_without_mutants_nothing_is_caught():
