@@ -29,6 +29,8 @@ PYTORCH_WAYS = {
 PYTORCH_GPU_WAYS = {"PyTorch CUDA graph": "cuda_graph", "PyTorch compile": "compile"}
 RATIOS = (  # between rows with the same members and batch
     ("normjax", "best PyTorch"),
+    ("eager", "best PyTorch"),
+    ("eager NumPy", "best PyTorch"),
     ("normjax", "Flax vmap"),
     ("8 norms", "plain pass"),
     ("whole epoch", "training alone"),
@@ -108,11 +110,16 @@ def evaluate() -> Iterator[Row]:
 def normalize() -> Iterator[Row]:
     """Compare ways to normalize the parameters of the 3-layer net."""
     for members, repeats in ((1, 50), (64, 2)):
-        modules = {"normjax": NORMJAX} | ({"PyTorch loop": TORCH} if has_torch() else {})
-        cases = [
-            Case(name, members, None, f"{module}:prepare_normalize", (members, repeats))
-            for name, module in modules.items()
-        ]
+        ways = {"normjax": (f"{NORMJAX}:prepare_normalize", (members, repeats))}
+        if members == 1:
+            eager = f"{NORMJAX}:prepare_normalize_eager"
+            ways |= {
+                "eager": (eager, (repeats, False)),
+                "eager NumPy": (eager, (repeats, True)),
+            }
+        if has_torch():
+            ways["PyTorch loop"] = (f"{TORCH}:prepare_normalize", (members, repeats))
+        cases = [Case(name, members, None, *way) for name, way in ways.items()]
         yield from measure("normalize", cases, "us/network", 1e6)
 
 

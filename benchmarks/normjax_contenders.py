@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.processes import prepare_cpu
 
 IMAGE_SHAPE = (32, 32, 3)
+LAYERS = ("Conv_0", "Conv_1", "Dense_0")  # of the 3-layer net
 NORMS = ("2", "1", "inf", "1/100", "3", "1.5", "4", "spectral")
 
 
@@ -129,7 +131,9 @@ def prepare_monitor(num_examples: int, calls: int) -> Prepared:
     rng = np.random.default_rng(1)
     logits = jnp.asarray(rng.normal(size=(num_examples, NUM_CLASSES)), jnp.float32)
     labels = jnp.asarray(rng.integers(NUM_CLASSES, size=num_examples))
-    monitored, compile_s = compile_for(jax.jit(monitor), params, logits, labels)
+    monitored, compile_s = compile_for(
+        jax.jit(partial(monitor, layers=LAYERS)), params, logits, labels
+    )
 
     def call():
         for _ in range(calls):
@@ -140,21 +144,42 @@ def prepare_monitor(num_examples: int, calls: int) -> Prepared:
 
 
 def prepare_normalize(members: int, repeats: int) -> Prepared:
-    """Prepare `normalize_params` of the 3-layer net: for one network, or for many at once."""
-    if members > 1:
+    """Prepare compiled `normalize_params` of the 3-layer net, for one network or many at once."""
+    normalize = partial(normalize_params, layers=LAYERS)
+    if members == 1:
+        answer_directly()
+        params, fn = draw_convnet3(()), jax.jit(normalize)
+    else:
         prepare_cpu()
-    params = draw_convnet3(() if members == 1 else (members,))
-    fn = jax.jit(normalize_params)
-    if members > 1:
-        fn, params = map_members(normalize_params), shard_members(params)
-    normalize, compile_s = compile_for(fn, params)
+        params, fn = shard_members(draw_convnet3((members,))), map_members(normalize)
+    compiled, compile_s = compile_for(fn, params)
+    return Prepared(_repeat(compiled, params, repeats), members * repeats, compile_s)
 
+
+def prepare_normalize_eager(repeats: int, by_numpy: bool) -> Prepared:
+    """Prepare plain calls of `normalize_params` of the 3-layer net, one network at a time."""
+    answer_directly()
+    params = draw_convnet3(())
+    if by_numpy:
+        params = jax.tree.map(np.asarray, params)
+    call = _repeat(partial(normalize_params, layers=LAYERS), params, repeats)
+    started = time.perf_counter()
+    call()
+    return Prepared(call, repeats, time.perf_counter() - started)
+
+
+def answer_directly() -> None:
+    """Let JAX compute in the calling thread, which suits short calls; before its first one."""
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _repeat(fn: Callable[[Any], Any], argument: Any, repeats: int) -> Callable[[], Any]:
     def call():
         for _ in range(repeats):
-            normalized = jax.block_until_ready(normalize(params))
-        return normalized
+            result = jax.block_until_ready(fn(argument))
+        return result
 
-    return Prepared(call, members * repeats, compile_s)
+    return call
 
 
 def draw_convnet3(stack: tuple[int, ...]) -> Any:

@@ -275,14 +275,15 @@ def test_a_run_prints_a_table_and_writes_json(tmp_path, capsys):
     run.main(["--only=normalize", f"--out={out}"])
     rows = [Row(**row) for row in json.loads(out.read_text())]
     measured = [row for row in rows if row.unit == "us/network"]
-    contenders = ["normjax", "PyTorch loop"][: 1 + has_torch()]
+    others = ["PyTorch loop"] * has_torch()
+    expected = {1: ["normjax", "eager", "eager NumPy", *others], 64: ["normjax", *others]}
     assert [(row.contender, row.members) for row in measured] == [
-        (contender, members) for members in (1, 64) for contender in contenders
+        (contender, members) for members in expected for contender in expected[members]
     ]
     assert all(row.bench == "normalize" and 0.1 < row.value < 1e6 for row in measured)
-    assert all((row.compile_s is None) == (row.contender != "normjax") for row in measured)
+    assert all((row.compile_s is None) == (row.contender in others) for row in measured)
     ratios = [row for row in rows if row.unit == "ratio"]
-    assert len(ratios) == 2 * has_torch() and len(rows) == len(measured) + len(ratios)
+    assert len(ratios) == 4 * has_torch() and len(rows) == len(measured) + len(ratios)
     printed = capsys.readouterr().out.splitlines()
     assert all(run.format_row(row) in printed for row in rows)
 
