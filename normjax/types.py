@@ -8,8 +8,11 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-Params = Mapping[Any, Any]
-"""A network's parameters: a nested mapping whose leaves are floating-point arrays."""
+Params = Any
+"""A network's parameters: any pytree of arrays that fits a `NetworkStructure`.
+
+Without a structure, nested mappings whose leaves are floating-point arrays.
+"""
 
 
 class ApplyFn(Protocol):
@@ -27,8 +30,8 @@ class NormFn(Protocol):
         """Return the norm of `{"kernel": k}` or, jointly, of `{"kernel": k, "bias": b}`.
 
         Kernels are laid out as in Flax: `[inputs, outputs]`, or `[*window, inputs, outputs]`
-        for a convolution; biases are `[outputs]`. Leaves are float32 or float64; the norm is a
-        scalar.
+        for a convolution, with the inputs of one group if the outputs form groups. Biases are
+        `[outputs]`. Leaves are float32 or float64; the norm is a scalar.
         """
         ...
 
