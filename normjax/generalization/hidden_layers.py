@@ -5,7 +5,7 @@ computation: the operation that combines a layer's kernel with data has the repr
 other operand. Names of modules play no role.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def hidden_layers(
     x: np.ndarray,
     labels: np.ndarray,
     *,
-    batch_size: int = 50,
+    batch_size: int,
 ) -> HiddenLayers:
     """Compute representations, and gradients of the margins `f_y - max_{k != y} f_k`.
 
@@ -56,22 +56,33 @@ def hidden_layers(
     Raises:
       ValueError: what a layer reads cannot be found, in one line.
     """
-    num = len(labels)
-    parts = []
+    of_batch = partial(_of_batch, apply_fn, structure, params)
+    logits, inputs, norms = _in_batches(of_batch, (np.asarray(x), labels), batch_size)
+    return HiddenLayers(logits, [h.reshape(len(h), -1) for h in inputs], norms)
+
+
+def logits_in_batches(
+    apply_fn: ApplyFn, params: Params, x: np.ndarray, batch_size: int
+) -> np.ndarray:
+    """Return the logits `[n, K]` of n inputs."""
+    return _in_batches(partial(_logits, apply_fn, params), (np.asarray(x),), batch_size)
+
+
+def _in_batches(
+    function: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
+) -> Any:
+    """Apply a function to batches of one size; return its tree of joined results."""
+    num, parts = len(arrays[0]), []
     for start in range(0, num, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), num - 1)
-        found = _of_batch(apply_fn, structure, params, np.asarray(x)[index], labels[index])
-        parts.append(jax.device_get(found))
+        parts.append(jax.device_get(function(*(array[index] for array in arrays))))
+    return jax.tree.map(lambda *pieces: np.concatenate(pieces)[:num], *parts)
 
-    def joined(pieces: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([piece.reshape(len(piece), -1) for piece in pieces])[:num]
 
-    logits, inputs, norms = zip(*parts, strict=True)
-    return HiddenLayers(
-        joined(logits),
-        [joined(layer) for layer in zip(*inputs, strict=True)],
-        [joined(layer)[:, 0] for layer in zip(*norms, strict=True)],
-    )
+@partial(jax.jit, static_argnums=0)
+def _logits(apply_fn, params, x):
+    with jax.default_matmul_precision("highest"):
+        return apply_fn(params, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

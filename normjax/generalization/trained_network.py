@@ -8,12 +8,13 @@ import numpy as np
 
 from normjax import losses
 from normjax.generalization.absorbed import Layers, absorbed_layers, with_layers
-from normjax.generalization.hidden_layers import HiddenLayers, hidden_layers
+from normjax.generalization.hidden_layers import HiddenLayers, hidden_layers, logits_in_batches
 from normjax.generalization.sample import Sample, mix_within_classes
 from normjax.generalization.sharpness import Sharpness
 from normjax.matrices import layer_matrix
 from normjax.normalize import param_norms
 from normjax.structure import NetworkStructure
+from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.types import ApplyFn, Array, Norm, Params
 
 
@@ -92,10 +93,12 @@ class TrainedNetwork:
 
     def logits_of(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, K]` of n inputs."""
-        return self._hidden(Sample(x, np.zeros(len(x), np.int32), 0)).logits
+        size = choose_evaluation_batch_size()
+        return logits_in_batches(self.apply_fn, self.params, x, size)
 
     def _hidden(self, sample: Sample) -> HiddenLayers:
-        return hidden_layers(self.apply_fn, self.structure, self.params, sample.x, sample.labels)
+        size, own = choose_evaluation_batch_size(), (self.apply_fn, self.structure, self.params)
+        return hidden_layers(*own, sample.x, sample.labels, batch_size=size)
 
     @functools.cached_property
     def margins(self) -> np.ndarray:

@@ -37,7 +37,7 @@ def mlp_by_hand(network):
 def test_an_mlp_by_hand():
     network = trained_mlp()
     read, norms = mlp_by_hand(network)
-    found = network.hidden  # batches of 50 and 30 examples
+    found = network.hidden  # batches of 16, and a last one that is filled up
     np.testing.assert_allclose(found.logits, network.logits, rtol=1e-5, atol=1e-5)
     for layer in range(3):
         np.testing.assert_allclose(found.inputs[layer], read[layer], rtol=1e-5, atol=1e-5)
@@ -46,7 +46,7 @@ def test_an_mlp_by_hand():
 
 def test_a_convolution_against_pytorch():
     torch = pytest.importorskip("torch")
-    network = trained_convnet3(num_examples=12)
+    network = trained_convnet3(num_examples=20)
     kernels = [
         torch.tensor(np.asarray(network.params[name]["kernel"]), dtype=torch.float64)
         for name in ("Conv_0", "Conv_1", "Dense_0")
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_refused():
     params = {"a": jnp.ones((3, 2)), "b": jnp.ones((3, 2))}
     simple = normjax.trace_structure(lambda p, x: x @ p["a"] @ p["b"].T, params, x)
     with pytest.raises(ValueError, match="what layers 'a', 'b' read could not be found"):
-        hidden_layers(two_kernels, simple, params, np.ones((4, 3)), np.zeros(4, int))
+        hidden_layers(two_kernels, simple, params, np.ones((4, 3)), np.zeros(4, int), batch_size=4)
 
     def twice(params, x):
         return x @ params["a"] @ params["b"].T @ params["a"]

@@ -55,7 +55,7 @@ def trained_convnet3(seed=0, num_examples=60):
     return network_of(params, start, apply_fn(model), x)
 
 
-def trained_mlp(widths=(6, 12, 9, 4), seed=0, num_examples=80):
+def trained_mlp(widths=(6, 12, 9, 4), seed=0, num_examples=90):
     """A network of dense layers, each with a bias, in the same state."""
     params = mlp_params(widths, seed)
     x = np.random.default_rng(seed).standard_normal((num_examples, widths[0]))
