@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from normjax.channel_vectors import evaluate, take
-from normjax.norms import entrywise_exponent, make_norm
+from normjax.norms import entrywise_exponent, make_norms
 from normjax.structure import LayerMatrix, Layout, NetworkStructure
 from normjax.types import Array, Norm, at_least_float32
 
@@ -30,22 +30,25 @@ def layer_norms(
       ValueError: the norm needs the layout of a kernel that could not be read; see also
         `make_norm`.
     """
-    norm_fn = make_norm(norm, scale)
-    is_entrywise = entrywise_exponent(norm) is not None
-    norms = []
+    norms_fn = make_norms(norm, scale)
+    matrices = []
     for layer in structure.matrices:
-        if layer.layout is None and not is_entrywise:
+        if layer.layout is None and entrywise_exponent(norm) is None:
             raise ValueError(
                 f"how the kernel of layer {layer.path!r} acts could not be read: only entrywise "
                 f"norms are defined for it, not {norm!r}"
             )
-        matrix = layer_matrix(leaves, layer)
-        groups = layer.layout.groups if layer.layout is not None else 1
-        if norm == "spectral" and groups > 1:
+        matrices.append(layer_matrix(leaves, layer))
+    if callable(norm) or norm != "spectral":
+        return norms_fn(matrices)
+    norms = []
+    for layer, matrix in zip(structure.matrices, matrices, strict=True):
+        if layer.layout is not None and layer.layout.groups > 1:
             # The groups have inputs and outputs of their own: the operator is block diagonal.
-            norms.append(lax.map(norm_fn, _split_groups(matrix, groups)).max())
+            groups = _split_groups(matrix, layer.layout.groups)
+            norms.append(lax.map(lambda group: norms_fn([group])[0], groups).max())
         else:
-            norms.append(norm_fn(matrix))
+            norms += norms_fn([matrix])
     return norms
 
 

@@ -3,7 +3,7 @@
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, TypeGuard
@@ -50,17 +50,27 @@ def make_norm(norm: Norm = 2, scale: float = 1.0) -> NormFn:
       ValueError: an unknown norm, p < 1, or a scale that is not positive and finite. The returned
         function raises it if a custom `norm` does not return a scalar.
     """
+    norms_fn = make_norms(norm, scale)
+    return lambda leaves: norms_fn([leaves])[0]
+
+
+def make_norms(
+    norm: Norm = 2, scale: float = 1.0
+) -> Callable[[Sequence[Mapping[str, Array]]], list[Array]]:
+    """Return the function that computes the norms of several layers; see `make_norm`."""
     if not _is_real(scale) or not 0 < scale < math.inf:
         raise ValueError(f"scale must be a positive finite number, not {scale!r}")
-    layer_norm_fn = _norm_function(norm)
+    unscaled_norms = _norms_function(norm)
 
-    def norm_fn(leaves: Mapping[str, Array]) -> Array:
-        value = layer_norm_fn({name: at_least_float32(leaf) for name, leaf in leaves.items()})
-        if jnp.shape(value) != ():
-            raise ValueError(f"a norm must return a scalar, not shape {jnp.shape(value)}")
-        return value / scale
+    def norms_fn(layers: Sequence[Mapping[str, Array]]) -> list[Array]:
+        wide = [{name: at_least_float32(x) for name, x in leaves.items()} for leaves in layers]
+        values = list(unscaled_norms(wide))
+        for value in values:
+            if jnp.shape(value) != ():
+                raise ValueError(f"a norm must return a scalar, not shape {jnp.shape(value)}")
+        return [value / scale for value in values]
 
-    return norm_fn
+    return norms_fn
 
 
 def parse_norm(text: str) -> NamedNorm:
@@ -204,12 +214,12 @@ def _shortest(number: float) -> str:
     return np.format_float_positional(number, trim="-")
 
 
-def _norm_function(norm: Norm) -> NormFn:
-    """Return the unscaled norm function, with value and gradient 0 at zero."""
+def _norms_function(norm: Norm) -> Callable[[Sequence[Mapping[str, Array]]], Iterable[Array]]:
+    """Return the unscaled norms of several layers, with value and gradient 0 at zero."""
     if callable(norm):
-        return _with_zero(norm)
+        return partial(map, _with_zero(norm))
     if norm == "spectral":
-        return _with_zero(spectral_norm)
+        return partial(map, _with_zero(spectral_norm))
     p = entrywise_exponent(norm)
     if p is None:
         raise ValueError(
@@ -217,8 +227,8 @@ def _norm_function(norm: Norm) -> NormFn:
             f"not {norm!r}"
         )
     if p in (1, math.inf):
-        return _sum_of_magnitudes if p == 1 else _largest_magnitude
-    return lambda leaves: _compiled_entrywise_norm(leaves, p)
+        return partial(map, _sum_of_magnitudes if p == 1 else _largest_magnitude)
+    return lambda layers: _compiled_entrywise_norms(list(layers), p)
 
 
 def _with_zero(norm_fn: NormFn) -> NormFn:
@@ -238,58 +248,74 @@ def _with_zero(norm_fn: NormFn) -> NormFn:
 
 def _sum_of_magnitudes(leaves: Mapping[str, Array]) -> Array:
     """Return the L1 norm of all entries together."""
-    return reduce(operator.add, (jnp.sum(jnp.abs(leaf)) for leaf in leaves.values()))
+    return reduce(operator.add, (jnp.sum(_magnitudes(leaf)) for leaf in leaves.values()))
 
 
 def _largest_magnitude(leaves: Mapping[str, Array]) -> Array:
     """Return the largest magnitude of all entries together."""
-    return jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves.values()]).max()
+    return jnp.stack([jnp.max(_magnitudes(leaf)) for leaf in leaves.values()]).max()
+
+
+@jax.custom_jvp
+def _magnitudes(x: Array) -> Array:
+    """Return `|x|`, with derivative 0 at 0, where that of `jnp.abs` is 1."""
+    return jnp.abs(x)
+
+
+_magnitudes.defjvps(lambda direction, _, x: jnp.sign(x) * direction)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _entrywise_norm(leaves: Mapping[str, Array], p: float) -> Array:
-    """Return the Lp norm of all entries together, 1 < p < infinity.
+def _entrywise_norms(layers: Sequence[Mapping[str, Array]], p: float) -> list[Array]:
+    """Return the Lp norm of all entries of each layer, 1 < p < infinity.
 
     One pass over the entries suffices unless powers overflow or underflow; then a second pass
-    divides the entries by the largest one. The loop runs at most once. Under `vmap`, a `cond` would
-    always run both branches; the loop runs only if some network needs it.
+    divides a layer's entries by the largest one. The loop runs at most once. Under `vmap`, a `cond`
+    would always run both branches; the loop runs only if some network needs it.
     """
 
-    def divided(unit):
-        return {name: leaf / unit for name, leaf in leaves.items()}
+    def sum_of_powers(leaves, unit):
+        return reduce(operator.add, (jnp.sum(jnp.abs(x / unit) ** p) for x in leaves.values()))
 
-    def sum_of_powers(unit):
-        powers = (jnp.sum(jnp.abs(leaf) ** p) for leaf in divided(unit).values())
-        return reduce(operator.add, powers)
+    def is_in_range(total):
+        return (total > 1e-24) & (total < math.inf)
 
     def must_rescale(carry):
-        total, _, is_rescaled = carry
-        return ~(is_rescaled | ((total > 1e-24) & (total < math.inf)))
+        totals, _, is_rescaled = carry
+        return ~(is_rescaled | jnp.stack([is_in_range(total) for total in totals]).all())
 
     def rescale(carry):
-        # The unit was 1. Without the carry, XLA would hoist this computation out of the loop.
-        largest = _largest_magnitude(divided(carry[1]))
-        unit = jnp.where(largest == 0, 1, largest)
-        return sum_of_powers(unit), unit, jnp.bool(True)
+        totals, units, _ = carry
+        new_totals, new_units = [], []
+        for leaves, total, unit in zip(layers, totals, units, strict=True):
+            # The unit was 1. Without the carry, XLA would move this out of the loop.
+            largest = _largest_magnitude({name: leaf / unit for name, leaf in leaves.items()})
+            largest = jnp.where(is_in_range(total) | (largest == 0), 1, largest)
+            new_units.append(largest)
+            new_totals.append(jnp.where(is_in_range(total), total, sum_of_powers(leaves, largest)))
+        return new_totals, new_units, jnp.bool(True)
 
-    plain = sum_of_powers(1)
-    start = (plain, jnp.ones_like(plain), jnp.bool(False))
-    total, unit, _ = lax.while_loop(must_rescale, rescale, start)
-    return unit * total ** (1 / p)
+    plain = [sum_of_powers(leaves, 1) for leaves in layers]
+    start = (plain, [jnp.ones_like(total) for total in plain], jnp.bool(False))
+    totals, units, _ = lax.while_loop(must_rescale, rescale, start)
+    return [unit * total ** (1 / p) for unit, total in zip(units, totals, strict=True)]
 
 
-@_entrywise_norm.defjvp
-def _entrywise_norm_jvp(p: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@_entrywise_norms.defjvp
+def _entrywise_norms_jvp(p: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
     """Apply the derivative sign(w) (|w| / norm)^(p - 1), or 0 for a layer of zeros."""
-    (leaves,), (directions,) = primals, tangents
-    value = _entrywise_norm(leaves, p)
-    unit = jnp.where(value == 0, 1, value)
-    parts = (
-        jnp.sum(jnp.sign(leaf) * jnp.abs(leaf / unit) ** (p - 1) * directions[name])
-        for name, leaf in leaves.items()
-    )
-    return value, reduce(operator.add, parts)
+    (layers,), (directions,) = primals, tangents
+    values = _entrywise_norms(layers, p)
+    slopes = []
+    for leaves, along, value in zip(layers, directions, values, strict=True):
+        unit = jnp.where(value == 0, 1, value)
+        parts = (
+            jnp.sum(jnp.sign(leaf) * jnp.abs(leaf / unit) ** (p - 1) * along[name])
+            for name, leaf in leaves.items()
+        )
+        slopes.append(reduce(operator.add, parts))
+    return values, slopes
 
 
 # Without this, each eager call would compile the loop anew.
-_compiled_entrywise_norm = jax.jit(_entrywise_norm, static_argnums=1, inline=True)
+_compiled_entrywise_norms = jax.jit(_entrywise_norms, static_argnums=1, inline=True)

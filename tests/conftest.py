@@ -31,7 +31,7 @@ COMPILED = "JAX_COMPILATION_CACHE_DIR"
 IS_OURS = COMPILED not in os.environ
 if IS_OURS:
     os.environ[COMPILED] = tempfile.mkdtemp(prefix="normjax_compiled_")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import jax  # noqa: E402 - reads the variables above
 

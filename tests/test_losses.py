@@ -14,6 +14,8 @@ from normjax.losses import (
 )
 from tests.helpers.networks import Convnet5, mlp_params, trained_like_convnet5
 
+pytestmark = pytest.mark.numerics
+
 LOSSES = [cross_entropy, excess_cross_entropy]
 
 

@@ -11,6 +11,8 @@ from normjax import powers
 from normjax.normalize import log_product_norm, normalize_params, product_norm
 from tests.helpers.networks import mlp_params
 
+pytestmark = pytest.mark.numerics
+
 POWERS = [1, 2, 3, -1, 0, 17, Fraction(1, 2), Fraction(-3, 2), Fraction(2, 3)]
 
 

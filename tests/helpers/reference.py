@@ -24,6 +24,12 @@ def conv(x, kernel, stride=1, same=False):
     return np.einsum("nhwcij,ijcf->nhwf", windows, kernel, optimize=True)
 
 
+def batch_norm(x, scale, bias, mean, var):
+    """Batch normalization in evaluation mode, with Flax's epsilon of 1e-5."""
+    scale, bias, mean, var = (np.asarray(v, np.float64) for v in (scale, bias, mean, var))
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+
 def relu(x):
     """max(x, 0)."""
     return np.maximum(x, 0)
@@ -37,12 +43,17 @@ def convnet3_logits(params, images):
     return x.reshape(len(x), -1) @ np.asarray(params["Dense_0"]["kernel"], np.float64)
 
 
-def convnet5_logits(params, images):
-    """The 5-layer net without batch normalization on uint8 images, float64 [N, K]."""
+def convnet5_logits(params, images, batch_stats=None):
+    """The 5-layer net in evaluation mode on uint8 images, float64 [N, K]."""
     x = standardize(images)
     for i, stride in enumerate((1, 2, 2, 2)):
         layer = params[f"Conv_{i}"]
-        x = relu(conv(x, layer["kernel"], stride, same=True) + np.asarray(layer["bias"]))
+        x = conv(x, layer["kernel"], stride, same=True)
+        if batch_stats is None:
+            x = relu(x + np.asarray(layer["bias"]))
+        else:
+            name = f"BatchNorm_{i}"
+            x = relu(batch_norm(x, **params[name], **batch_stats[name]))
     return conv(x, params["Conv_4"]["kernel"]).reshape(len(x), -1)
 
 
