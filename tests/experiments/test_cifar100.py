@@ -48,7 +48,9 @@ def test_cifar100_from_its_archive_to_its_results(invoke, tmp_path):
         _, variables = load_member(run_dir, row.member)
         assert variables["params"]["Conv_4"]["kernel"].shape[-1] == 100
         for split, (images, labels) in zip(("train", "test"), examples, strict=True):
-            logits = reference.convnet5_logits(variables["params"], images, variables["batch_stats"])
+            logits = reference.convnet5_logits(
+                variables["params"], images, variables["batch_stats"]
+            )
             loss = reference.cross_entropy(logits, labels).mean()
             assert getattr(row, f"{split}_loss") == pytest.approx(loss, rel=2e-5)
             error = np.mean(logits.argmax(-1) != labels)
