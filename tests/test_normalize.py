@@ -38,7 +38,7 @@ from tests.helpers.networks import (
 
 @pytest.mark.slow
 @every_norm
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     widths=st.lists(st.sampled_from([2, 5]), min_size=2, max_size=7),
     seed=st.integers(0, 2**16),
