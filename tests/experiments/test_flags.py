@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 FLAGFILES = sorted(
     path
     for path in (ROOT / "experiments" / "flagfiles").glob("*.flags")
-    if path.stem != "linear_margin"  # has flags of its own
+    if path.stem not in ("linear_margin", "fixed_margin")  # have flags of their own
 )
 
 
