@@ -64,7 +64,7 @@ class Config:
     test_size: int | None = setting(None, "Number of test images; default: all.", check=at_least(1))
     model: str = setting("convnet3", "The network, without batch norm.", allowed=MODEL_NAMES)
     margins: tuple[float, ...] = setting(
-        (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+        (0.003, 0.006, 0.012, 0.025, 0.05),
         "Target margins of the normalized network.",
         check=check_list(
             "margin", is_allowed=lambda x: 0 < x < math.inf, allowed="margins must be positive"
@@ -72,10 +72,10 @@ class Config:
     )
     num_seeds: int = setting(3, "Networks per margin and kind of labels.", check=at_least(1))
     seed: int = setting(0, "Random seed of the run.", check=check_seed)
-    epochs: int = setting(300, "Epochs.", check=at_least(1))
+    epochs: int = setting(2000, "Epochs.", check=at_least(1))
     batch_size: int = setting(64, "Examples per step.", check=at_least(1))
     learning_rate: float = setting(
-        0.003, "Learning rate of Adam at the start; it falls to 0 along a cosine.", check=positive
+        0.001, "Learning rate of Adam at the start; it falls to 0 along a cosine.", check=positive
     )
     resume: bool = setting(False, "Restart the unfinished run in --workdir.")
 

@@ -18,9 +18,10 @@ from normjax.results.table import is_finite, level_names
 QUANTITIES = {
     "slope": "Slope of the line, without random labels",
     "slope_with_random_labels": "Slope of the line, with random labels",
+    "train_loss": "Training loss, as trained (nats)",
     "margin_ratio": "Test margin / training margin",
     "test_error": "Test error",
-    "gap": "Normalized test loss - normalized training loss (nats)",
+    "gap": "Normalized test loss - training loss (nats)",
     "product_norm": "Product of norms",
     "norm_over_margin": "Product of norms / training margin",
     "norm_bound": "Product of norms / (training margin * sqrt(N))",

@@ -194,7 +194,7 @@ def measure(
     | product_norm | product of the layers' Frobenius norms: 1, up to rounding |
     | train_margin, train_margin_std, train_margin_min | right class minus best other class, on the labels of training |
     | test_margin, test_error | on the true labels of the test set |
-    | train_error | on the labels of training |
+    | train_error | on the labels of training; margins of 0, as of a dead network, are errors |
 
     Args:
       classifier: the network.

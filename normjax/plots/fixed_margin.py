@@ -7,8 +7,9 @@ import matplotlib.style
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from normjax.formatting import fixed
+from normjax.formatting import fixed, number
 from normjax.plots.style import LINE_COLOR, STYLE, TEST_COLOR, TRAIN_COLOR, new_figure
 
 _KINDS = {"true": ("True labels", TRAIN_COLOR), "random": ("Random labels", TEST_COLOR)}
@@ -42,8 +43,11 @@ def plot_fixed_margin(table: pd.DataFrame, summary: Mapping[str, Any], title: st
         right.set_title("Margins and their targets")
         right.set_xlabel("Target margin")
         right.set_ylabel("Normalized training margin (mean ± standard deviation)")
-        left.set_xscale("log" if (table["train_margin"] > 0).all() else "linear")
+        left.set_xscale("symlog", linthresh=targets[0] / 2, linscale=0.5)
         right.set_xscale("log")
+        right.xaxis.set_major_locator(FixedLocator(targets))
+        right.xaxis.set_minor_locator(NullLocator())
+        right.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
         right.set_yscale("symlog", linthresh=targets[0], linscale=0.5)
         for axes in (left, right):
             axes.legend(fontsize=8)

@@ -23,7 +23,7 @@ def values_of(rows, size):
 def test_means_over_levels_and_slopes():
     tables = {4000: synthetic_table(seed=1), 1000: table_with_random_labels()}
     rows, networks = compare_sizes(tables)
-    assert [row.train_images for row in rows] == [1000] * 8 + [4000] * 7
+    assert [row.train_images for row in rows] == [1000] * 9 + [4000] * 8
     assert networks["train_images"].value_counts().to_dict() == {1000: 12, 4000: 12}
     for size, table in tables.items():
         found = values_of(rows, size)
@@ -31,6 +31,7 @@ def test_means_over_levels_and_slopes():
         train = -own["normalized_train_excess"] * own["product_norm"]
         test = -own["normalized_test_excess"] * own["product_norm"]
         expected = {
+            "train_loss": own["train_loss"],
             "margin_ratio": test / train,
             "test_error": own["test_error"],
             "gap": own["normalized_test_loss"] - own["normalized_train_loss"],
