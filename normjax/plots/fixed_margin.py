@@ -29,12 +29,8 @@ def plot_fixed_margin(table: pd.DataFrame, summary: Mapping[str, Any], title: st
             own = table[table["labels"] == kind]
             _draw(left, own, "train_margin", 100 * own["test_error"], name, color)
             _draw(right, own, "target_margin", own["train_margin"], name, color)
-            for row in own.itertuples():
-                ends = (
-                    row.train_margin - row.train_margin_std,
-                    row.train_margin + row.train_margin_std,
-                )
-                right.plot([row.target_margin] * 2, ends, color=color, lw=0.8, alpha=0.7)
+            low, high = (own["train_margin"] + sign * own["train_margin_std"] for sign in (-1, 1))
+            right.vlines(own["target_margin"], low, high, color=color, lw=0.8, alpha=0.7)
         targets = sorted(set(table["target_margin"]))
         right.plot(targets, targets, color=LINE_COLOR, lw=1, ls=":", label="Target")
         left.set_title(_correlation(summary))

@@ -55,12 +55,11 @@ def _draw_slopes(axes: Axes, rows: Sequence[SizeRow], printed: Mapping[str, floa
         ("slope", TRAIN_COLOR, "Without random labels, 95% interval"),
         (_WITH_RANDOM, TEST_COLOR, "With random labels, 95% interval"),
     ):
-        own = [row for row in rows if row.quantity == name and row.value is not None]
-        if own:
-            x, y = [row.train_images for row in own], [row.value for row in own]
-            axes.plot(x, y, "o-", color=color, ms=5, label=label)
-        for row in own:
-            if row.low is not None and row.high is not None:
+        points = _points(rows, name)
+        if points:
+            axes.plot(list(points), list(points.values()), "o-", color=color, ms=5, label=label)
+        for row in rows:
+            if row.quantity == name and row.low is not None and row.high is not None:
                 axes.plot([row.train_images] * 2, [row.low, row.high], color=color, lw=1)
     for i, (name, slope) in enumerate(printed.items()):
         style = {"color": LINE_COLOR, "lw": 1, "ls": ("--", ":", "-.", (0, (1, 3)))[i % 4]}
@@ -71,9 +70,16 @@ def _draw_means(axes: Axes, rows: Sequence[SizeRow], networks: pd.DataFrame, nam
     """Draw a dot per network and the line of means over levels."""
     style = {"color": QUIET_COLOR, "ms": 4, "alpha": 0.7, "mew": 0}
     axes.plot(networks["train_images"], networks[name], "o", label="Network", **style)
-    own = [row for row in rows if row.quantity == name and row.value is not None]
-    x, y = [row.train_images for row in own], [row.value for row in own]
-    axes.plot(x, y, "o-", color=TRAIN_COLOR, ms=5, label="Mean over levels")
+    points = _points(rows, name)
+    axes.plot(
+        list(points), list(points.values()), "o-", color=TRAIN_COLOR, ms=5, label="Mean over levels"
+    )
+
+
+def _points(rows: Sequence[SizeRow], name: str) -> dict[int, float]:
+    """Return {size: value} of a quantity, where there is a value."""
+    own = [row for row in rows if row.quantity == name]
+    return {row.train_images: row.value for row in own if row.value is not None}
 
 
 def _set_axes(axes: Axes, rows: Sequence[SizeRow], name: str) -> None:
