@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import flags
-from normjax.files import one_line, read_object, replacing, write_json
+from normjax.files import one_line, read_object, write_json
 from normjax.generalization import linear_sweep
 from normjax.generalization.linear_sweep import DISTRIBUTIONS, MIN_SETS
 from normjax.plots.linear_margin import plot_linear_margin
@@ -43,7 +43,6 @@ from normjax.training.config import (
     check_that,
     check_workdir,
     setting,
-    to_flagfile,
 )
 
 EXPERIMENT = "linear_margin"
@@ -94,7 +93,7 @@ def main(config: Config) -> None:
                 seed=config.seed,
             )
             stack.enter_context(record.locked(run_dir, is_new))
-            start_run(run_dir, config)
+            record.start_plain_run(run_dir, EXPERIMENT, config, PACKAGES)
         except (ValueError, OSError) as error:
             sys.exit(f"error: {one_line(error)}")
         descend_and_measure(run_dir, config, sets)
@@ -135,22 +134,6 @@ def draw_figure(run_dir: Path) -> Any:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(f"{run_dir}: its tables do not match ({reason})") from None
-
-
-def start_run(run_dir: Path, config: Config) -> None:
-    """Write flags.txt and run.json before the descent."""
-    with replacing(run_dir / "flags.txt") as path:
-        path.write_text(to_flagfile(config), encoding="utf-8")
-    run = {
-        "experiment": EXPERIMENT,
-        "finished": False,
-        "wall_time_s": None,
-        "seed": config.seed,
-        "versions": record.versions(PACKAGES),
-        "git_commit": record.git_commit(),
-        "config": dataclasses.asdict(config),
-    }
-    write_json(run_dir / RUN_FILE, run)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,17 @@ class SweepConfig:
     momentum: float = setting(
         0.9, "Momentum of SGD.", check=check_that(lambda x: 0 <= x < 1, "must lie in [0, 1)")
     )
+    weight_decay: float = setting(
+        0.0,
+        "Weight decay as in torch.optim.SGD: this times each parameter, biases and scales of batch "
+        "normalization too, is added to its gradient before momentum; second phase only.",
+        check=check_that(lambda x: 0 <= x < math.inf, "must be at least 0 and finite"),
+    )
+    augment: bool = setting(
+        False,
+        "Flip and shift the training images at random, each by up to an eighth of its side (4 of "
+        "32 pixels), filled with black; second phase only, not for losses, norms or targets.",
+    )
     target_losses: tuple[float, ...] = setting(
         (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
     )

@@ -79,6 +79,8 @@ class Ensemble(NamedTuple):
     Attributes:
       init: (keys [M], init_stds [M] or None) -> TrainState.
       reset_optimizer: TrainState -> TrainState.
+      pretrain_epoch: `train_epoch` without weight decay and augmentation, for the first phase; None
+        if there is neither.
       train_epoch: (TrainState, labels [M, N], images, key) -> (TrainState, Metrics [M]).
       init_snapshots: TrainState -> Snapshots.
       track: (Snapshots, TrainState, labels, Metrics [M], images, epoch, is_last) ->
@@ -89,6 +91,7 @@ class Ensemble(NamedTuple):
 
     init: Callable
     reset_optimizer: Callable
+    pretrain_epoch: Callable | None
     train_epoch: Callable
     init_snapshots: Callable
     track: Callable
@@ -103,6 +106,8 @@ def make_ensemble(
     batch_size: int,
     target_losses: Sequence[float],
     norms: Sequence[NamedNorm],
+    weight_decay: float = 0.0,
+    augment: bool = False,
 ) -> Ensemble:
     """Make the functions that train and evaluate many networks of one architecture.
 
@@ -112,16 +117,23 @@ def make_ensemble(
       batch_size: examples per step.
       target_losses: training losses, in nats, at which to keep snapshots.
       norms: the norms to normalize by.
+      weight_decay: of the second phase, see `make_train_step`.
+      augment: whether the second phase augments its images, see `make_train_epoch`.
     """
     microbatch_size = choose_microbatch_size(classifier, batch_size)
-    train_step = make_train_step(classifier, tx, microbatch_size)
-    train_epoch = make_train_epoch(train_step, batch_size, microbatch_size)
     targets = jnp.asarray(target_losses, jnp.float32)
 
     def make_evaluate(norms):
         batch_size = evaluation.choose_evaluation_batch_size()
         evaluate = evaluation.make_evaluate(classifier, norms, batch_size)
         return lambda variables, labels, images: evaluate(variables, images, labels)
+
+    def map_train_epoch(weight_decay, augment):
+        step = make_train_step(classifier, tx, microbatch_size, weight_decay)
+        epoch = make_train_epoch(step, batch_size, microbatch_size, augment=augment)
+        return map_members(
+            lambda state, labels, images, key: epoch(state, images, labels, key), num_shared=2
+        )
 
     evaluate_without_norms = make_evaluate(())
 
@@ -136,7 +148,11 @@ def make_ensemble(
             kept = update_snapshots(snapshots, targets, variables, found.loss, found.error, epoch)
             return kept, found
 
-        is_needed = is_last | may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
+        if augment:  # the running metrics do not tell the loss of the images as they are
+            is_near = jnp.bool(len(target_losses) > 0)
+        else:
+            is_near = may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
+        is_needed = is_last | is_near
         unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
         return kept._replace(running_loss=metrics.loss), found
@@ -144,10 +160,8 @@ def make_ensemble(
     return Ensemble(
         init=map_members(lambda key, init_std: init_state(classifier, tx, key, init_std)),
         reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
-        train_epoch=map_members(
-            lambda state, labels, images, key: train_epoch(state, images, labels, key),
-            num_shared=2,
-        ),
+        pretrain_epoch=map_train_epoch(0.0, False) if weight_decay or augment else None,
+        train_epoch=map_train_epoch(weight_decay, augment),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One by one on every platform: under vmap, no member could skip its evaluation.
         track=map_members(track, num_shared=3, one_by_one=True),

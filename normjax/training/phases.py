@@ -74,7 +74,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(order_key, step)
-        state, running = ensemble.train_epoch(state, labels, images, key)
+        is_first = step < config.pretrain_epochs
+        epoch_fn = (is_first and ensemble.pretrain_epoch) or ensemble.train_epoch
+        state, running = epoch_fn(state, labels, images, key)
         values = {f"running_{name}": value for name, value in running._asdict().items()}
         is_finite = jnp.isfinite(running.loss)
         if step >= config.pretrain_epochs:

@@ -17,6 +17,7 @@ from normjax.networks.classifier import (
 )
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
+from normjax.training.augment import SHARE
 from normjax.training.config import SweepConfig, is_reference
 from normjax.training.ensemble import Ensemble, Member, make_ensemble
 
@@ -66,6 +67,8 @@ def make_sweep(
     Raises:
       ValueError: the network cannot be trained on these images.
     """
+    if config.augment and min(dataset.image_shape[:2]) < SHARE:
+        raise ValueError(f"--augment=true: images of at least {SHARE} x {SHARE} pixels are needed")
     classifier = choose_classifier(config, dataset.image_shape, dataset.num_classes, model)
     ensemble = make_ensemble(
         classifier,
@@ -73,6 +76,8 @@ def make_sweep(
         batch_size=config.batch_size,
         target_losses=config.target_losses,
         norms=[parse_norm(name) for name in config.norms],
+        weight_decay=config.weight_decay,
+        augment=config.augment,
     )
     parameters = leaf_shapes(classifier)
     return Sweep(experiment, config, dataset, ensemble, [list(members)], parameters)

@@ -129,6 +129,31 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
     write_json(run_dir / RUN_FILE, run)
 
 
+def start_plain_run(
+    run_dir: Path, experiment: str, config: Any, packages: Sequence[str] = PACKAGES
+) -> None:
+    """Write flags.txt and run.json of an experiment that is no sweep.
+
+    Args:
+      run_dir: the folder of the run.
+      experiment: the name of the experiment.
+      config: its configuration, with a seed.
+      packages: the packages whose versions matter.
+    """
+    with replacing(run_dir / "flags.txt") as path:
+        path.write_text(to_flagfile(config), encoding="utf-8")
+    run = {
+        "experiment": experiment,
+        "finished": False,
+        "wall_time_s": None,
+        "seed": config.seed,
+        "versions": versions(packages),
+        "git_commit": git_commit(),
+        "config": dataclasses.asdict(config),
+    }
+    write_json(run_dir / RUN_FILE, run)
+
+
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Return the versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}

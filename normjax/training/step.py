@@ -12,6 +12,7 @@ from normjax.data import standardize_images
 from normjax.losses import classification_error, cross_entropy, excess_cross_entropy
 from normjax.networks.classifier import Classifier, Variables
 from normjax.normalize import product_norm
+from normjax.training.augment import augment_images
 from normjax.types import Array
 
 CPU_MICROBATCH = 16  # the activations of 16 images fit in the cache of a CPU core
@@ -79,7 +80,10 @@ def reset_optimizer(tx: optax.GradientTransformation, state: TrainState) -> Trai
 
 
 def make_train_step(
-    classifier: Classifier, tx: optax.GradientTransformation, microbatch_size: int | None = None
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    microbatch_size: int | None = None,
+    weight_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Make a step of gradient descent on the mean cross entropy of a batch.
 
@@ -89,6 +93,7 @@ def make_train_step(
       microbatch_size: accumulate the gradient over microbatches of this size, which must divide
         the batch size; None uses the whole batch at once. The results differ only by rounding.
         Batch normalization needs None, because its statistics are taken over the whole batch.
+      weight_decay: this times each parameter is added to its gradient, before momentum.
 
     Returns:
       `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
@@ -135,6 +140,8 @@ def make_train_step(
         (grad_sum, sums), others = sums_fn(params, others, batch, product, key)
         total = jnp.sum(batch.weights)
         grads = jax.tree.map(lambda x: x / total, grad_sum)
+        if weight_decay:
+            grads = jax.tree.map(lambda x, w: x + weight_decay * w, grads, params)
         metrics = _means(sums, total)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)
@@ -151,7 +158,11 @@ def choose_microbatch_size(classifier: Classifier, batch_size: int) -> int | Non
 
 
 def make_train_epoch(
-    train_step: Callable, batch_size: int, microbatch_size: int | None = None
+    train_step: Callable,
+    batch_size: int,
+    microbatch_size: int | None = None,
+    *,
+    augment: bool = False,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """Make the function of one epoch, a scan over all examples in random order.
 
@@ -163,6 +174,7 @@ def make_train_epoch(
       train_step: `train_step(state, batch, key) -> (state, metrics)`.
       batch_size: examples per step.
       microbatch_size: batches are padded to a multiple of this size.
+      augment: whether `augment_images` draws each batch anew; metrics are then of its images.
 
     Returns:
       `train_epoch(state, images uint8 [N, H, W, C], labels int32 [N], key) -> (state, metrics)`.
@@ -177,8 +189,12 @@ def make_train_epoch(
         def body(carry, batch_of_epoch):
             state, sums = carry
             number, index, weight = batch_of_epoch
-            batch = Batch(images[index], labels[index], weight)
-            state, metrics = train_step(state, batch, jax.random.fold_in(key, number))
+            step_key = jax.random.fold_in(key, number)
+            chosen = images[index]
+            if augment:
+                chosen = augment_images(chosen, step_key)
+            batch = Batch(chosen, labels[index], weight)
+            state, metrics = train_step(state, batch, step_key)
             count = jnp.sum(weight)
             return (state, _add(sums, metrics, count)), None
 

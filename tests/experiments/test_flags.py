@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 FLAGFILES = sorted(
     path
     for path in (ROOT / "experiments" / "flagfiles").glob("*.flags")
-    if path.stem != "linear_margin"  # has flags of its own
+    if path.stem not in ("linear_margin", "fixed_margin")  # have flags of their own
 )
 
 
@@ -48,6 +48,8 @@ def test_defaults_are_the_same_from_python():
         batch_size=128,
         learning_rate=0.01,
         momentum=0.9,
+        weight_decay=0.0,
+        augment=False,
         target_losses=(),
         norms=("2", "1/100"),
         test_every=0,
@@ -78,6 +80,8 @@ def test_every_flag_arrives():
         "batch_size": 4,
         "learning_rate": 0.3,
         "momentum": 0.0,
+        "weight_decay": 5e-4,
+        "augment": True,
         "target_losses": (0.0044, 2.0),
         "norms": ("fro", "1/100", "spectral"),
         "test_every": 4,

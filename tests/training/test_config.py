@@ -21,6 +21,10 @@ from normjax.training.config import SweepConfig, to_flagfile, validate
         ({"norms": (True,)}, "--norms=True: must be of type tuple[str, ...], not tuple of bool"),
         ({"norms": (2, "fro")}, "--norms=2,fro: no norm may be repeated; fro is 2"),
         ({"train_size": 1.0}, "--train_size=1.0: must be of type int | None, not float"),
+        ({"weight_decay": -0.1}, "--weight_decay=-0.1: must be at least 0 and finite"),
+        ({"weight_decay": np.inf}, "--weight_decay=inf: must be at least 0 and finite"),
+        ({"weight_decay": np.nan}, "--weight_decay=nan: must be at least 0 and finite"),
+        ({"augment": 1}, "--augment=1: must be of type bool, not int"),
         ({"workdir": ""}, "--workdir=: a folder is needed, not a file or an empty name"),
         (
             {"model": "resnet"},

@@ -35,9 +35,9 @@ def start(classifier, seed=0):
     return jax.jit(lambda: init_state(classifier, TX, jax.random.key(seed)))()
 
 
-def make_step(classifier, *args):
+def make_step(classifier, *args, **how):
     """A compiled step; the key is that of dropout, which these networks do not have."""
-    step = make_train_step(classifier, TX, *args)
+    step = make_train_step(classifier, TX, *args, **how)
     return jax.jit(lambda state, batch: step(state, batch, jax.random.key(0)))
 
 
@@ -53,11 +53,11 @@ def momentum_of(state):
     return trace
 
 
-@pytest.mark.parametrize("num_steps", [1, 3])
-def test_linear_steps_are_softmax_regression_in_numpy(num_steps):
+@pytest.mark.parametrize(("num_steps", "weight_decay"), [(1, 0.0), (3, 0.0), (3, 0.3)])
+def test_linear_steps_are_softmax_regression_in_numpy(num_steps, weight_decay):
     shape, num_classes = (4, 3, 2), 5
     classifier = classifier_of("linear", shape, num_classes)
-    state, step = start(classifier), make_step(classifier)
+    state, step = start(classifier), make_step(classifier, weight_decay=weight_decay)
     kernel = np.asarray(state.variables["params"]["Dense_0"]["kernel"], np.float64)
     velocity = np.zeros_like(kernel)
     for i in range(num_steps):
@@ -70,7 +70,7 @@ def test_linear_steps_are_softmax_regression_in_numpy(num_steps):
         np.testing.assert_allclose(metrics.loss, loss, rtol=2e-6, atol=0)
         np.testing.assert_allclose(metrics.error, reference.error(logits, labels).mean(), rtol=1e-6)
         gradient = x.T @ (reference.softmax(logits) - np.eye(num_classes)[labels]) / 7
-        velocity = MOMENTUM * velocity + gradient
+        velocity = MOMENTUM * velocity + gradient + weight_decay * kernel
         kernel = kernel - LEARNING_RATE * velocity
     np.testing.assert_allclose(
         state.variables["params"]["Dense_0"]["kernel"], kernel, rtol=0, atol=5e-7
@@ -79,7 +79,28 @@ def test_linear_steps_are_softmax_regression_in_numpy(num_steps):
     assert np.abs(velocity).max() > 0.1
 
 
-def test_convnet3_steps_are_those_of_pytorch_in_float64():
+def test_weight_decay_is_for_biases_and_batch_norm_too():
+    """From zero momentum, a step's difference is learning rate * weight decay * parameter."""
+    for name, options in (("convnet3", {}), ("convnet5", {"batch_norm": True})):
+        classifier = classifier_of(name, **options)
+        state = start(classifier)
+        moved = jax.tree.map(lambda x: x + jnp.float32(0.1), state.variables["params"])
+        state = state._replace(variables={**state.variables, "params": moved})
+        plain, decayed = (
+            make_step(classifier, weight_decay=decay)(state, make_batch(6))[0].variables
+            for decay in (0.0, 0.5)
+        )
+        difference = jax.tree.map(jnp.subtract, plain["params"], decayed["params"])
+        expected = jax.tree.map(lambda x: LEARNING_RATE * 0.5 * np.asarray(x), moved)
+        assert_trees_close(difference, expected, atol=3e-6)
+        statistics = (({**v, "params": {}}) for v in (plain, decayed))
+        assert_trees_close(*statistics)
+        names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(difference)}
+        assert names == {"kernel", "bias"} | ({"scale"} if options else set())
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_convnet3_steps_are_those_of_pytorch_in_float64(weight_decay):
     torch = pytest.importorskip(
         "torch", reason="an optional extra: the linear network's steps are tested without it"
     )
@@ -94,8 +115,10 @@ def test_convnet3_steps_are_those_of_pytorch_in_float64():
     kernel_2 = parameter(params["Conv_1"]["kernel"], (3, 2, 0, 1))
     bias = parameter(params["Conv_0"]["bias"], (0,))
     dense = parameter(params["Dense_0"]["kernel"], (0, 1))
-    optimizer = torch.optim.SGD([kernel_1, bias, kernel_2, dense], LEARNING_RATE, MOMENTUM)
-    step = make_step(classifier)
+    optimizer = torch.optim.SGD(
+        [kernel_1, bias, kernel_2, dense], LEARNING_RATE, MOMENTUM, weight_decay=weight_decay
+    )
+    step = make_step(classifier, weight_decay=weight_decay)
     for i in range(3):
         batch = make_batch(6, seed=i)
         state, metrics = step(state, batch)
