@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normjax.channel_vectors import vector_leaves
+from normjax.eager import as_given
 from normjax.layers import (
     TRACE,
     Parent,
@@ -75,18 +76,34 @@ def absorb_batch_norm(
       ValueError: a batch normalization has no matching layer or does not follow a layer, the names
         do not prove the pairs, or leaves are unknown; see also `normalize_params`.
     """
-    if "params" not in variables:
-        raise ValueError(f"variables must have 'params'; they have {sorted(variables)}")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            "variables must be {'params': ..., 'batch_stats': ...}, not "
+            + (f"{sorted(variables)}" if isinstance(variables, Mapping) else f"{type(variables)}")
+        )
     if structure is not None:
         if epsilon is not None or pairs:
             raise ValueError("give structure, or epsilon and pairs: a structure has its own")
-        return _absorb_traced(variables, choose_structure(variables, None, structure))
+        structure = choose_structure(variables, None, structure)
+    if not pairs and not jax.tree.leaves(variables.get("batch_stats", {})):
+        return variables["params"]
+
+    def absorb() -> Params:
+        if structure is None:
+            return _absorb_by_name(variables, epsilon, pairs)
+        return _absorb_traced(variables, structure)
+
+    return as_given(absorb, jax.tree.leaves(variables))
+
+
+def _absorb_by_name(
+    variables: Mapping[str, Any], epsilon: float | None, pairs: Mapping[str, str] | None
+) -> Params:
+    """Fold each batch normalization into the layer that names or `pairs` prove it to follow."""
     modules, stats = (
         group_leaves(variables["params"]),
         group_leaves(variables.get("batch_stats", {})),
     )
-    if not stats and not pairs:
-        return variables["params"]
     for parent, leaves in stats.items():
         affine = modules.get(parent, {})
         if leaves.keys() != {"mean", "var"} or not affine.keys() <= {"scale", "bias"}:
@@ -107,8 +124,6 @@ def _absorb_traced(variables: Mapping[str, Any], structure: NetworkStructure) ->
     leaves, treedef = jax.tree.flatten(variables)
     numbers = jax.tree.unflatten(treedef, range(len(leaves)))
     stats = set(jax.tree.leaves(numbers.get("batch_stats", {})))
-    if not stats:
-        return variables["params"]
     modules = group_leaves(numbers["params"])
     owners = {module["kernel"]: parent for parent, module in modules.items() if "kernel" in module}
     absorbed: dict[Parent, dict[str, Array]] = {}

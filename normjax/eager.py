@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,22 +35,34 @@ def with_norms(
     arrays = [leaf for leaf in leaves if leaf is not None]
     if any(isinstance(leaf, Tracer) for leaf in arrays):
         return None, fn(leaves, layer_norms(leaves, structure, norm, scale), structure)
-    kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
-    is_double = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
-    with jax.enable_x64(True) if is_double else contextlib.nullcontext():
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in arrays):
+        raise ValueError("params must be arrays; for shapes alone, use jax.eval_shape")
+
+    def compute() -> Any:
         if callable(norm):  # it may not be traceable
-            norms = layer_norms(leaves, structure, norm, scale)
-            norms, result = _compile(fn)(leaves, norms, structure)
-        else:
-            norms, result = _compile_with_norms(fn)(leaves, structure, norm, scale)
+            return _compile(fn)(leaves, layer_norms(leaves, structure, norm, scale), structure)
+        return _compile_with_norms(fn)(leaves, structure, norm, scale)
+
+    norms, result = as_given(compute, arrays)
+    return None if isinstance(norms, Tracer) else np.asarray(norms), result
+
+
+def as_given(compute: Callable[[], Any], arrays: Sequence[Any]) -> Any:
+    """Return `compute()`, with NumPy's arrays if all `arrays` are NumPy's.
+
+    NumPy's float64 stays float64, in every mode of JAX.
+    """
+    kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
+    needs_x64 = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
+    with jax.enable_x64(True) if needs_x64 else contextlib.nullcontext():
+        result = compute()
 
     def as_numpy(x: Any) -> Any:
-        is_kept = isinstance(x, Tracer) or (None in kinds and x.dtype != np.float64)
+        is_double = x.dtype == np.float64
+        is_kept = isinstance(x, Tracer) or is_numpy(x) or (None in kinds and not is_double)
         return x if is_kept else np.asarray(x)[()]
 
-    if kinds != {None}:
-        result = jax.tree.map(as_numpy, result)
-    return None if isinstance(norms, Tracer) else np.asarray(norms), result
+    return result if kinds <= {None} else jax.tree.map(as_numpy, result)
 
 
 def is_numpy(leaf: Any) -> bool:

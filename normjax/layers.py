@@ -48,13 +48,19 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> NetworkS
       ValueError: the names or shapes do not prove the order, a leaf is not part of a layer or not a
         floating-point array, or `layers` does not name every layer once.
     """
-    if isinstance(layers, str):
-        raise ValueError(f"layers must be a sequence of paths, not the string {layers!r}")
+    if layers is not None and not _are_paths(layers):
+        raise ValueError(f"layers must be a sequence of paths, not {layers!r}")
     leaves, treedef = jax.tree.flatten(params)
     kinds = tuple(getattr(leaf, "dtype", type(leaf)) for leaf in leaves)
     return _find_layers(
         treedef, leaf_shapes(leaves), kinds, None if layers is None else tuple(layers)
     )
+
+
+def _are_paths(layers: Any) -> bool:
+    """Return whether `layers` is a sequence of strings, but not a string."""
+    is_sequence = isinstance(layers, Sequence) and not isinstance(layers, str)
+    return is_sequence and all(isinstance(path, str) for path in layers)
 
 
 def choose_structure(

@@ -80,11 +80,13 @@ def param_norms(
       if all leaves are NumPy's; 0 for a layer of zeros.
 
     Raises:
-      ValueError: the structure is not certified, or does not belong to this tree; see also
-        `find_layers` and `make_norm`.
+      ValueError: the structure is not certified, or does not belong to this tree; outside of
+        transformations, a norm is negative, infinite or NaN; see also `find_layers` and
+        `make_norm`.
     """
     structure = choose_structure(params, layers, structure, tied)
-    _, norms = with_norms(_keep, params, structure, norm, scale)
+    values, norms = with_norms(_keep, params, structure, norm, scale)
+    _check_norms(values, structure, may_be_zero=True)
     return dict(zip(structure.layers, norms, strict=True))
 
 
@@ -273,6 +275,10 @@ def check_homogeneity(
       ValueError: see `product_norm`.
     """
     structure = choose_structure(params, layers, structure, tied)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, x))):
+        raise ValueError(
+            "check_homogeneity needs concrete arrays: it does not run under jit or vmap"
+        )
     how: dict[str, Any] = {"scale": scale, "structure": structure, "tied": tied}
     product = float(product_norm(params, norm, **how))
     normalized = normalize_params(params, norm, **how)
@@ -280,7 +286,10 @@ def check_homogeneity(
 
     def apply(leaves: list[Any]) -> Any:
         with jax.default_matmul_precision("highest"):
-            return apply_fn(jax.tree.unflatten(treedef, leaves), x)
+            output = apply_fn(jax.tree.unflatten(treedef, leaves), x)
+        if not hasattr(output, "shape"):
+            raise ValueError(f"apply_fn must return one array, the logits, not {type(output)}")
+        return output
 
     logits, normalized_logits = (
         np.asarray(apply(part)).astype(np.float64) for part in (leaves, jax.tree.leaves(normalized))
@@ -360,10 +369,12 @@ def _without_zeros(norms: Sequence[Array]) -> list[Array]:
     return [jnp.where(rho == 0, 1, rho) for rho in norms]
 
 
-def _check_norms(norms: np.ndarray | None, structure: NetworkStructure) -> None:
+def _check_norms(
+    norms: np.ndarray | None, structure: NetworkStructure, may_be_zero: bool = False
+) -> None:
     """Raise unless all norms are positive and finite; pass traced norms."""
     if norms is None:
         return
     for path, rho in zip(structure.layers, norms.tolist(), strict=True):
-        if not 0 < rho < np.inf:
+        if not 0 < rho < np.inf and not (rho == 0 and may_be_zero):
             raise ValueError(f"layer {path!r} has norm {rho:.6g}: it cannot be normalized")

@@ -158,8 +158,9 @@ def test_pairs_are_checked(pairs, message):
 
 
 def test_variables_that_are_not_of_batch_norm_are_refused():
-    with pytest.raises(ValueError, match="must have 'params'"):
-        absorb_batch_norm({"batch_stats": {}})
+    for variables in ({"batch_stats": {}}, None, []):
+        with pytest.raises(ValueError, match=r"variables must be {'params': \.\.\."):
+            absorb_batch_norm(variables)
     variables = bn_variables({"Dense_0": 4}, {"BatchNorm_0": 5})
     with pytest.raises(ValueError, match=r"\[\] have 5 features"):
         absorb_batch_norm(variables)
@@ -170,9 +171,31 @@ def test_variables_that_are_not_of_batch_norm_are_refused():
 
 
 def test_without_batch_statistics_the_parameters_come_back():
-    params = mlp_params([4, 3])
+    params = jax.tree.map(np.asarray, mlp_params([4, 3]))
     assert absorb_batch_norm({"params": params}) is params
     assert absorb_batch_norm({"params": params, "batch_stats": {}}) is params
+
+
+@pytest.mark.parametrize("is_traced", [False, True])
+def test_float64_of_numpy_stays(is_traced):
+    variables = jax.tree.map(np.float64, bn_variables({"Dense_0": 4}, {"BatchNorm_0": 4}))
+    variables["params"]["Dense_0"]["kernel"] = np.linspace(0.1, 1.2, 12).reshape(3, 4)
+    variables["batch_stats"]["BatchNorm_0"]["var"] = np.arange(1.0, 5)
+
+    def apply_fn(variables, x):
+        params, stats = variables["params"], variables["batch_stats"]["BatchNorm_0"]
+        x = (x @ params["Dense_0"]["kernel"] - stats["mean"]) / jnp.sqrt(stats["var"] + 1e-5)
+        return x * params["BatchNorm_0"]["scale"] + params["BatchNorm_0"]["bias"]
+
+    with jax.numpy_rank_promotion("allow"):
+        structure = trace_structure(apply_fn, variables, np.ones((1, 3))) if is_traced else None
+    absorbed = absorb_batch_norm(variables, structure=structure)["Dense_0"]
+    factor = variables["params"]["BatchNorm_0"]["scale"] / np.sqrt(np.arange(1.0, 5) + 1e-5)
+    expected = variables["params"]["Dense_0"]["kernel"] * factor
+    assert isinstance(absorbed["kernel"], np.ndarray) and absorbed["bias"].dtype == np.float64
+    np.testing.assert_allclose(
+        absorbed["kernel"], expected, rtol=1e-12
+    )  # a traced epsilon is float32
 
 
 def test_absorbing_maps_over_stacked_members():

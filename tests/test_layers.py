@@ -179,7 +179,7 @@ def test_given_order_must_name_every_layer_once(layers):
 
 
 def test_given_order_is_not_one_string():
-    with pytest.raises(ValueError, match="not the string 'stem'"):
+    with pytest.raises(ValueError, match="sequence of paths, not 'stem'"):
         find_layers({"stem": dense()}, "stem")
 
 

@@ -214,6 +214,15 @@ def test_check_reports_a_network_that_is_not_homogeneous():
     assert check.relative_error > 0.1 and not check.same_classes and not check.ok
 
 
+def test_check_needs_values_and_one_output():
+    params, x = mlp_params([4, 5, 3]), images((16, 4))
+    net = apply_fn(Mlp((5, 3)))
+    with pytest.raises(ValueError, match="does not run under jit or vmap"):
+        jax.jit(lambda params: check_homogeneity(net, params, x).ok)(params)
+    with pytest.raises(ValueError, match="must return one array, the logits, not <class 'tuple'>"):
+        check_homogeneity(lambda params, x: (net(params, x), None), params, x)
+
+
 def test_check_gives_python_numbers_and_the_product():
     params = mlp_params([4, 5, 3])
     check = check_homogeneity(apply_fn(Mlp((5, 3))), params, images((16, 4)), norm=1, scale=10.0)

@@ -62,7 +62,13 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
         return apply_fn(jax.tree.unflatten(treedef, leaves), x)
 
     shapes = {i: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for i, leaf in arrays.items()}
-    closed = jax.make_jaxpr(apply_to_arrays)(shapes, x)
+    try:
+        closed = jax.make_jaxpr(apply_to_arrays)(shapes, x)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise ValueError(
+            "apply_fn cannot be traced, because its Python code depends on values of params or x, "
+            f"as in an `if` or a NumPy function ({type(error).__name__})"
+        ) from error
     values = [_argument(i, arrays[i]) for i in sorted(arrays)]
     values += [Value({}, is_data=True)] * (len(closed.jaxpr.invars) - len(values))
     walk = Walk([])

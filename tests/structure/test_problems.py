@@ -222,6 +222,14 @@ def test_certificate_of_convolutions():
     ]
 
 
+@pytest.mark.parametrize(
+    "read", [lambda w: w if w[0, 0] > 0 else -w, np.abs, lambda w: w * int(w[0, 0])]
+)
+def test_python_that_reads_values_is_refused(read):
+    with pytest.raises(ValueError, match="its Python code depends on values of params or x"):
+        normjax.trace_structure(lambda params, x: x @ read(params), draw(2, 2), draw(1, 2))
+
+
 def test_tracing_does_not_need_flax():
     program = (
         "import sys, numpy as np, normjax; "
