@@ -11,10 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.networks.batch_norm_block import Activations, conv_batch_norm
 from normjax.networks.convolution import conv2d
 from normjax.types import Array
 
 MODEL_NAMES = ("convnet3", "convnet5", "linear")
+_LAYERS = ((32, 1), (64, 2), (64, 2), (128, 2))  # of the 5-layer net: (filters, stride)
 
 
 def make_model(
@@ -105,15 +107,37 @@ class ConvNet5(nn.Module):
           train: whether batch normalization uses the batch statistics and updates the running ones.
           mask: bool [N], False for examples to exclude from the statistics.
         """
-        x = images
-        for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
-            x = _conv(x, features, 3, stride, "SAME", self.init_std, use_bias=not self.batch_norm)
-            if self.batch_norm:
-                norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
-                x = norm(x, mask=None if mask is None else mask[:, None, None, None])
-            x = nn.relu(x)
-        x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", self.init_std, use_bias=False)
+        if self.batch_norm and train and not self.is_initializing():
+            x = self._train_blocks(images, mask)
+        else:
+            x = images
+            for features, stride in _LAYERS:
+                x = _conv(x, features, 3, stride, "SAME", self.init_std, not self.batch_norm)
+                if self.batch_norm:
+                    x = nn.BatchNorm(use_running_average=True)(x)
+                x = nn.relu(x)
+        name = f"Conv_{len(_LAYERS)}"
+        size = x.shape[1:3]
+        x = _conv(x, self.num_classes, size, 1, "VALID", self.init_std, use_bias=False, name=name)
         return x.reshape(x.shape[0], self.num_classes)
+
+    def _train_blocks(self, images: Array, mask: Array | None) -> Array:
+        """Apply the layers with batch normalization in training mode; update its statistics."""
+        ones = jnp.ones(len(images), images.dtype)
+        weights = ones if mask is None else mask.astype(images.dtype)
+        x = Activations(images)
+        for i, (_, stride) in enumerate(_LAYERS):
+            kernel = self.get_variable("params", f"Conv_{i}")["kernel"]
+            affine = self.get_variable("params", f"BatchNorm_{i}")
+            x, moments = conv_batch_norm(
+                x, kernel, **affine, weights=weights, strides=(stride, stride), padding="SAME"
+            )
+            running = self.get_variable("batch_stats", f"BatchNorm_{i}")
+            running = {
+                name: 0.9 * running[name] + 0.1 * new for name, new in moments._asdict().items()
+            }
+            self.put_variable("batch_stats", f"BatchNorm_{i}", running)
+        return x.compute()
 
 
 class Linear(nn.Module):
@@ -128,7 +152,7 @@ class Linear(nn.Module):
         return _dense(images, self.num_classes, self.init_std)
 
 
-def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
+def _conv(x, features, kernel_size, stride, padding, init_std, use_bias, name=None):
     """Apply an `nn.Conv` whose convolution is `conv2d`."""
     if isinstance(kernel_size, int):
         kernel_size = (kernel_size, kernel_size)
@@ -142,6 +166,7 @@ def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
         kernel_init=init,
         bias_init=init,
         conv_general_dilated=_conv_general_dilated,
+        name=name,
     )(x)
 
 
