@@ -79,15 +79,31 @@ def conv_batch_norm(
     Raises:
       ValueError: arguments that `conv2d` refuses.
     """
-    check_conv(x.y, kernel, strides, padding)
-    pads = lax.padtype_to_pads(x.y.shape[1:3], kernel.shape[:2], strides, padding)
-    pads = tuple((int(before), int(after)) for before, after in pads)
-    y, total, squares = _compiled_block(x, kernel, weights, tuple(strides), pads)
+    y, total, squares = _apply_block(x, kernel, weights, strides, padding)
     count = jnp.sum(weights) * y.shape[1] * y.shape[2]
     mean = total / count
     var = jnp.maximum(squares / count - mean * mean, 0)
     factor = scale * lax.rsqrt(var + epsilon)
     return Activations(y, (factor, bias - mean * factor)), Moments(mean, var)
+
+
+def conv_activations(
+    x: Activations,
+    kernel: Array,
+    *,
+    strides: tuple[int, int] = (1, 1),
+    padding: str = "VALID",
+) -> Array:
+    """Convolve activations as `conv2d` does, after the last batch normalization."""
+    weights = jnp.ones(len(x.y), x.y.dtype)
+    return _apply_block(x, kernel, weights, strides, padding)[0]
+
+
+def _apply_block(x, kernel, weights, strides, padding):
+    check_conv(x.y, kernel, strides, padding)
+    pads = lax.padtype_to_pads(x.y.shape[1:3], kernel.shape[:2], strides, padding)
+    pads = tuple((int(before), int(after)) for before, after in pads)
+    return _compiled_block(x, kernel, weights, tuple(strides), pads)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -11,7 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from normjax.networks.batch_norm_block import Activations, conv_batch_norm
+from normjax.networks.batch_norm_block import (
+    Activations,
+    conv_activations,
+    conv_batch_norm,
+)
 from normjax.networks.convolution import conv2d
 from normjax.types import Array
 
@@ -108,20 +112,17 @@ class ConvNet5(nn.Module):
           mask: bool [N], False for examples to exclude from the statistics.
         """
         if self.batch_norm and train and not self.is_initializing():
-            x = self._train_blocks(images, mask)
-        else:
-            x = images
-            for features, stride in _LAYERS:
-                x = _conv(x, features, 3, stride, "SAME", self.init_std, not self.batch_norm)
-                if self.batch_norm:
-                    x = nn.BatchNorm(use_running_average=True)(x)
-                x = nn.relu(x)
-        name = f"Conv_{len(_LAYERS)}"
-        size = x.shape[1:3]
-        x = _conv(x, self.num_classes, size, 1, "VALID", self.init_std, use_bias=False, name=name)
+            return self._train(images, mask)
+        x = images
+        for features, stride in _LAYERS:
+            x = _conv(x, features, 3, stride, "SAME", self.init_std, use_bias=not self.batch_norm)
+            if self.batch_norm:
+                x = nn.BatchNorm(use_running_average=True)(x)
+            x = nn.relu(x)
+        x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", self.init_std, use_bias=False)
         return x.reshape(x.shape[0], self.num_classes)
 
-    def _train_blocks(self, images: Array, mask: Array | None) -> Array:
+    def _train(self, images: Array, mask: Array | None) -> Array:
         """Apply the layers with batch normalization in training mode; update its statistics."""
         ones = jnp.ones(len(images), images.dtype)
         weights = ones if mask is None else mask.astype(images.dtype)
@@ -137,7 +138,8 @@ class ConvNet5(nn.Module):
                 name: 0.9 * running[name] + 0.1 * new for name, new in moments._asdict().items()
             }
             self.put_variable("batch_stats", f"BatchNorm_{i}", running)
-        return x.compute()
+        kernel = self.get_variable("params", f"Conv_{len(_LAYERS)}")["kernel"]
+        return conv_activations(x, kernel).reshape(len(images), self.num_classes)
 
 
 class Linear(nn.Module):
@@ -152,7 +154,7 @@ class Linear(nn.Module):
         return _dense(images, self.num_classes, self.init_std)
 
 
-def _conv(x, features, kernel_size, stride, padding, init_std, use_bias, name=None):
+def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
     """Apply an `nn.Conv` whose convolution is `conv2d`."""
     if isinstance(kernel_size, int):
         kernel_size = (kernel_size, kernel_size)
@@ -166,7 +168,6 @@ def _conv(x, features, kernel_size, stride, padding, init_std, use_bias, name=No
         kernel_init=init,
         bias_init=init,
         conv_general_dilated=_conv_general_dilated,
-        name=name,
     )(x)
 
 
