@@ -8,7 +8,7 @@ offset are a few numbers per channel, which JAX differentiates.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +60,8 @@ def conv_batch_norm(
 ) -> tuple[Activations, Moments]:
     """Convolve, normalize with the statistics of the batch and apply ReLU.
 
-    It equals `conv2d`, `flax.linen.BatchNorm` in training mode and `relu`. Differentiable once, only in
-    reverse mode, and not with respect to the weights.
+    It equals `conv2d`, `flax.linen.BatchNorm` in training mode and `relu`. Differentiable once,
+    only in reverse mode, and not with respect to the weights.
 
     Args:
       x: the inputs, `Activations(images)` or those of the block before.
@@ -196,6 +196,15 @@ def _activate(pieces, affine, i):
     return stage(relu, pieces.rows, i, *affine).reshape(pieces.shape)
 
 
+def _flatten(x):
+    return x.reshape(len(x), -1)
+
+
+def _sum_rows(x):
+    """Sum x [C, H, W, images] over H, to [C, W * images]; longer sums are not vectorized."""
+    return stage(lambda x: jnp.sum(x, 1), x.reshape(*x.shape[:2], -1))
+
+
 def _block_cpu(x, kernel, weights, strides, pads):
     """Compute the block a few images at a time."""
     pieces, weights = _cut(x.y), _cut_weights(weights)
@@ -203,9 +212,9 @@ def _block_cpu(x, kernel, weights, strides, pads):
     def body(sums, i_and_weights):
         i, w = i_and_weights
         y = conv_images_last(_activate(pieces, x.affine, i), kernel, strides, pads)
-        flat = y.reshape(len(y), -1, len(w))
-        total = stage(lambda y: jnp.sum(y, 1), flat) @ w
-        squares = stage(lambda y: jnp.sum(y * y, 1), flat) @ w
+        w = jnp.tile(w, y.shape[2])
+        total = _sum_rows(y) @ w
+        squares = _sum_rows(stage(jnp.square, _flatten(y)).reshape(y.shape)) @ w
         return (sums[0] + total, sums[1] + squares), y
 
     zero = jnp.zeros(kernel.shape[3], x.y.dtype)
@@ -229,24 +238,14 @@ def _gradients_cpu(x, kernel, weights, y, cotangents, strides, pads):
         a = _activate(xs, x.affine, i)
         conv = partial(conv_images_last, strides=strides, pads=pads)
         da, dkernel = jax.vjp(conv, a, kernel)[1](dy.reshape(ys.shape))
-        daffine = None
-        if x.affine is not None:
-            gate = lambda a, da: jnp.where(a > 0, da, 0)  # noqa: E731
-            da = stage(gate, a.reshape(len(a), -1), da.reshape(len(a), -1))
-            flat = da.reshape(len(a), -1, len(w))
-            doffset = stage(lambda da: jnp.sum(da, 1), flat)
-            dfactor = stage(
-                lambda da, x, i: jnp.sum(da * _take(x, i, len(a)), 1),
-                flat,
-                xs.rows.reshape(-1, *flat.shape[1:]),
-                i,
-            )
-            da = (da * x.affine[0][:, None]).reshape(xs.shape)
-            daffine = (dfactor, doffset)
+        if x.affine is None:
+            return (sums[0] + dkernel, None), da
+        da = stage(lambda a, da: da * (a > 0).astype(da.dtype), _flatten(a), _flatten(da))
+        dfactor = stage(lambda da, x, i: da * _take(x, i, len(da)), da, xs.rows, i)
+        daffine = tuple(jnp.sum(_sum_rows(d.reshape(a.shape)), 1) for d in (dfactor, da))
+        da = (da * x.affine[0][:, None]).reshape(a.shape)
         return jax.tree.map(jnp.add, sums, (dkernel, daffine)), da
 
-    zero = jnp.zeros((xs.shape[0], xs.shape[3]), x.y.dtype)
-    start = (jnp.zeros_like(kernel), None if x.affine is None else (zero, zero))
+    start = (jnp.zeros_like(kernel), jax.tree.map(jnp.zeros_like, x.affine))
     (dkernel, daffine), dx = lax.scan(body, start, (jnp.arange(len(weights)), weights))
-    daffine = jax.tree.map(lambda sums: jnp.sum(sums, 1), daffine)
     return Activations(_join(dx, len(x.y)), daffine), dkernel
