@@ -25,11 +25,9 @@ def conv_by_patches(x, kernel, strides, pads):
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, pads)
     cout = kernel.shape[3]
     w, patches = kernel.reshape(-1, cout), _patches(x, kernel.shape[:2], strides, pads)
-    if cout < 32:
-        y = matmul(w, patches, 0, 0)
-    else:  # many rows are faster transposed beforehand, in a stage, else XLA reverts it
-        y = matmul(stage(jnp.transpose, w), patches, 1, 0)
-    return y.reshape(cout, *out, -1)
+    # Many rows are faster transposed beforehand, in a stage because XLA undoes a plain transpose.
+    w, axis = (stage(jnp.transpose, w), 1) if cout >= 32 else (w, 0)
+    return matmul(w, patches, axis, 0).reshape(cout, *out, -1)
 
 
 def _fwd(x, kernel, strides, pads):
