@@ -107,7 +107,7 @@ def _apply_block(x, kernel, weights, strides, padding):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _block(x, kernel, weights, strides, pads):
+def _block(x, kernel, weights, strides, pads) -> tuple[Array, Array, Array]:
     """Return the convolved activations, and their weighted sums and sums of squares by channel."""
     return lax.platform_dependent(
         x,
@@ -119,8 +119,8 @@ def _block(x, kernel, weights, strides, pads):
 
 
 def _block_fwd(x, kernel, weights, strides, pads):
-    outputs = _block(x, kernel, weights, strides, pads)
-    return outputs, (x, kernel, weights, outputs[0])
+    y, total, squares = _block(x, kernel, weights, strides, pads)
+    return (y, total, squares), (x, kernel, weights, y)
 
 
 def _block_bwd(strides, pads, residuals, cotangents):

@@ -10,7 +10,7 @@ This module computes a convolution with a few large matrix products and cheap ad
   elementwise product is n^2 matrix products. G and B evaluate polynomials at n - 1 points and at
   infinity, A interpolates (Toom-Cook). The points are the first of 0, +-1, +-2, +-1/2; n <= 8
   keeps the float32 error near 5e-6 of the norm of the result.
-* One matrix product with the patches ("im2col") for all other cases.
+* One matrix product with the patches ("im2col", `patches.py`) for all other cases.
 
 Internally, channels are the first axis and images the last: every shift moves whole rows of images,
 and the products need no transposition. XLA cancels the transpositions of consecutive layers.
@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 
 from normjax.networks.patches import conv_by_patches, matmul, output_size, stage
+from normjax.types import Array
 
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
@@ -124,7 +125,7 @@ def _conv_cpu(x, kernel, strides, pads):
     return y.transpose(3, 1, 2, 0)
 
 
-def conv_images_last(x, kernel, strides, pads):
+def conv_images_last(x, kernel, strides, pads) -> Array:
     """Convolve x [Cin, H, W, N] to [Cout, H', W', N] by the fastest of the algorithms."""
     h, w = output_size(x.shape[1:3], kernel.shape[:2], strides, pads)
     if kernel.shape[:2] == x.shape[1:3] and h == w == 1:
