@@ -107,7 +107,7 @@ def _apply_block(x, kernel, weights, strides, padding):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _block(x, kernel, weights, strides, pads) -> tuple[Array, Array, Array]:
+def _block(x, kernel, weights, strides, pads):
     """Return the convolved activations, and their weighted sums and sums of squares by channel."""
     return lax.platform_dependent(
         x,
@@ -119,18 +119,22 @@ def _block(x, kernel, weights, strides, pads) -> tuple[Array, Array, Array]:
 
 
 def _block_fwd(x, kernel, weights, strides, pads):
-    y, total, squares = _block(x, kernel, weights, strides, pads)
-    return (y, total, squares), (x, kernel, weights, y)
+    outputs = _block(x, kernel, weights, strides, pads)
+    return outputs, (x, kernel, weights, outputs)
 
 
 def _block_bwd(strides, pads, residuals, cotangents):
+    x, kernel, weights, (y, _, _) = residuals
     dx, dkernel = lax.platform_dependent(
-        *residuals,
+        x,
+        kernel,
+        weights,
+        y,
         cotangents,
         cpu=partial(_gradients_cpu, strides=strides, pads=pads),
         default=partial(_gradients_xla, strides=strides, pads=pads),
     )
-    return dx, dkernel, jnp.zeros_like(residuals[2])
+    return dx, dkernel, jnp.zeros_like(weights)
 
 
 _block.defvjp(_block_fwd, _block_bwd)
