@@ -10,7 +10,7 @@ This module computes a convolution with a few large matrix products and cheap ad
   elementwise product is n^2 matrix products. G and B evaluate polynomials at n - 1 points and at
   infinity, A interpolates (Toom-Cook). The points are the first of 0, +-1, +-2, +-1/2; n <= 8
   keeps the float32 error near 5e-6 of the norm of the result.
-* One matrix product with the patches ("im2col") for all other cases.
+* One matrix product with the patches ("im2col", `patches.py`) for all other cases.
 
 Internally, channels are the first axis and images the last: every shift moves whole rows of images,
 and the products need no transposition. XLA cancels the transpositions of consecutive layers.
@@ -24,7 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from normjax.networks.patches import conv_by_patches, matmul, output_size, stage
+from normjax.types import Array
 
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
@@ -48,13 +50,13 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
     Raises:
       ValueError: invalid shapes, dtypes, strides or padding, or an image smaller than the kernel.
     """
-    _check(x, kernel, strides, padding)
+    check_conv(x, kernel, strides, padding)
     pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     pads = tuple((int(before), int(after)) for before, after in pads)
     return _compiled_conv(x, kernel, tuple(strides), pads)
 
 
-def _check(x, kernel, strides, padding):
+def check_conv(x, kernel, strides, padding):
     """Raise ValueError for invalid arguments."""
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(
@@ -85,7 +87,7 @@ def _conv(x, kernel, strides, pads):
         x,
         kernel,
         cpu=partial(_conv_cpu, strides=strides, pads=pads),
-        default=partial(_conv_xla, strides=strides, pads=pads),
+        default=partial(conv_xla, strides=strides, pads=pads),
     )
 
 
@@ -103,7 +105,7 @@ def _conv_bwd(strides, pads, residuals, dy):
         *residuals,
         dy,
         cpu=partial(gradients, _conv_cpu),
-        default=partial(gradients, _conv_xla),
+        default=partial(gradients, conv_xla),
     )
 
 
@@ -111,21 +113,27 @@ _conv.defvjp(_conv_fwd, _conv_bwd)
 _compiled_conv = jax.jit(_conv, static_argnums=(2, 3))  # outside jit: compile once per shape
 
 
-def _conv_xla(x, kernel, strides, pads):
+def conv_xla(x, kernel, strides, pads):
     """Convolve with XLA."""
     dimensions = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
 
 
 def _conv_cpu(x, kernel, strides, pads):
-    """Convolve with matrix products, by the faster of two algorithms."""
-    x = jnp.pad(x.transpose(3, 1, 2, 0), [(0, 0), *pads, (0, 0)])
-    h, w = ((x.shape[k + 1] - kernel.shape[k]) // strides[k] + 1 for k in range(2))
-    if strides == (1, 1) and _is_toom_cook_faster(x, kernel, h, w):
-        y = _toom_cook(x, kernel)
-    else:
-        y = _patches(x, kernel, strides, h, w)
+    """Convolve with matrix products."""
+    y = conv_images_last(x.transpose(3, 1, 2, 0), kernel, strides, pads)
     return y.transpose(3, 1, 2, 0)
+
+
+def conv_images_last(x, kernel, strides, pads) -> Array:
+    """Convolve x [Cin, H, W, N] to [Cout, H', W', N] by the fastest of the algorithms."""
+    h, w = output_size(x.shape[1:3], kernel.shape[:2], strides, pads)
+    if kernel.shape[:2] == x.shape[1:3] and h == w == 1:
+        rows = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[3])
+        return matmul(kernel.reshape(len(rows), -1), rows, 0, 0)[:, None, None]
+    if strides == (1, 1) and _is_toom_cook_faster(x, kernel, h, w):
+        return _toom_cook(jnp.pad(x, [(0, 0), *pads, (0, 0)]), kernel)
+    return conv_by_patches(x, kernel, strides, pads)
 
 
 def _is_toom_cook_faster(x, kernel, h, w):
@@ -137,18 +145,6 @@ def _is_toom_cook_faster(x, kernel, h, w):
     saves_half = 2 * rows.num * rows.n * cols.num * cols.n <= h * w * kh * kw
     columns = rows.num * cols.num * x.shape[3]
     return saves_half and min(kernel.shape[2:]) >= 8 and columns >= 64
-
-
-def _patches(x, kernel, strides, h, w):
-    """Convolve x [Cin, H, W, N] to [Cout, h, w, N] with one product over all patches."""
-    (sh, sw), (kh, kw, cin, cout) = strides, kernel.shape
-    # First along W, then along H: the second, larger copy moves whole rows.
-    cols = _stage(
-        lambda x: jnp.concatenate([x[:, :, j : j + sw * (w - 1) + 1 : sw] for j in range(kw)]), x
-    )
-    patches = jnp.concatenate([cols[:, i : i + sh * (h - 1) + 1 : sh] for i in range(kh)])
-    y = _matmul(kernel.reshape(-1, cout), patches.reshape(kh * kw * cin, -1), 0, 0)
-    return y.reshape(cout, h, w, -1)
 
 
 class _Tiling(NamedTuple):
@@ -192,17 +188,17 @@ def _toom_cook_fwd(x, kernel):
     x = jnp.pad(x, [(0, 0), (0, rows.num * rows.m - h), (0, cols.num * cols.m - w), (0, 0)])
     width = x.shape[2]
     x = x.reshape(cin, x.shape[1], width * images)
-    x = _stage(lambda x: _to_points(rows, x, 1), x)
+    x = stage(lambda x: _to_points(rows, x, 1), x)
     x = x.reshape(rows.n, cin * rows.num, width, images)
     # Points along W for one point along H at a time: the working set fits in the cache.
     u, v, y = _kernel_at_points(rows, cols, kernel), [], []
     for k in range(rows.n):
-        v.append(_stage(lambda x, k=k: _to_points(cols, x[k], 1), x).reshape(cols.n, cin, -1))
+        v.append(stage(lambda x, k=k: _to_points(cols, x[k], 1), x).reshape(cols.n, cin, -1))
         yk = _batch_matmul(u[k], v[k], 1, 1).reshape(cols.n, -1)
-        y.append(_matmul(cols.a, yk, 1, 0))
-    y = _stage(lambda y: jnp.stack([_combine(row, y) for row in rows.a]), y)
+        y.append(matmul(cols.a, yk, 1, 0))
+    y = stage(lambda y: jnp.stack([_combine(row, y) for row in rows.a]), y)
     y = y.reshape(rows.m, cols.m, cout, rows.num, cols.num, images)
-    y = _stage(lambda y: y.transpose(2, 3, 0, 4, 1, 5), y)
+    y = stage(lambda y: y.transpose(2, 3, 0, 4, 1, 5), y)
     y = y.reshape(cout, rows.num * rows.m, cols.num * cols.m, images)
     return y[:, :h, :w], (kernel, v)
 
@@ -213,18 +209,18 @@ def _toom_cook_bwd(residuals, dy):
     rows, cols = _tiling(h, kh), _tiling(w, kw)
     dy = jnp.pad(dy, [(0, 0), (0, rows.num * rows.m - h), (0, cols.num * cols.m - w), (0, 0)])
     dy = dy.reshape(cout, rows.num, rows.m, cols.num, cols.m, images)
-    dy = _stage(lambda dy: dy.transpose(2, 4, 0, 1, 3, 5), dy).reshape(cols.m * rows.m, -1)
+    dy = stage(lambda dy: dy.transpose(2, 4, 0, 1, 3, 5), dy).reshape(cols.m * rows.m, -1)
     u, du, dx = _kernel_at_points(rows, cols, kernel), [], []
     for k in range(rows.n):
-        dyk = _matmul(np.kron(rows.a[:, k : k + 1], cols.a), dy, 0, 0).reshape(cols.n, cout, -1)
+        dyk = matmul(np.kron(rows.a[:, k : k + 1], cols.a), dy, 0, 0).reshape(cols.n, cout, -1)
         du.append(_batch_matmul(v[k], dyk, 2, 2))
         dvk = _batch_matmul(u[k], dyk, 2, 1).reshape(cols.n, cin * rows.num, cols.num, images)
-        dx.append(_stage(lambda dv: _from_points(cols, dv, 1), dvk))
-    du = _stage(jnp.concatenate, du).reshape(cols.n * rows.n, -1)
-    dkernel = _matmul(np.kron(rows.g, cols.g), du, 0, 0).reshape(kh, kw, cin, cout)
+        dx.append(stage(lambda dv: _from_points(cols, dv, 1), dvk))
+    du = stage(jnp.concatenate, du).reshape(cols.n * rows.n, -1)
+    dkernel = matmul(np.kron(rows.g, cols.g), du, 0, 0).reshape(kh, kw, cin, cout)
     width = dx[0].shape[1] * cols.m
     dx = [dxk.reshape(cin, rows.num, -1) for dxk in dx]
-    dx = _stage(lambda dx: _from_points(rows, dx, 1), dx)
+    dx = stage(lambda dx: _from_points(rows, dx, 1), dx)
     dx = dx.reshape(cin, -1, width, images)
     return dx[:, : h + kh - 1, : w + kw - 1], dkernel
 
@@ -235,7 +231,7 @@ _toom_cook.defvjp(_toom_cook_fwd, _toom_cook_bwd)
 def _kernel_at_points(rows, cols, kernel):
     """Map a kernel [KH, KW, Cin, Cout] to G g G' [n along H, n along W, Cin, Cout]."""
     kh, kw, cin, cout = kernel.shape
-    u = _matmul(np.kron(rows.g, cols.g), kernel.reshape(kh * kw, -1), 1, 0)
+    u = matmul(np.kron(rows.g, cols.g), kernel.reshape(kh * kw, -1), 1, 0)
     return u.reshape(rows.n, cols.n, cin, cout)
 
 
@@ -272,22 +268,6 @@ def _combine(coefficients, xs):
     return reduce(operator.add, products)
 
 
-def _matmul(a, b, axis_a, axis_b):
-    """Multiply two matrices, contracting the given axes."""
-    return lax.dot_general(jnp.asarray(a, b.dtype), b, (((axis_a,), (axis_b,)), ((), ())))
-
-
 def _batch_matmul(a, b, axis_a, axis_b):
     """Multiply stacked matrices, contracting the given axes."""
     return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0,), (0,))))
-
-
-def _stage(f, *args):
-    """Call f(*args) as a separate function in the compiled code.
-
-    XLA recomputes a cheap producer in each of its consumers, which would repeat the same sums many
-    times. It never fuses across the boundary of a function that is not inlineable. Keep reshapes
-    outside: inside they become one division per element.
-    """
-    with set_xla_metadata(inlineable="false"):
-        return jax.jit(f)(*args)

@@ -11,10 +11,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from normjax.networks.batch_norm_block import (
+    Activations,
+    conv_activations,
+    conv_batch_norm,
+)
 from normjax.networks.convolution import conv2d
 from normjax.types import Array
 
 MODEL_NAMES = ("convnet3", "convnet5", "linear")
+_LAYERS = ((32, 1), (64, 2), (64, 2), (128, 2))  # of the 5-layer net: (filters, stride)
 
 
 def make_model(
@@ -105,15 +111,35 @@ class ConvNet5(nn.Module):
           train: whether batch normalization uses the batch statistics and updates the running ones.
           mask: bool [N], False for examples to exclude from the statistics.
         """
+        if self.batch_norm and train and not self.is_initializing():
+            return self._train(images, mask)
         x = images
-        for features, stride in ((32, 1), (64, 2), (64, 2), (128, 2)):
+        for features, stride in _LAYERS:
             x = _conv(x, features, 3, stride, "SAME", self.init_std, use_bias=not self.batch_norm)
             if self.batch_norm:
-                norm = nn.BatchNorm(use_running_average=not train, momentum=0.9)
-                x = norm(x, mask=None if mask is None else mask[:, None, None, None])
+                x = nn.BatchNorm(use_running_average=True)(x)
             x = nn.relu(x)
         x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", self.init_std, use_bias=False)
         return x.reshape(x.shape[0], self.num_classes)
+
+    def _train(self, images: Array, mask: Array | None) -> Array:
+        """Apply the layers with batch normalization in training mode; update its statistics."""
+        ones = jnp.ones(len(images), images.dtype)
+        weights = ones if mask is None else mask.astype(images.dtype)
+        x = Activations(images)
+        for i, (_, stride) in enumerate(_LAYERS):
+            kernel = self.get_variable("params", f"Conv_{i}")["kernel"]
+            affine = self.get_variable("params", f"BatchNorm_{i}")
+            x, moments = conv_batch_norm(
+                x, kernel, **affine, weights=weights, strides=(stride, stride), padding="SAME"
+            )
+            running = self.get_variable("batch_stats", f"BatchNorm_{i}")
+            running = {
+                name: 0.9 * running[name] + 0.1 * new for name, new in moments._asdict().items()
+            }
+            self.put_variable("batch_stats", f"BatchNorm_{i}", running)
+        kernel = self.get_variable("params", f"Conv_{len(_LAYERS)}")["kernel"]
+        return conv_activations(x, kernel).reshape(len(images), self.num_classes)
 
 
 class Linear(nn.Module):
