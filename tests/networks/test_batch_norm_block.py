@@ -182,6 +182,7 @@ def test_values_and_gradients_are_those_of_pytorch_in_float64():
     assert_close(dparams[-1][0], leaves[-1][0].grad.numpy())
 
 
+@pytest.mark.slow
 def test_stacked_members_get_what_each_gets_alone():
     case = CASES["odd sizes"]
     images, weights, _ = make_arrays(case)
@@ -216,6 +217,7 @@ class PlainConvNet5(nn.Module):
         return x.reshape(len(x), -1)
 
 
+@pytest.mark.slow
 def test_the_5_layer_net_trains_as_with_flax_batch_norm():
     """Logits, running statistics and gradients; the last 4 of 12 images are masked."""
     images = jnp.asarray(np.random.default_rng(0).normal(size=(12, 8, 9, 3)), jnp.float32)
