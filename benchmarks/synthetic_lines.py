@@ -48,8 +48,9 @@ def draw_line(
     that differ by 0.4, as in the run of docs/is_it_real.md.
 
     Args:
-      kind: one of `NULLS` or `HARD`, in which test and training margins have nothing to do with each
-        other given level and norm, or of `RELATED`. "independent": all numbers are, the pure artifact.
+      kind: one of `NULLS` or `HARD`, in which test and training margins have nothing to do with
+        each other given level and norm, or of `RELATED`. "independent": all numbers are, the pure
+        artifact.
         "by level": levels are independent, networks of one level similar. "in the level": both
         follow the position of the level in this shape, in the same or opposite direction. "follow
         the norm": margins are powers of the norm, or of a U-shaped function of its logarithm, with
@@ -101,7 +102,7 @@ def draw_line(
 def _draw_hard(
     kind: str, rng: np.random.Generator, num_levels: int, num_seeds: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return unrelated training and test margins and ln(norm) that the verdict can take for content.
+    """Return unrelated margins and ln(norm) that the verdict can take for content.
 
     "levels apart from the norm": both margins differ by level, which the norms do not tell, so that
     the line has skill, and only the content stands between it and support; "spread by level": the
