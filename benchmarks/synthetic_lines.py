@@ -1,5 +1,6 @@
 """Synthetic margins and norms with known rules, in the ranges of 3-layer networks on CIFAR-10."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,16 @@ RELATED = (
     "constant ratio, 10% noise",
     "ratio drifts with the norm",
 )
+HARD = (
+    "levels apart from the norm",
+    "levels apart from the norm, spread by level",
+    "norm slope by level",
+    "half a seed shared by the levels",
+    "a seed shared by the levels",
+    "logistic in the norm",
+    "step in the norm",
+    "noise grows with the norm",
+)
 SIZES = ((6, 2), (6, 8), (12, 1), (1, 8), (1, 32))  # levels x networks per level
 
 
@@ -37,14 +48,15 @@ def draw_line(
     that differ by 0.4, as in the run of docs/is_it_real.md.
 
     Args:
-      kind: one of `NULLS`, in which test and training margins have nothing to do with each other
-        given level and norm, or of `RELATED`. "independent": all numbers are, the pure artifact.
+      kind: one of `NULLS` or `HARD`, in which test and training margins have nothing to do with
+        each other given level and norm, or of `RELATED`. "independent": all numbers are, the pure
+        artifact.
         "by level": levels are independent, networks of one level similar. "in the level": both
         follow the position of the level in this shape, in the same or opposite direction. "follow
         the norm": margins are powers of the norm, or of a U-shaped function of its logarithm, with
         2% noise; "wide": norms of one level differ by 30%. "constant ratio": the test margin is 0.6
         times the training margin. "drifts": the ratio falls with the norm, and the margins are
-        U-shaped, as in that run.
+        U-shaped, as in that run. `HARD` is described at `_draw_hard`.
       rng: the random generator.
       num_levels: number of levels.
       num_seeds: number of networks per level.
@@ -59,7 +71,9 @@ def draw_line(
         return np.repeat(rng.uniform(low, high, num_levels), num_seeds)
 
     log_norm = 5 + 2 * place + noise(0.05)
-    if kind == "independent":
+    if kind in HARD:
+        train, test, log_norm = _draw_hard(kind, rng, num_levels, num_seeds)
+    elif kind == "independent":
         train, test = rng.uniform(16, 25, n), rng.uniform(10, 12.5, n)
         log_norm = rng.uniform(5, 7, n)
     elif kind == "independent by level":
@@ -83,3 +97,46 @@ def draw_line(
         train = 21.2 + 1.7 * SHAPES["U-shaped"](place) + noise(0.4)
         test = 0.64 * train * np.exp(-0.137 * (log_norm - 5.7) + noise(0.01))
     return train, test, np.exp(log_norm), [f"pretrain {value:g}" for value in place]
+
+
+def _draw_hard(
+    kind: str, rng: np.random.Generator, num_levels: int, num_seeds: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return unrelated margins and ln(norm) that the verdict can take for content.
+
+    "levels apart from the norm": both margins differ by level, which the norms do not tell, so that
+    the line has skill, and only the content stands between it and support; "spread by level": the
+    spread among seeds differs tenfold. "norm slope by level": both follow the norm within a level,
+    with slopes of -3 to 3. "a seed shared": networks of one seed have the same error at all levels,
+    in half or all of the variance. "logistic", "step": both follow such a curve in the norm, over a
+    factor of 2.7 and norms that differ by 30%. "noise grows": with the fifth power of the norm.
+    """
+    n = num_levels * num_seeds
+    place = np.repeat(rng.permutation(num_levels) / max(num_levels - 1, 1), num_seeds)
+    slope = np.repeat(np.linspace(-1, 1, num_levels), num_seeds)
+    first, second = rng.normal(size=(2, n))
+    log_norm = 6 + rng.normal(scale=0.15, size=n)
+    if kind == "logistic in the norm":
+        log_norm = 6 + rng.uniform(-1, 1, n)
+        shape = 1 / (1 + np.exp(-8 * (log_norm - 6)))
+        return 20 + 3 * shape + 0.2 * first, 11 + 1.5 * shape + 0.1 * second, log_norm
+    if kind in ("step in the norm", "noise grows with the norm"):
+        log_norm = 6 + rng.normal(scale=0.3, size=n)
+        if kind.startswith("noise"):
+            scale = np.exp(5 * (log_norm - 6))
+            return 20 + 0.1 * scale * first, 11 + 0.05 * scale * second, log_norm
+        shape = np.tanh((log_norm - 6) / 0.05)
+        return 20 + shape + 0.3 * first, 11 + 0.5 * shape + 0.15 * second, log_norm
+    if kind.endswith("a seed shared by the levels"):
+        shared = 0.5 if kind.startswith("half") else 1.0
+        common = np.tile(rng.normal(size=(2, num_seeds)), num_levels)
+        first, second = (
+            math.sqrt(shared) * c + math.sqrt(1 - shared) * own
+            for c, own in zip(common, (first, second), strict=True)
+        )
+    elif kind.endswith("spread by level"):
+        spread = np.repeat(np.geomspace(0.1, 1, num_levels), num_seeds)
+        first, second = spread * first, spread * second
+    bend = 3 * slope * (log_norm - 6) if kind == "norm slope by level" else 0
+    train = 18 + 4 * place + 2 * bend + 0.4 * first
+    return train, 11 + 2 * place + bend + 0.2 * second, log_norm

@@ -46,6 +46,7 @@ from normjax.training.config import (
 )
 from normjax.training.processes import prepare_cpu
 
+MIN_MARGIN = 1e-8
 EXPERIMENT, SUMMARY_FILE = "fixed_margin", "summary.json"
 
 
@@ -67,7 +68,10 @@ class Config:
         (0.003, 0.006, 0.012, 0.025, 0.05),
         "Target margins of the normalized network.",
         check=check_list(
-            "margin", is_allowed=lambda x: 0 < x < math.inf, allowed="margins must be positive"
+            "margin",
+            # Adam squares gradients, which have squares of 1 / margin, in float32.
+            is_allowed=lambda x: MIN_MARGIN <= x < math.inf,
+            allowed=f"margins must be at least {MIN_MARGIN:g} and finite",
         ),
     )
     num_seeds: int = setting(3, "Networks per margin and kind of labels.", check=at_least(1))
@@ -137,6 +141,9 @@ def main(config: Config) -> None:
         save_figure(plot_fixed_margin(table, summary, title), run_dir / "figures" / EXPERIMENT)
         record.finish_run(run_dir, time.monotonic() - started)
     print(f"{run_dir / RESULTS_FILE}: {len(table)} networks; figure: {run_dir / 'figures'}")
+    if num_diverged := len(summary["diverged"]):
+        which = "all" if num_diverged == len(table) else f"{num_diverged} of"
+        print(f"warning: {which} {len(table)} networks diverged; --learning_rate can be smaller")
 
 
 if __name__ == "__main__":

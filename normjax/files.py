@@ -111,7 +111,7 @@ def check_types(values: Mapping[str, Any], kinds: Mapping[str, Any], place: str)
     """
     for name, kind in kinds.items():
         if name not in values:
-            raise ValueError(f"{place}: it has no {name}")
+            raise ValueError(f"{place}: the field {name!r} is missing")
         if not _fits(values[name], kind):
             value = one_line(repr(values[name]), 40)
             wanted = kind.__name__ if isinstance(kind, type) else str(kind)

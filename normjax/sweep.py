@@ -13,7 +13,7 @@ from normjax.files import read_object
 from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
-from normjax.results.table import RESULTS_FILE, write_results
+from normjax.results.table import NETWORK, RESULTS_FILE, is_finite, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import SweepConfig, is_reference, validate
@@ -122,6 +122,12 @@ def finish_sweep(
             record.finish_run(run_dir, time.monotonic() - started)
             run_page.write_report(run_dir)
             print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
+            num_networks, num_diverged = (
+                len(rows[NETWORK].drop_duplicates()) for rows in (table, table[~is_finite(table)])
+            )
+            if num_diverged:
+                which = "all" if num_diverged == num_networks else f"{num_diverged} of"
+                print(f"warning: {which} {num_networks} networks diverged: losses are not finite")
         processes.sync()  # so that all processes end together
 
 

@@ -1,7 +1,9 @@
 """Content: do training and test margins go together among networks of one level, given the norm?
 
 Levels confound: two unrelated quantities that both follow the corruption of labels look related.
-Only networks of one level, which differ by their seed, are therefore compared.
+Only networks of one level, which differ by their seed, are therefore compared; with 8 or more,
+only those of similar norm. They must be independent given level and norm. A seed that several
+levels share breaks this, as does a dependence on the norm that differs between levels.
 """
 
 import dataclasses
@@ -11,7 +13,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from normjax.controls.power import MIN_WITHIN, Power, degrees_of, power_of
+from normjax.controls.power import MIN_WITHIN, Power, degrees_of, power_of, strata_sizes
 from normjax.statistics.intervals import members_of
 from normjax.statistics.regression import check_points
 from normjax.statistics.resampling import orders_within, p_value_of
@@ -22,8 +24,8 @@ class Content:
     """The relation of raw training and test margins within levels.
 
     Attributes:
-      correlation: r, the partial correlation of test and training margins, given the level and a
-        polynomial in the logarithm of the norm.
+      correlation: r, the partial correlation of test and training margins, given the stratum
+        (`strata_of`) and a polynomial in the logarithm of the norm.
       interval: its 95% interval (Fisher's z).
       p_value: fraction of orders with at least the observed r, where the observed order is counted.
         It is one-sided: only a positive r is content.
@@ -36,7 +38,7 @@ class Content:
       pooled_correlation: the same partial correlation with levels ignored; NaN if undefined. What
         it exceeds r by is due to the levels (Simpson's paradox).
       power: what more seeds would decide.
-      train: n training margins, less what level and norm explain.
+      train: n training margins, less what stratum and norm explain.
       test: the same for the test margins.
     """
 
@@ -65,10 +67,11 @@ def measure_content(
 ) -> Content:
     """Measure whether training and test margins go together within levels.
 
-    What the levels and a polynomial in ln(norm) explain is removed from both margins. What is left
-    of the test margins is permuted within levels and freed from the polynomial again (Freedman and
-    Lane 1983). Either margin may follow the level in any way. The degree of the polynomial is that
-    of `power.degrees_of`.
+    What the strata of `strata_of` and a polynomial in ln(norm) explain is removed from both
+    margins. What is left of the test margins is permuted within strata and freed from the
+    polynomial again (Freedman and Lane 1983). Either margin may follow the level in any way, if
+    networks of one level are independent and their margins follow the norm by one polynomial for
+    all levels. Its degree is that of `power.degrees_of`.
 
     Args:
       train_margins: n raw mean centered training margins.
@@ -85,24 +88,27 @@ def measure_content(
     train, test, rho = check_points(train_margins, test_margins, product_norms, minimum=2)
     if (rho <= 0).any():
         raise ValueError(f"product norm {rho.min()}; every product norm must be positive")
+    if len({*zip(train, test, rho, levels, strict=True)}) < train.size:
+        raise ValueError("networks of one level with equal margins and norms: one counted twice")
     if num_draws < 1:
         raise ValueError(f"num_draws is {num_draws}; at least 1 is needed")
     members = list(members_of(levels).values())
-    num_within = train.size - len(members)
-    if num_within < MIN_WITHIN:
+    if train.size - len(members) < MIN_WITHIN:
         raise ValueError(
-            f"{train.size} networks in {len(members)} levels: networks must outnumber levels by at "
-            f"least {MIN_WITHIN}"
+            f"{train.size} networks in {len(members)} level{'s' if len(members) > 1 else ''}: "
+            f"networks must outnumber levels by at least {MIN_WITHIN}"
         )
-    num_powers, degrees = degrees_of(num_within)
+    strata = strata_of(rho, levels)
+    own_strata = list(members_of(strata).values())
+    num_powers, degrees = degrees_of(train.size - len(own_strata))
     log_norm = np.log(rho) - np.mean(np.log(rho))
     powers = (log_norm / max(np.abs(log_norm).max(), 1e-9)) ** np.arange(1, num_powers + 1)[:, None]
-    is_level = np.zeros((len(members), train.size))
-    for row, own in zip(is_level, members, strict=True):
+    is_stratum = np.zeros((len(own_strata), train.size))
+    for row, own in zip(is_stratum, own_strata, strict=True):
         row[own] = 1
-    given = _basis(is_level, powers)
+    given = _basis(is_stratum, powers)
     left, kept = (_left(given, values) for values in (train, test))
-    orders, is_exact = orders_within(levels, num_draws, np.random.default_rng(seed))
+    orders, is_exact = orders_within(strata, num_draws, np.random.default_rng(seed))
     moved = _left(given, kept[orders])
     real, drawn = (_correlations(left, values) for values in (kept[None], moved))
     correlation = float(real[0])
@@ -126,6 +132,23 @@ def measure_content(
         train=tuple(left.tolist()),
         test=tuple(kept.tolist()),
     )
+
+
+def strata_of(product_norms: np.ndarray, levels: Sequence[Hashable]) -> list[tuple[Hashable, int]]:
+    """Return the level and place of each network's stratum.
+
+    Networks of one level are divided by their norm into strata of at least `STRATUM`, because a
+    polynomial does not follow every curve, and what it leaves of both margins would look like a
+    relation.
+    """
+    strata: list[tuple[Hashable, int]] = [(level, 0) for level in levels]
+    for level, own in members_of(levels).items():
+        by_norm = np.array(own)[np.argsort(product_norms[own], kind="stable")]
+        ends = np.cumsum(strata_sizes(len(own)))
+        for place, part in enumerate(np.split(by_norm, ends[:-1])):
+            for index in part:
+                strata[index] = (level, place)
+    return strata
 
 
 def _pooled(train: np.ndarray, test: np.ndarray, powers: np.ndarray) -> float:

@@ -5,10 +5,10 @@ import math
 
 from scipy import special
 
-from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, max_p_value
+from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, STRATUM, max_p_value
 from normjax.statistics.resampling import log_num_orders
 
-MIN_WITHIN = 4  # networks less levels: two degrees of freedom remain for a correlation
+MIN_WITHIN = 4  # networks less strata: two degrees of freedom remain for a correlation
 _MAX_POWERS = 3
 _MIN_ORDERS = 20  # that may reach the observed one; with fewer, a permutation loses power to z
 
@@ -30,6 +30,12 @@ class Power:
     seeds_for_observed: int | None
 
 
+def strata_sizes(num_networks: int) -> list[int]:
+    """Return the numbers of networks in the strata of a level, which differ by at most one."""
+    num_strata = max(num_networks // STRATUM, 1)
+    return [(num_networks + place) // num_strata for place in range(num_strata)]
+
+
 def degrees_of(num_within: int) -> tuple[int, int]:
     """Return the powers of the log norm that are given, and the degrees of freedom that remain.
 
@@ -37,7 +43,7 @@ def degrees_of(num_within: int) -> tuple[int, int]:
     curvature that many would reveal as spurious content.
 
     Args:
-      num_within: networks less levels, at least `MIN_WITHIN`.
+      num_within: networks less strata, at least `MIN_WITHIN`.
     """
     num_powers = min(max((num_within - 1) // 3, 1), _MAX_POWERS)
     return num_powers, num_within - 1 - num_powers
@@ -81,7 +87,11 @@ def seeds_for(correlation: float, num_levels: int, error: float) -> int:
         num_within = math.ceil(needed) + 2
         while degrees_of(num_within)[1] < needed:
             num_within += 1
-    seeds = math.ceil(num_within / num_levels) + 1
-    while log_num_orders([seeds] * num_levels) < math.log(_MIN_ORDERS / error):
+    within = math.ceil(num_within / num_levels)
+    seeds = within + max((within - 1) // (STRATUM - 1), 1)  # of which the strata leave `within`
+    # Orders are too few at small numbers of seeds only.
+    while seeds < 100 and log_num_orders(strata_sizes(seeds) * num_levels) < math.log(
+        _MIN_ORDERS / error
+    ):
         seeds += 1
     return seeds

@@ -3,6 +3,7 @@
 import dataclasses
 
 MIN_LEVELS = 4
+STRATUM = 4
 MAX_P_VALUE = 0.05
 MAX_P_VALUE_ALONE = 0.025
 SMALLEST_EFFECT = 0.5
@@ -38,6 +39,12 @@ THRESHOLDS = {
     "MIN_LEVELS": Threshold(
         float(MIN_LEVELS),
         "levels needed to leave levels out: the curves in the norms have three coefficients",
+    ),
+    "STRATUM": Threshold(
+        float(STRATUM),
+        "smallest number of networks of one level and similar norm that are compared with each "
+        "other: a level of twice as many is divided by the norm, because a polynomial does not "
+        "follow every curve",
     ),
 }
 

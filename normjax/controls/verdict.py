@@ -9,14 +9,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from normjax.controls.content import Content
-from normjax.controls.divisor import Divisor
-from normjax.controls.power import seeds_for_smallest
-from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, max_p_value
+from normjax.controls.divisor import MIN_NETWORKS, Divisor
+from normjax.controls.power import MIN_WITHIN, seeds_for_smallest
+from normjax.controls.thresholds import MIN_LEVELS, POWER, SMALLEST_EFFECT, max_p_value
 from normjax.formatting import fixed, number, percent
 
 ARTIFACT = "artifact of the shared divisor"
 SUPPORTED = "supported"
 UNDECIDED = "undecided"
+_NO_HELP = "more networks like these do not help"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,9 @@ def judge(
 
     Supported: training and test margins go together within levels, and on left-out levels the line
     predicts better than the best curve in the norms. Artifact: they do not, an effect of interest
-    is excluded, and that curve predicts at least as well as the line. Undecided: all else. With one
-    level, the content decides alone. R2 is not used: a shared divisor can give any R2.
+    is excluded, and that curve predicts at least as well as the line. Undecided: all else, a
+    relation of the wrong sign within levels among it. With one level, the content decides alone. R2
+    is not used: a shared divisor can give any R2.
 
     Args:
       content: the content of the networks with true labels, or None.
@@ -56,34 +58,42 @@ def judge(
     """
     is_alone = len(sizes) == 1
     because, missing = [], []
-    is_found = is_excluded = False
+    is_found = is_excluded = is_reversed = False
     if content is None:
         because.append(
             f"whether margins go together at equal level is unknown ({reasons['content']})"
         )
-        missing.append(_more_seeds(sizes))
+        has_few = sum(sizes) - len(sizes) < MIN_WITHIN
+        missing.append(_more_seeds(sizes) if has_few else f"other margins: {_NO_HELP}")
     else:
         limit = max_p_value(len(sizes))
         is_found = content.p_value <= limit
-        is_excluded = content.interval[1] < SMALLEST_EFFECT
+        is_reversed = content.interval[1] < 0
+        is_excluded = content.interval[1] < SMALLEST_EFFECT and not is_reversed
         because.append(
             "at equal level and norm, training and test margins have a correlation of "
             f"{_estimate(content)}; {reached(content)} (p = {number(content.p_value, 2)}, "
-            f"{'at most' if is_found else 'more than'} {number(limit)})"
+            f"{'at most' if is_found else 'more than'} {number(limit)}"
+            f"{'' if is_found else _least_p_value(content, limit)})"
         )
-        if not is_found and not is_excluded:
-            missing.append(_more_seeds(sizes))
+        if is_reversed:
+            missing.append(
+                "a reason why test margins fall as training margins rise within levels: the "
+                "relation is reversed"
+            )
+        elif not is_found and not is_excluded:
+            missing.append(_more_seeds(sizes, content.power.seeds_for_observed))
     is_better, is_worse = is_alone, is_alone
     if not is_alone and divisor is None:
         because.append(f"what the norms alone predict is unknown ({reasons['divisor']})")
-        missing.append("at least 4 levels, or a single one")
+        missing.append(_more_levels(sizes))
     elif not is_alone and divisor is not None:
         is_better, is_worse = divisor.interval[0] > 0, divisor.skill <= 0
         because.append(
             f"on left-out {divisor.left_out}, the skill of the line against the best curve in the "
             f"norms ({divisor.rival}) is {_skill(divisor)}"
         )
-        if not is_better and not is_found and not is_excluded:
+        if not is_better and not is_found and not is_excluded and not is_reversed:
             missing.append("for support, a skill above zero as well")
         elif is_found and is_worse:
             missing.append(
@@ -123,15 +133,33 @@ def _skill(divisor: Divisor) -> str:
     return f"{fixed(divisor.skill)} (95%: {fixed(low)} to {fixed(high)})"
 
 
-def _more_seeds(sizes: Sequence[int]) -> str:
-    """Describe how many seeds are missing."""
+def _least_p_value(content: Content, limit: float) -> str:
+    """Say so if no correlation can be found with so few orders."""
+    least = 1 / content.num_orders
+    return f"; no p is below {number(least, 2)}" if content.is_exact and least > limit else ""
+
+
+def _more_levels(sizes: Sequence[int]) -> str:
+    """Describe what the prediction of left-out levels lacks."""
+    if len(sizes) < MIN_LEVELS:
+        return f"at least {MIN_LEVELS} levels, or a single one"
+    if sum(sizes) < MIN_NETWORKS:
+        return f"at least {MIN_NETWORKS} networks"
+    return f"other margins or norms: {_NO_HELP}"
+
+
+def _more_seeds(sizes: Sequence[int], for_observed: int | None = None) -> str:
+    """Describe how many seeds are missing; `for_observed` show the observed correlation."""
     if not sizes:
         return "networks with true labels"
     needed, present = seeds_for_smallest(len(sizes)), min(sizes)
     if needed <= present:
         return "more seeds: the correlation can be neither shown nor called small"
     level = "" if len(sizes) == 1 else " per level"
+    observed = ""
+    if for_observed is not None and present < for_observed < needed:
+        observed = f"; {for_observed} in all show the observed one"
     return (
         f"{needed - present} more seeds{level} ({needed} in all), which show a correlation of "
-        f"{number(SMALLEST_EFFECT)} or exclude it in {percent(POWER)} of draws"
+        f"{number(SMALLEST_EFFECT)} or exclude it in {percent(POWER)} of draws{observed}"
     )

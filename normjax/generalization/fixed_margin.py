@@ -8,6 +8,7 @@ optimizer (Nero, whose rows have norm 1), perceptrons and full batches.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -191,7 +192,7 @@ def measure(
     | labels | `true` or `random`: the labels of training |
     | target_margin | alpha |
     | reached | 1 if mean and standard deviation of the training margin are within `TOLERANCE` |
-    | product_norm | product of the layers' Frobenius norms: 1, up to rounding |
+    | product_norm | product of the layers' Frobenius norms: 1, up to rounding; NaN, like all that follows, if training diverged or a layer is 0 |
     | train_margin, train_margin_std, train_margin_min | right class minus best other class, on the labels of training |
     | test_margin, test_error | on the true labels of the test set |
     | train_error | on the labels of training; margins of 0, as of a dead network, are errors |
@@ -209,6 +210,22 @@ def measure(
     apply_fn, rows = make_apply(classifier), []
     for member in members:
         own = take_member(variables, member.index)
+        rows.append(
+            dict.fromkeys(COLUMNS, math.nan)
+            | {
+                "member": member.index,
+                "labels": TRUE if member.family == FAMILIES[TRUE] else RANDOM,
+                "target_margin": member.level,
+                "seed": member.seed,
+                "reached": 0,
+            }
+        )
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(own)):
+            continue
+        try:
+            norm = float(product_norm(own, structure=classifier.structure))
+        except ValueError:  # a layer's norm is 0 or overflows
+            continue
         logits = {
             name: np.asarray(logits_of(apply_fn, own, split.images), np.float64)
             for name, split in (("train", dataset.train), ("test", dataset.test))
@@ -217,14 +234,10 @@ def measure(
         test = margins_of(logits["test"], dataset.test.labels)
         target = member.level
         off = max(abs(train.mean() - target), train.std())
-        rows.append(
+        rows[-1].update(
             {
-                "member": member.index,
-                "labels": TRUE if member.family == FAMILIES[TRUE] else RANDOM,
-                "target_margin": target,
-                "seed": member.seed,
                 "reached": int(off <= TOLERANCE * target),
-                "product_norm": float(product_norm(own, structure=classifier.structure)),
+                "product_norm": norm,
                 "train_margin": train.mean(),
                 "train_margin_std": train.std(),
                 "train_margin_min": train.min(),
@@ -268,4 +281,5 @@ def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
         "correlations": correlations,
         "reasons": reasons,
         "not_reached": table.loc[table["reached"] == 0, "member"].tolist(),
+        "diverged": table.loc[table["product_norm"].isna(), "member"].tolist(),
     }

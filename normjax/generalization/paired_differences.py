@@ -22,7 +22,7 @@ class Difference:
     Attributes:
       value: the difference.
       interval: simultaneous 95% interval: in 95% of repetitions, all intervals between all
-        measures hold at once. None where there is none.
+        measures hold at once, within the possible -2 to 2. None where there is none.
       p_value: probability, if no two measures differed, that some pair of measures differs by as
         many standard errors; NaN without an interval.
       reason: why there is no interval, or "".
@@ -65,7 +65,7 @@ def differences_to_best(
     best = int(np.argmax(taus))
     values = taus[best] - taus
     try:
-        counts, _ = resample_counts(levels, num_draws, np.random.default_rng(seed))
+        counts, unit = resample_counts(levels, num_draws, np.random.default_rng(seed))
     except ValueError as failure:
         return [Difference(value, None, math.nan, str(failure)) for value in values.tolist()]
     num_units = int(units_of(levels)[0].max()) + 1
@@ -79,7 +79,12 @@ def differences_to_best(
         if standard_error > 0:
             num_at_least = np.sum(_to_student(largest, num_units) >= value / standard_error - 1e-12)
             p_value = (int(num_at_least) + 1) / (largest.size + 1)
-        found.append(Difference(value, (value - margin, value + margin), p_value))
+        low, high = max(value - margin, -2.0), min(value + margin, 2.0)
+        if high - low == 4:
+            reason = f"with {num_units} {unit} it would be all of -2 to 2"
+            found.append(Difference(value, None, p_value, reason))
+            continue
+        found.append(Difference(value, (low, high), p_value))
     return found
 
 

@@ -125,7 +125,7 @@ def fit_line(x: ArrayLike, y: ArrayLike, levels: Sequence[Hashable] | None = Non
     """
     x, y = check_points(x, y, minimum=3)
     if np.ptp(x) <= 4 * np.finfo(np.float64).eps * np.abs(x).max():
-        raise ValueError(f"no spread in x: all {x.size} values are {x[0]!r}, no line is defined")
+        raise ValueError(f"no spread in x: all {x.size} values are {x[0]}, no line is defined")
     n, mean_x, mean_y = x.size, x.mean(), y.mean()
     # scipy's linregress computes errors from 1 - r**2, which loses six more digits than the
     # residuals if R2 is 1 - 1e-8.

@@ -9,8 +9,8 @@ from scipy import stats
 
 from benchmarks.synthetic_lines import draw_line
 from benchmarks.verdict_errors import count_found, limits
-from normjax.controls.content import measure_content
-from normjax.controls.power import degrees_of, seeds_for, seeds_for_smallest
+from normjax.controls.content import measure_content, strata_of
+from normjax.controls.power import degrees_of, seeds_for, seeds_for_smallest, strata_sizes
 from normjax.controls.thresholds import POWER, max_p_value
 
 
@@ -24,15 +24,16 @@ def networks(sizes=(2, 2, 2, 2, 2, 2), seed=0):
 
 
 def design(rho, levels, num_powers):
-    """Indicators of the levels and powers of ln(norm), as statsmodels takes them."""
+    """Indicators of the strata and powers of ln(norm), as statsmodels takes them."""
     log_norm = np.log(rho) - np.log(rho).mean()
-    dummies = (np.array(levels)[:, None] == sorted(set(levels))).astype(float)
+    strata = [f"{level} {place}" for level, place in strata_of(rho, levels)]
+    dummies = (np.array(strata)[:, None] == sorted(set(strata))).astype(float)
     return np.column_stack([dummies, *(log_norm**k for k in range(1, num_powers + 1))])
 
 
 @pytest.mark.parametrize(
     ("sizes", "num_powers"),
-    [((2,) * 6, 1), ((8,), 2), ((3, 1, 5, 2, 4), 3), ((2, 2, 2, 2), 1)],
+    [((2,) * 6, 1), ((8,), 1), ((3, 1, 5, 2, 4), 3), ((2, 9, 2), 2), ((2, 2, 2, 2), 1)],
 )
 def test_correlation_against_partial_residuals(sizes, num_powers):
     train, test, rho, levels = networks(sizes)
@@ -50,9 +51,20 @@ def test_correlation_against_partial_residuals(sizes, num_powers):
     assert t == pytest.approx(full.tvalues[-1], rel=1e-6)
     z = np.arctanh(r) + 1.96 / np.sqrt(found.degrees - 1) * np.array([-1, 1])
     np.testing.assert_allclose(found.interval, np.tanh(z), rtol=1e-8)
-    pooled = np.column_stack([np.ones(len(rho)), given[:, len(sizes) :]])
+    pooled = np.column_stack([np.ones(len(rho)), given[:, -num_powers:]])
     x, y = (sm.OLS(v, pooled).fit().resid for v in (train, test))
     assert found.pooled_correlation == pytest.approx(np.corrcoef(x, y)[0, 1], rel=1e-8)
+
+
+def test_strata_hold_networks_of_one_level_and_similar_norm():
+    for size, expected in ((1, [1]), (7, [7]), (8, [4, 4]), (9, [4, 5]), (14, [4, 5, 5])):
+        assert strata_sizes(size) == expected
+    _, _, rho, levels = networks((9, 2, 1, 7))
+    strata = strata_of(rho, levels)
+    assert [level for level, _ in strata] == levels
+    places = np.array([place for _, place in strata])
+    assert rho[:9][places[:9] == 0].max() <= rho[:9][places[:9] == 1].min()
+    assert sorted(places[:9]) == [0] * 4 + [1] * 5 and not places[9:].any()
 
 
 def test_all_orders_against_a_loop():
@@ -93,11 +105,12 @@ def test_what_has_no_content_is_refused():
     train, test, rho, levels = networks()
     for arguments, message in (
         ((train, test, rho, range(12)), "12 networks in 12 levels: networks must outnumber"),
-        ((train[:4], test[:4], rho[:4], [0] * 4), "4 networks in 1 levels"),
+        ((train[:4], test[:4], rho[:4], [0] * 4), "4 networks in 1 level: "),
         ((train, test, -rho, levels), "every product norm must be positive"),
         ((np.array(levels) + 1.0, test, rho, levels), "follow exactly from level and norm"),
         ((train, np.log(rho), rho, levels), "follow exactly from level and norm"),
         ((train, test * np.nan, rho, levels), "point 0 is nan"),
+        ([np.repeat(v, 2) for v in (train, test, rho, levels)], "one counted twice"),
     ):
         with pytest.raises(ValueError, match=message):
             measure_content(*arguments)
@@ -121,7 +134,11 @@ def test_smooth_levels_are_not_taken_for_content():
 
 def test_degrees_and_seeds():
     assert [degrees_of(n) for n in (4, 6, 7, 10, 42)] == [(1, 2), (1, 4), (2, 4), (3, 6), (3, 38)]
-    assert [seeds_for_smallest(levels) for levels in (1, 6, 12)] == [33, 7, 4]
+    assert [seeds_for_smallest(levels) for levels in (1, 6, 12)] == [42, 7, 4]
+    for within in range(1, 40):  # the least seeds of which the strata leave as many
+        seeds = within + max((within - 1) // 3, 1)
+        left = [n - len(strata_sizes(n)) for n in (seeds - 1, seeds)]
+        assert left[0] < within <= left[1]
     assert seeds_for(1.0, 6, 0.05) == 3  # 64 orders of 2 are too few
     assert seeds_for(0.001, 1, 0.025) > 1e6
     seeds = [seeds_for(r, 6, 0.05) for r in (0.2, 0.4, 0.6, 0.8)]

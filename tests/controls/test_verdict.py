@@ -26,6 +26,7 @@ def divisor_of(low, skill):
 
 
 FOUND, SMALL, OPEN = content_of(0.05, 0.9), content_of(0.051, 0.49), content_of(0.051, 0.51)
+REVERSED = content_of(0.999, -0.1)
 BETTER, UNKNOWN, WORSE = divisor_of(0.001, 0.5), divisor_of(-0.1, 0.5), divisor_of(-1, -0.001)
 
 
@@ -40,9 +41,9 @@ BETTER, UNKNOWN, WORSE = divisor_of(0.001, 0.5), divisor_of(-0.1, 0.5), divisor_
         (SMALL, BETTER, UNDECIDED, "not among networks of one level"),
         (OPEN, WORSE, UNDECIDED, "5 more seeds per level (7 in all)"),
         (OPEN, BETTER, UNDECIDED, "5 more seeds per level (7 in all)"),
-        (None, BETTER, UNDECIDED, "5 more seeds per level (7 in all)"),
-        (FOUND, None, UNDECIDED, "at least 4 levels, or a single one"),
-        (SMALL, None, UNDECIDED, "at least 4 levels, or a single one"),
+        (REVERSED, WORSE, UNDECIDED, "the relation is reversed"),
+        (None, BETTER, UNDECIDED, "other margins: more networks like these do not help"),
+        (FOUND, None, UNDECIDED, "other margins or norms: more networks"),
     ],
 )
 def test_levels_need_both_questions(content, divisor, verdict, missing):
@@ -52,14 +53,26 @@ def test_levels_need_both_questions(content, divisor, verdict, missing):
     assert (content is None or divisor is None) == ("why not" in found.because)
 
 
+def test_what_is_missing_can_help():
+    why = {"content": "why not", "divisor": "why not"}
+    assert "6 more seeds per level (7 in all)" in judge(None, BETTER, [1] * 6, why).missing
+    assert "at least 4 levels, or a single one" in judge(FOUND, None, [4] * 3, why).missing
+    assert "at least 5 networks" in judge(None, None, [1] * 4, why).missing
+    few = dataclasses.replace(OPEN, num_orders=16, p_value=1 / 16)
+    found = judge(few, BETTER, [2] * 4, why)
+    assert "more than 0.05; no p is below 0.062)" in found.because
+    observed = few.power.seeds_for_observed
+    assert found.missing.endswith(f"80% of draws; {observed} in all show the observed one")
+
+
 def test_one_level_is_judged_by_its_content():
     half = content_of(0.025, 0.9)
     for divisor in (BETTER, UNKNOWN, WORSE, None):
         assert judge(half, divisor, [8], {}).verdict == SUPPORTED
         assert judge(FOUND, divisor, [8], {}).verdict == UNDECIDED  # p = 0.05
         assert judge(SMALL, divisor, [8], {}).verdict == ARTIFACT
-    assert "25 more seeds (33 in all)" in judge(OPEN, None, [8], {}).missing
-    assert "neither shown nor called small" in judge(OPEN, None, [40], {}).missing
+    assert "34 more seeds (42 in all)" in judge(OPEN, None, [8], {}).missing
+    assert "neither shown nor called small" in judge(OPEN, None, [50], {}).missing
     assert judge(None, None, [], {"content": "", "divisor": ""}).missing.startswith("networks")
 
 
@@ -114,7 +127,7 @@ def test_the_benchmark_prints_its_tables(capsys):
         assert stop.code == 1
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert [row.count("|") for row in rows] == [7] * 20 + [6] * 18
+    assert [row.count("|") for row in rows] == [7] * 29 + [6] * 18
     assert rows[0].startswith("| margins | 6 x 2 | 6 x 8 |")
     assert lines[-1].startswith("Highest rate of support without a relation")
 

@@ -66,6 +66,16 @@ def test_a_finished_run_and_another(run_dir, tmp_path, capsys, monkeypatch):
     assert (again / "results.csv").read_bytes() == (run_dir / "results.csv").read_bytes()
 
 
+def test_networks_that_diverge_are_named(tmp_path, capsys):
+    run_dir = run(tmp_path / "run", "--learning_rate=1e38", "--epochs=2", "--num_seeds=1")
+    assert "warning: all 4 networks diverged" in capsys.readouterr().out
+    table = read_columns(run_dir / "results.csv", COLUMNS)
+    assert not table["reached"].any() and table["test_error"].isna().all()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["diverged"] == summary["not_reached"] == [0, 1, 2, 3]
+    assert (run_dir / "figures" / "fixed_margin.png").exists()
+
+
 def test_the_figure_shows_the_table():
     row = dict.fromkeys(COLUMNS, 0.5)
     table = pd.DataFrame(
@@ -99,8 +109,9 @@ def test_the_figure_shows_the_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--margins=0"], "--margins=0.0: margins must be positive"),
-        (["--margins=inf"], "--margins=inf: margins must be positive"),
+        (["--margins=0"], "--margins=0.0: margins must be at least 1e-08 and finite"),
+        (["--margins=inf"], "--margins=inf: margins must be at least 1e-08 and finite"),
+        (["--margins=1e-30"], "--margins=1e-30: margins must be at least 1e-08 and finite"),
         (["--margins=1,1"], "no margin may be repeated"),
         (["--margins="], "at least one margin is needed"),
         (["--learning_rate=0"], "--learning_rate=0.0: must be positive"),

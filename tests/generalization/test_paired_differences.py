@@ -86,3 +86,18 @@ def test_equal_measures_are_seldom_told_apart(num_levels, relation):
         found = differences_to_best(measures, y, levels, num_draws=300, seed=seed)
         wrong += any(difference.is_real for difference in found)
     assert wrong <= 10  # 1% chance at 5%
+
+
+def test_intervals_stay_within_the_possible():
+    """Six levels: standard errors are large, and the difference of two taus is at most 2."""
+    rng = np.random.default_rng(0)
+    levels = np.repeat(np.arange(6), 2).tolist()
+    y = draw(rng, levels)
+    measures = [y, *(draw(rng, levels) for _ in range(20)), -y]
+    found = differences_to_best(measures, y, levels, num_draws=200)
+    assert all(-2 <= low <= high <= 2 for low, high in (f.interval for f in found if f.interval))
+    absent = [difference for difference in found if difference.interval is None]
+    assert {difference.reason for difference in absent} == {
+        "with 6 levels it would be all of -2 to 2"
+    }
+    assert not any(difference.is_real for difference in absent)

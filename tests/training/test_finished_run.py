@@ -78,7 +78,7 @@ def test_what_can_not_be_loaded_is_named(run_dir, tmp_path):
         ({"config": config | {"epochs": 0}}, "run.json: --epochs=0: must be at least 1"),
         ({"config": config | {"epoch": 1}}, "config: 'epoch' is not known"),
         ({"members": run["members"][::-1]}, "its members are not numbered from 0"),
-        ({"members": [{"index": 0}]}, "members: it has no seed"),
+        ({"members": [{"index": 0}]}, "members: the field 'seed' is missing"),
         ({"members": run["members"][:1]}, "member 1 of results.csv is missing from run.json"),
     ):
         (tmp_path / "run.json").write_text(json.dumps(run | change))
