@@ -34,20 +34,9 @@ from normjax.plots.leaderboard import plot_leaderboard
 from normjax.plots.style import join_title, save_figure
 from normjax.report.render import render, write_page
 from normjax.results.table import member_names, selection_name, write_columns
-from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import at_least, check_list, check_seed, check_workdir, setting
-from normjax.training.finished_run import FinishedRun, load_run
+from normjax.training.config import at_least, check_seed, setting
+from normjax.training.finished_run import FinishedRun, check_output, check_runs, load_run
 from normjax.training.processes import prepare_cpu
-
-
-def _check_workdir(workdir: str) -> None:
-    check_workdir(workdir)
-    if (Path(workdir) / RUN_FILE).exists():
-        raise ValueError("it holds a run; give another folder")
-
-
-def _check_runs(folders: tuple[str, ...]) -> None:
-    check_list("run")(tuple(Path(folder).resolve() for folder in folders))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +46,13 @@ class Config:
     source: tuple[str, ...] = setting(
         help="Folders of finished runs with the same data and model.",
         flag="from",
-        check=_check_runs,
+        check=check_runs,
     )
     selection: str | None = setting(
         None, "final or loss=TARGET; default: the first target, if any."
     )
     data_dir: str | None = setting(None, "New folder of the runs' data, if they moved.")
-    workdir: str = setting("runs/leaderboard", "Output folder.", check=_check_workdir)
+    workdir: str = setting("runs/leaderboard", "Output folder.", check=check_output)
     sharpness_images: int = setting(
         128, "Random training images for the flatness measures.", check=at_least(1)
     )

@@ -30,21 +30,11 @@ from normjax.plots.style import join_title, save_figure
 from normjax.report.render import render, write_page
 from normjax.results.table import read_results, selection_name, write_columns
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import HOW_NOT_WHAT, SweepConfig, check_list, check_workdir, setting
-from normjax.training.finished_run import read_definitions
+from normjax.training.config import HOW_NOT_WHAT, SweepConfig, setting
+from normjax.training.finished_run import check_output, check_runs, read_definitions
 
 TABLE_FILE, NETWORKS_FILE, PAGE_FILE = "sizes.csv", "networks.csv", "sizes.md"
 SAME = {"test_images": int, "num_classes": int, "image_shape": list, "parameters": dict}
-
-
-def _check_workdir(workdir: str) -> None:
-    check_workdir(workdir)
-    if (Path(workdir) / RUN_FILE).exists():
-        raise ValueError("it holds a run; give another folder")
-
-
-def _check_runs(folders: tuple[str, ...]) -> None:
-    check_list("run")(tuple(Path(folder).resolve() for folder in folders))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +44,11 @@ class Config:
     source: tuple[str, ...] = setting(
         help="Folders of finished runs with different numbers of training images.",
         flag="from",
-        check=_check_runs,
+        check=check_runs,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
     norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
-    workdir: str = setting("runs/sizes", "Output folder.", check=_check_workdir)
+    workdir: str = setting("runs/sizes", "Output folder.", check=check_output)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Load the networks and the data of a finished run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from normjax.files import check_types, make_record, read_object
 from normjax.networks.classifier import Classifier, Model, Variables
 from normjax.results.table import RESULTS_FILE, on_own_labels, read_results
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import SweepConfig, validate
+from normjax.training.config import SweepConfig, check_list, check_workdir, validate
 from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
@@ -29,6 +29,18 @@ from normjax.training.saved import (
     network_path,
 )
 from normjax.types import ApplyFn
+
+
+def check_runs(folders: Sequence[str]) -> None:
+    """Raise ValueError unless folders of runs are given, each once."""
+    check_list("run")(tuple(Path(folder).resolve() for folder in folders))
+
+
+def check_output(workdir: str) -> None:
+    """Raise ValueError unless an analysis of several runs may write to the folder."""
+    check_workdir(workdir)
+    if (Path(workdir) / RUN_FILE).exists():
+        raise ValueError("it holds a run; give another folder")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,8 +74,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         if step == config.pretrain_epochs:
             state = ensemble.reset_optimizer(state)
         key = jax.random.fold_in(order_key, step)
-        is_first = step < config.pretrain_epochs
-        epoch_fn = (is_first and ensemble.pretrain_epoch) or ensemble.train_epoch
+        epoch_fn = ensemble.train_epoch
+        if ensemble.pretrain_epoch is not None and step < config.pretrain_epochs:
+            epoch_fn = ensemble.pretrain_epoch
         state, running = epoch_fn(state, labels, images, key)
         values = {f"running_{name}": value for name, value in running._asdict().items()}
         is_finite = jnp.isfinite(running.loss)
