@@ -186,9 +186,10 @@ def _conv(x, features, kernel_size, stride, padding, init_std, algorithm, *, use
 
 
 def _dense(x, features, init_std):
-    """Apply a dense layer without bias to the flattened examples."""
+    """Apply a dense layer without bias to the flattened examples, in float32 as PyTorch does."""
     x = x.reshape(x.shape[0], -1)
-    return nn.Dense(features, use_bias=False, kernel_init=_initializer(init_std, x.shape[-1]))(x)
+    init = _initializer(init_std, x.shape[-1])
+    return nn.Dense(features, use_bias=False, kernel_init=init, precision="highest")(x)
 
 
 def _initializer(init_std, fan_in):
