@@ -77,6 +77,8 @@ class LossAndError(NamedTuple):
 class Ensemble(NamedTuple):
     """Compiled functions of stacked members: every leaf of a state has a leading axis M.
 
+    `train_epoch`, `pretrain_epoch` and `track` reuse the memory of their first argument.
+
     Attributes:
       init: (keys [M], init_stds [M] or None) -> TrainState.
       reset_optimizer: TrainState -> TrainState.
@@ -140,6 +142,7 @@ def make_ensemble(
             lambda state, labels, images, key: epoch(state, images, labels, key),
             num_shared=2,
             at_once=at_once,
+            donate=True,
         )
 
     evaluate_without_norms = make_evaluate(())
@@ -171,13 +174,15 @@ def make_ensemble(
         train_epoch=map_train_epoch(weight_decay, augment),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One by one on every platform: under vmap, no member could skip its evaluation.
-        track=map_members(track, num_shared=3, at_once=1),
+        track=map_members(track, num_shared=3, at_once=1, donate=True),
         evaluate_plainly=map_members(evaluate_plainly, num_shared=1, at_once=at_once),
         evaluate=map_members(make_evaluate(norms), num_shared=1, at_once=at_once),
     )
 
 
-def map_members(fn: Callable, *, num_shared: int = 0, at_once: int | None = None) -> Callable:
+def map_members(
+    fn: Callable, *, num_shared: int = 0, at_once: int | None = None, donate: bool = False
+) -> Callable:
     """Compile a function of one network for stacked members, sharded over the local devices.
 
     Args:
@@ -186,6 +191,7 @@ def map_members(fn: Callable, *, num_shared: int = 0, at_once: int | None = None
       at_once: members that a device runs side by side, by `vmap`; it loops over the others. None:
         one on a CPU, because the activations of one small network fit in its cache, `ALL`
         elsewhere.
+      donate: whether the first argument's memory is reused for the result; it can't be used again.
 
     Returns:
       The function of stacked arguments (leading axis M, a multiple of the number of devices).
@@ -216,7 +222,7 @@ def map_members(fn: Callable, *, num_shared: int = 0, at_once: int | None = None
             check_vma=False,
         )(*args)
 
-    return jax.jit(sharded)
+    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
 
 
 def member_mesh() -> Mesh:

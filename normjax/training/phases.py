@@ -68,7 +68,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     progress, images, test = processes.attempt(start_networks)
 
     def train_epoch(step, progress, labels):
-        """Return the progress and the metrics [M'] after an epoch; `step` counts from 0."""
+        """Start an epoch; return the progress and the metrics [M'] after it. Steps count from 0."""
         state, snapshots = progress.state, progress.snapshots
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
@@ -92,28 +92,38 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         is_new = ~is_finite & (progress.diverged_at == 0)
         diverged_at = jnp.where(is_new, step + 1, progress.diverged_at)
         values["diverged_at"] = diverged_at
-        return Progress(state, snapshots, diverged_at), jax.device_get(values)
+        return Progress(state, snapshots, diverged_at), values
+
+    def write_metrics(step, values):
+        """Wait for the metrics of an epoch and write them."""
+        values = processes.attempt(partial(jax.device_get, values))
+        values = gather_members(values, len(members))
+        if processes.is_first():
+            phase = "pretrain" if step < config.pretrain_epochs else "train"
+            common = {"group": group, "step": step + 1, "phase": phase}
+            common["epoch"] = epoch_of(sweep, step)
+            metrics.append_metrics(run_dir, members, common, values)
 
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
             metrics.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
+        unwritten = []  # metrics of epochs that may still be trained
+        # An accelerator gets its next epoch before the metrics of the last are there. On a CPU an
+        # epoch can take minutes, and a signal must not wait for two.
+        num_ahead = 0 if jax.default_backend() == "cpu" else 1
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
             progress, values = processes.attempt(partial(train_epoch, step, progress, labels))
-            values = gather_members(values, len(members))
-            if processes.is_first():
-                phase = "pretrain" if step < config.pretrain_epochs else "train"
-                common = {"group": group, "step": step + 1, "phase": phase}
-                common["epoch"] = epoch_of(sweep, step)
-                metrics.append_metrics(run_dir, members, common, values)
+            unwritten.append((step, values))
             signum = processes.all_max(sweep.signal())
-            is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
-            checkpoints.save_progress(
-                checkpointer, step + 1, progress, numbers, is_phase_end or signum > 0
-            )
+            must_save = signum > 0 or step + 1 in (config.pretrain_epochs, last_step(sweep))
+            is_due = must_save or checkpointer.should_save(step + 1)
+            while len(unwritten) > (0 if is_due else num_ahead):
+                write_metrics(*unwritten.pop(0))
+            checkpoints.save_progress(checkpointer, step + 1, progress, numbers, must_save)
             if signum:
                 raise StoppedError(signum, run_dir)
     return progress
