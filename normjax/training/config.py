@@ -229,6 +229,10 @@ class SweepConfig:
     target_losses: tuple[float, ...] = setting(
         (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
     )
+    stop_at_targets: bool = setting(
+        False,
+        "End each network's training once it has passed all target losses with zero error.",
+    )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
         "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.",
@@ -274,6 +278,8 @@ class SweepConfig:
         """Raise ValueError if two settings contradict each other."""
         if self.batch_norm and self.model != "convnet5":
             raise ValueError("--batch_norm=true: only convnet5 has it")
+        if self.stop_at_targets and not self.target_losses:
+            raise ValueError("--stop_at_targets=true: --target_losses is needed")
 
 
 HOW_NOT_WHAT = (

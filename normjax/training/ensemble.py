@@ -111,6 +111,7 @@ def make_ensemble(
     norms: Sequence[NamedNorm],
     weight_decay: float = 0.0,
     augment: bool = False,
+    stop_at_targets: bool = False,
     matmul_precision: str = "default",
     at_once: int | None = None,
 ) -> Ensemble:
@@ -124,6 +125,8 @@ def make_ensemble(
       norms: the norms to normalize by.
       weight_decay: of the second phase, see `make_train_step`.
       augment: whether the second phase augments its images, see `make_train_epoch`.
+      stop_at_targets: whether a network is trained no more once it has a snapshot for each target
+        and a loss over the training set, with zero error, below all of them.
       matmul_precision: of training, see `make_train_step`.
       at_once: networks that a device trains and evaluates side by side, see `map_members`.
     """
@@ -162,13 +165,17 @@ def make_ensemble(
             is_near = jnp.bool(len(target_losses) > 0)
         else:
             is_near = may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
+        if stop_at_targets:  # where all targets were passed, the network may have to stop
+            is_near |= jnp.all(jnp.isfinite(snapshots.loss)) & (metrics.loss < jnp.min(targets))
         is_needed = is_last | is_near
         unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
         return kept._replace(running_loss=metrics.loss), found
 
     return Ensemble(
-        init=map_members(lambda key, init_std: init_state(classifier, tx, key, init_std)),
+        init=map_members(
+            lambda key, std: init_state(classifier, tx, key, std, may_stop=stop_at_targets)
+        ),
         reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
         pretrain_epoch=map_train_epoch(0.0, False) if weight_decay or augment else None,
         train_epoch=map_train_epoch(weight_decay, augment),

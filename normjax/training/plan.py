@@ -92,6 +92,7 @@ def make_sweep(
             norms=[parse_norm(name) for name in config.norms],
             weight_decay=config.weight_decay,
             augment=config.augment,
+            stop_at_targets=config.stop_at_targets,
             matmul_precision=config.matmul_precision,
             at_once=STRATEGIES[name].at_once,
         )
