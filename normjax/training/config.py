@@ -171,8 +171,13 @@ class SweepConfig:
     """
 
     workdir: str = setting(help="Folder for the output of the run.", check=check_workdir)
-    dataset: str = setting("digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set.")
-    data_dir: str | None = setting(None, "Folder of the CIFAR archives, or the data_dir of TFDS.")
+    dataset: str = setting(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set.",
+    )
+    data_dir: str | None = setting(
+        None, "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
+    )
     train_size: int | None = setting(
         None, "Number of training images; default: all.", check=at_least(1)
     )
