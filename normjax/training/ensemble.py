@@ -25,6 +25,7 @@ from normjax.training.step import (
     make_train_epoch,
     make_train_step,
     reset_optimizer,
+    unless_stopped,
 )
 from normjax.training.strategies import ALL
 from normjax.types import Array
@@ -141,6 +142,8 @@ def make_ensemble(
     def map_train_epoch(weight_decay, augment):
         step = make_train_step(classifier, tx, microbatch_size, weight_decay, matmul_precision)
         epoch = make_train_epoch(step, batch_size, microbatch_size, augment=augment)
+        if stop_at_targets:
+            epoch = unless_stopped(epoch)
         return map_members(
             lambda state, labels, images, key: epoch(state, images, labels, key),
             num_shared=2,

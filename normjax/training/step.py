@@ -181,7 +181,7 @@ def make_train_epoch(
 
     If `batch_size` does not divide the number of examples, the last batch is filled with the first
     examples of the epoch at weight 0, to keep shapes static. Statistics of a network without `mask`
-    include them. A network that has stopped stays as it is, and its metrics are NaN.
+    include them.
 
     Args:
       train_step: `train_step(state, batch, key) -> (state, metrics)`.
@@ -215,15 +215,19 @@ def make_train_epoch(
         (state, sums), _ = jax.lax.scan(body, (state, _zero_sums()), batches)
         return state, _means(sums, len(labels))
 
-    def unless_stopped(state, *args):
-        if state.stopped_at is None:
-            return train_epoch(state, *args)
+    return train_epoch
+
+
+def unless_stopped(train_epoch: Callable) -> Callable:
+    """Make a `train_epoch` that leaves stopped networks as they are; their metrics are NaN."""
+
+    def train_or_skip(state, *args):
         unknown = Metrics(*[jnp.float32(jnp.nan)] * 3)
         return jax.lax.cond(
             state.stopped_at > 0, lambda: (state, unknown), lambda: train_epoch(state, *args)
         )
 
-    return unless_stopped
+    return train_or_skip
 
 
 def _zero_sums() -> MetricSums:

@@ -83,10 +83,13 @@ def test_every_flag_arrives():
         "weight_decay": 5e-4,
         "augment": True,
         "target_losses": (0.0044, 2.0),
+        "stop_at_targets": True,
         "norms": ("fro", "1/100", "spectral"),
         "test_every": 4,
         "members_per_group": 2,
         "checkpoint_every": 1,
+        "conv": "patches",
+        "matmul_precision": "high",
         "resume": True,
         "distributed": "localhost:12345,2,1",
     }
