@@ -3,15 +3,18 @@
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
 Orbax does not detect changed bytes in an array's file. Each checkpoint therefore carries a digest
-of its arrays, which is checked on loading.
+of its arrays, which is checked on loading. Nor does it take every path as it is: see
+`plainly_named`.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -57,19 +60,47 @@ def open_progress(
     Raises:
       OSError: the last checkpoint could not be written.
     """
-    folder = _progress_folder(run_dir, group)
-    _drop_unreadable(folder)
-    policies = ocp.training
-    checkpointer = ocp.training.Checkpointer(
-        os.fspath(folder),
-        save_decision_policy=cast(Any, policies.save_decision_policies.FixedIntervalPolicy(every)),
-        preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
-    )
-    try:
-        yield checkpointer
-    finally:
-        with _writing(checkpointer.directory):
-            checkpointer.close()
+    with plainly_named(_progress_folder(run_dir, group)) as folder:
+        _drop_unreadable(folder)
+        policies = ocp.training
+        checkpointer = ocp.training.Checkpointer(
+            os.fspath(folder),
+            save_decision_policy=cast(
+                Any, policies.save_decision_policies.FixedIntervalPolicy(every)
+            ),
+            preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
+        )
+        try:
+            yield checkpointer
+        finally:
+            with _writing(checkpointer.directory):
+                checkpointer.close()
+
+
+@contextlib.contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Yield a path to a folder that Orbax takes literally.
+
+    Orbax, TensorStore and etils take a path for a pattern ("[", "*", "?"), for an address ("gs:")
+    and backslashes for slashes, and then write or read elsewhere. A path with anything but letters,
+    digits and harmless marks is replaced by a symbolic link to the folder's parent.
+
+    Raises:
+      OSError: the link cannot be made.
+    """
+    if _PLAIN.fullmatch(os.fspath(folder)):
+        yield folder
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="normjax_") as temporary:
+        link = Path(temporary).resolve() / "progress"
+        if not _PLAIN.fullmatch(os.fspath(link)):
+            raise OSError(f"{folder}: Orbax needs a TMPDIR of plain letters, not {temporary}")
+        link.symlink_to(folder.parent, target_is_directory=True)
+        yield link / folder.name
+
+
+_PLAIN = re.compile(r"[\w/.,+=@ -]*")
 
 
 def _drop_unreadable(folder: Path) -> None:
@@ -186,6 +217,7 @@ def _writing(folder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        folder = Path(folder).resolve()  # not the link of `plainly_named`
         raise OSError(f"{folder}: a checkpoint cannot be written: {_one_line(error)}") from error
 
 
