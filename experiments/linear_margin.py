@@ -55,7 +55,7 @@ class Config:
     """The settings of the experiment."""
 
     workdir: str = setting(
-        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir
+        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir, is_path=True
     )
     distribution: str = setting(
         "classes", "Distribution of the examples.", allowed=tuple(DISTRIBUTIONS)

@@ -45,10 +45,11 @@ class Config:
         help="Folders of finished runs with different numbers of training images.",
         flag="from",
         check=check_runs,
+        is_path=True,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
     norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
-    workdir: str = setting("runs/sizes", "Output folder.", check=check_output)
+    workdir: str = setting("runs/sizes", "Output folder.", check=check_output, is_path=True)
 
 
 @dataclasses.dataclass(frozen=True)

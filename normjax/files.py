@@ -22,6 +22,12 @@ def one_line(error: object, limit: int = 500) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
+def find_home(path: str) -> Path | None:
+    """Return a path with ~ expanded, or None if there is no home folder to put for it."""
+    found = Path(os.path.expanduser(path))
+    return None if found.parts[:1] == ("~",) else found
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return the text of a UTF-8 file with its line endings unchanged.
 

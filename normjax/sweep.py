@@ -56,7 +56,8 @@ def run_sweep(
       OSError: a file cannot be written.
     """
     finish_sweep(config, experiment, model=model, dataset=dataset)
-    return load_run(config.workdir, config.data_dir, model=model, dataset=dataset)
+    own = config.dataset if dataset is None else dataset
+    return load_run(config.workdir, config.data_dir, model=model, dataset=own)
 
 
 def finish_sweep(
@@ -92,10 +93,17 @@ def finish_sweep(
                 stack.enter_context(record.locked(run_dir, is_new))
 
         def is_finished() -> bool:
-            finished = processes.is_first() and record.is_finished(run_dir, experiment, config)
-            if finished and (given or is_reference(config.model)):
-                # Refuse another network or other data of the same name.
-                load_run(run_dir, config.data_dir, model=model, dataset=dataset)
+            finished = processes.is_first() and record.is_finished(
+                run_dir, experiment, config, is_data_checked=dataset is None
+            )
+            if finished and (
+                given
+                or is_reference(config.model)
+                or config.dataset != read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+            ):
+                # Refuse another network and other data.
+                own = config.dataset if dataset is None else dataset
+                load_run(run_dir, config.data_dir, model=model, dataset=own)
             return finished
 
         def start() -> None:
@@ -118,7 +126,8 @@ def finish_sweep(
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             table = read_table(sweep, run_dir)
-            write_outputs(run_dir, table, dataset_label(config.dataset))
+            name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+            write_outputs(run_dir, table, dataset_label(name))
             record.finish_run(run_dir, time.monotonic() - started)
             run_page.write_report(run_dir)
             print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
@@ -140,13 +149,14 @@ def set_up(
       ValueError: settings, data or network cannot be used, or differ from the earlier start.
     """
     members = make_members(experiment, config)
-    sweep = make_sweep(experiment, config, load_data(config, dataset), members, model)
     run_dir = Path(config.workdir)
     path = run_dir / RUN_FILE
     if not path.exists():
-        return sweep
+        return make_sweep(experiment, config, load_data(config, dataset), members, model)
     run = read_object(path, groups=list[list[int]], data_digest=str, parameters=dict)
-    if run["data_digest"] != record.data_digest(sweep.dataset):
+    data = load_data(record.located(config, run, str(path)), dataset)
+    sweep = make_sweep(experiment, config, data, members, model)
+    if run["data_digest"] != record.data_digest(data):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
     if run["parameters"] != sweep.parameters:
         raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
-from normjax.files import one_line
+from normjax.files import find_home, one_line
 
 SPLITS = ("train", "test")
 MAX_SIDE = 1024
@@ -36,7 +36,7 @@ def load_folder(path: str | os.PathLike) -> Dataset:
       ValueError: a folder is missing or empty, the splits have different classes, or a file is not
         an image, is too large, or differs in size from the first one.
     """
-    root = Path(path).expanduser().resolve()
+    root = Path(os.path.expanduser(path)).resolve()
     files = {split: _list_split(root, split) for split in SPLITS}
     class_names = tuple(files["train"])
     if differing := set(class_names) ^ set(files["test"]):
@@ -44,7 +44,8 @@ def load_folder(path: str | os.PathLike) -> Dataset:
             f"{root}: train/ and test/ must have the same classes; only one of them has "
             + ", ".join(sorted(differing))
         )
-    cache_file = cache_dir() / f"folder-{_fingerprint(root, files)}.npz"
+    caches = cache_dir()
+    cache_file = caches and caches / f"folder-{_fingerprint(root, files)}.npz"
     labels = {split: _number_classes(classes) for split, classes in files.items()}
     counts = {split: len(labels[split]) for split in SPLITS}
     images = _read_cache(cache_file, counts)
@@ -55,17 +56,20 @@ def load_folder(path: str | os.PathLike) -> Dataset:
     return Dataset(*splits, class_names=class_names, name=f"folder:{path}")
 
 
-def cache_dir() -> Path:
-    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax."""
-    if own := os.environ.get("NORMJAX_CACHE_DIR"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "normjax"
+def cache_dir() -> Path | None:
+    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax, if any."""
+    shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
+    return find_home(os.environ.get("NORMJAX_CACHE_DIR") or shared)
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
-    """List the visible entries of a folder, sorted by name."""
+    """List the visible entries of a folder, sorted by name; refuse broken links."""
     with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in visible:
+        if entry.is_symlink() and not os.path.exists(entry):
+            raise ValueError(f"{entry.path} is a broken link")
+    return visible
 
 
 def _list_split(root: Path, split: str) -> dict[str, list[os.DirEntry]]:
@@ -157,11 +161,13 @@ def _decode(path: str) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
+def _read_cache(cache_file: Path | None, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
     """Read the cached images of each split; None without a cache, and a warning if damaged.
 
     Zip checksums protect the data. The counts detect a header with the wrong number of images.
     """
+    if cache_file is None:
+        return None
     try:
         with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
             images = {split: cached[f"{split}_images"] for split in SPLITS}
@@ -180,9 +186,11 @@ def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarra
     return images
 
 
-def _write_cache(cache_file: Path, images: dict[str, np.ndarray]) -> None:
+def _write_cache(cache_file: Path | None, images: dict[str, np.ndarray]) -> None:
     """Save the images; a failure only gives a warning."""
     try:
+        if cache_file is None:
+            raise OSError("there is no home folder; NORMJAX_CACHE_DIR names another")
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         # Processes on different hosts may write the same file with equal process ids.
         handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")

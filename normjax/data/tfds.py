@@ -13,14 +13,14 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
-from normjax.files import one_line
+from normjax.files import find_home, one_line
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
 
-def default_dir() -> Path:
-    """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def default_dir() -> Path | None:
+    """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets; None without a home."""
+    return find_home(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load_prepared(name: str, folder: Path) -> Dataset | None:

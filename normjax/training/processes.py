@@ -75,6 +75,16 @@ def prepare_cpu() -> None:
     ).strip()
 
 
+def why_no_devices() -> str:
+    """Return, in one line, why JAX cannot start here, or ""."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several types, some without a text
+        reason = one_line(error) or "JAX finds no such device"
+        return f"JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: {reason}"
+    return ""
+
+
 def parse(text: str) -> Address | None:
     """Parse the value of --distributed; return None for none and auto.
 
