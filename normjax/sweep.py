@@ -148,15 +148,19 @@ def set_up(
     Raises:
       ValueError: settings, data or network cannot be used, or differ from the earlier start.
     """
+    path = Path(config.workdir) / RUN_FILE
+    run = None
+    if path.exists():
+        kinds = {"groups": list[list[int]], "data_digest": str, "parameters": dict, "conv": str}
+        run = read_object(path, **kinds)
     members = make_members(experiment, config)
-    run_dir = Path(config.workdir)
-    path = run_dir / RUN_FILE
-    if not path.exists():
-        return make_sweep(experiment, config, load_data(config, dataset), members, model)
-    run = read_object(path, groups=list[list[int]], data_digest=str, parameters=dict)
-    data = load_data(record.located(config, run, str(path)), dataset)
-    sweep = make_sweep(experiment, config, data, members, model)
-    if run["data_digest"] != record.data_digest(data):
+    conv = run["conv"] if run else None
+    where = record.located(config, run, str(path)) if run else config
+    sweep = make_sweep(experiment, config, load_data(where, dataset), members, model, conv)
+    if run is None:
+        return sweep
+    run_dir = path.parent
+    if run["data_digest"] != record.data_digest(sweep.dataset):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
     if run["parameters"] != sweep.parameters:
         raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")

@@ -20,6 +20,7 @@ from normjax.files import find_home
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
+from normjax.training.strategies import STRATEGIES
 
 Check = Callable[[Any], object]
 """A function that raises ValueError, stating the allowed values, if a value is invalid."""
@@ -271,6 +272,17 @@ class SweepConfig:
         None, "Networks trained at once; default: as many as fit.", check=at_least(1)
     )
     checkpoint_every: int = setting(10, "Epochs between checkpoints.", check=at_least(1))
+    conv: str = setting(
+        "auto",
+        "How a GPU or TPU trains many networks; auto: the fastest, found by timing.",
+        allowed=("auto", *STRATEGIES),
+    )
+    matmul_precision: str = setting(
+        "default",
+        "Of convolutions in training. default: TF32 on NVIDIA, as in PyTorch, and bfloat16 on TPU; "
+        "highest: float32, as in evaluation.",
+        allowed=("default", "high", "highest"),
+    )
     resume: bool = setting(False, "Continue the run in --workdir.")
     distributed: str = setting(
         "none",

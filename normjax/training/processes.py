@@ -81,7 +81,7 @@ def why_no_devices() -> str:
         jax.devices()
     except Exception as error:  # JAX raises several types, some without a text
         reason = one_line(error) or "JAX finds no such device"
-        return f"JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")}: {reason}"
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
     return ""
 
 

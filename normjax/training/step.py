@@ -84,6 +84,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     microbatch_size: int | None = None,
     weight_decay: float = 0.0,
+    matmul_precision: str = "default",
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Make a step of gradient descent on the mean cross entropy of a batch.
 
@@ -94,6 +95,8 @@ def make_train_step(
         the batch size; None uses the whole batch at once. The results differ only by rounding.
         Batch normalization needs None, because its statistics are taken over the whole batch.
       weight_decay: this times each parameter is added to its gradient, before momentum.
+      matmul_precision: "default", "high" or "highest", of convolutions and products of matrices
+        that don't state their own; see `jax.lax.Precision`. It has no effect on a CPU.
 
     Returns:
       `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
@@ -133,6 +136,7 @@ def make_train_step(
         params = state.variables["params"]
         others = {name: tree for name, tree in state.variables.items() if name != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
+        sums_fn = jax.default_matmul_precision(matmul_precision)(sums_fn)
         # Once per step, not per microbatch; with batch normalization as at test time.
         product = product_norm(
             state.variables, structure=classifier.structure, tied=classifier.tied

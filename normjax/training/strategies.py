@@ -1,0 +1,37 @@
+"""The ways to train many networks on a device, by name; `tuning.py` times them."""
+
+import sys
+from typing import NamedTuple
+
+ALL = sys.maxsize  # networks
+
+
+class Strategy(NamedTuple):
+    """A way to train many networks on a device.
+
+    Attributes:
+      algorithm: of the convolutions, a name in `normjax.networks.algorithms.ALGORITHMS`.
+      at_once: networks that a device trains side by side, see `map_members`.
+    """
+
+    algorithm: str
+    at_once: int
+
+
+STRATEGIES = {
+    "one_by_one": Strategy("platform", 1),
+    "groups_of_8": Strategy("platform", 8),
+    "grouped": Strategy("platform", ALL),
+    "loop": Strategy("xla_loop", ALL),
+    "loop_dkernel": Strategy("xla_loop_dkernel", ALL),
+    "patches": Strategy("patches", ALL),
+    "tiles_2x2": Strategy("tiles_2x2", ALL),
+    "tiles_4x4": Strategy("tiles_4x4", ALL),
+    "toom_cook": Strategy("cpu", ALL),
+}
+
+
+def strategies_of(module: object) -> list[str]:
+    """Return the strategies for a network; others than "platform" need its field `algorithm`."""
+    has_field = hasattr(module, "algorithm")
+    return [n for n, (algorithm, _) in STRATEGIES.items() if has_field or algorithm == "platform"]
