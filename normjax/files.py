@@ -60,11 +60,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Add the file name to every OSError in the block; the error of a full disk has none."""
+    """Add the file name to every error of the system in the block; that of a full disk has none."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.errno is not None:  # an OSError of a text alone would lose it
+            error.filename = error.filename or os.fspath(path)
         raise
 
 

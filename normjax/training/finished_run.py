@@ -138,7 +138,7 @@ def load_run(
     except ValueError as error:
         hint = "" if own else "; if the data moved, give their --dataset or --data_dir"
         raise ValueError(f"{error}{hint}") from None
-    if data.num_classes != run["num_classes"] or data_digest(data) != run["data_digest"]:
+    if data_digest(data) != run["data_digest"]:
         raise OtherDataError(f"{path}: the data {where.dataset} differ from those of the run")
     return FinishedRun(run_dir, config, data, members, table, classifier, make_apply(classifier))
 
