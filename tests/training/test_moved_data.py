@@ -182,7 +182,9 @@ def test_a_run_is_resumed_with_its_data_elsewhere(finished, invoke, tmp_path, mo
     )
 
 
-def test_a_relative_path_is_found_from_any_folder_on_resume(finished, invoke, tmp_path, monkeypatch):
+def test_a_relative_path_is_found_from_any_folder_on_resume(
+    finished, invoke, tmp_path, monkeypatch
+):
     """The same command from another folder means the run's images, not those of that folder."""
     monkeypatch.chdir(finished)
     shutil.copytree(finished / "run", tmp_path / "run")
