@@ -182,6 +182,18 @@ def break_nested(root):
     (root / "train/bear/more").mkdir()
 
 
+def break_link(root):
+    (root / "test/bear/2.png").symlink_to(root / "gone.png")
+
+
+def break_loop(root):
+    (root / "test/bear/2.png").symlink_to("2.png")
+
+
+def break_class_link(root):
+    (root / "train/cow").symlink_to("/no/such/folder")
+
+
 def break_format(root):
     # A PostScript file, which Pillow would hand to an interpreter.
     Image.new("RGB", (6, 4)).save(root / "train/bear/1.png", format="EPS")
@@ -203,6 +215,9 @@ def break_format(root):
         (break_warning, r"train/bear/1\.png is too large an image; allowed is up to 1024 a side"),
         (break_depth, r"train/bear/1\.png has pixels of mode I;16"),
         (break_nested, r"train/bear/more is not a file"),
+        (break_link, r"test/bear/2\.png is a broken link"),
+        (break_loop, r"test/bear/2\.png is a broken link"),
+        (break_class_link, r"train/cow is a broken link"),
         (break_format, r"train/bear/1\.png is not a readable image"),
     ],
 )
