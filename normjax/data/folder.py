@@ -44,8 +44,7 @@ def load_folder(path: str | os.PathLike) -> Dataset:
             f"{root}: train/ and test/ must have the same classes; only one of them has "
             + ", ".join(sorted(differing))
         )
-    caches = cache_dir()
-    cache_file = caches and caches / f"folder-{_fingerprint(root, files)}.npz"
+    cache_file = cache_dir() / f"folder-{_fingerprint(root, files)}.npz"
     labels = {split: _number_classes(classes) for split, classes in files.items()}
     counts = {split: len(labels[split]) for split in SPLITS}
     images = _read_cache(cache_file, counts)
@@ -56,10 +55,14 @@ def load_folder(path: str | os.PathLike) -> Dataset:
     return Dataset(*splits, class_names=class_names, name=f"folder:{path}")
 
 
-def cache_dir() -> Path | None:
-    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax, if any."""
+def cache_dir() -> Path:
+    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax.
+
+    Without a home folder, the path cannot exist: nothing is found there, and writing is an OSError.
+    """
     shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
-    return find_home(os.environ.get("NORMJAX_CACHE_DIR") or shared)
+    found = find_home(os.environ.get("NORMJAX_CACHE_DIR") or shared)
+    return found or Path(os.devnull, "no home folder; NORMJAX_CACHE_DIR names another")
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
@@ -161,13 +164,11 @@ def _decode(path: str) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _read_cache(cache_file: Path | None, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
+def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
     """Read the cached images of each split; None without a cache, and a warning if damaged.
 
     Zip checksums protect the data. The counts detect a header with the wrong number of images.
     """
-    if cache_file is None:
-        return None
     try:
         with cache_file.open("rb") as stream, np.load(stream, allow_pickle=False) as cached:
             images = {split: cached[f"{split}_images"] for split in SPLITS}
@@ -186,11 +187,9 @@ def _read_cache(cache_file: Path | None, counts: dict[str, int]) -> dict[str, np
     return images
 
 
-def _write_cache(cache_file: Path | None, images: dict[str, np.ndarray]) -> None:
+def _write_cache(cache_file: Path, images: dict[str, np.ndarray]) -> None:
     """Save the images; a failure only gives a warning."""
     try:
-        if cache_file is None:
-            raise OSError("there is no home folder; NORMJAX_CACHE_DIR names another")
         cache_file.parent.mkdir(parents=True, exist_ok=True)
         # Processes on different hosts may write the same file with equal process ids.
         handle, temporary = tempfile.mkstemp(dir=cache_file.parent, suffix=".npz.tmp")

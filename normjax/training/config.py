@@ -187,8 +187,8 @@ def _check_norms(names: tuple[str, ...]) -> None:
         raise ValueError("no norm may be repeated" + "".join(synonyms))
 
 
-DATASET_HELP = "digits, cifar10, cifar100, folder:PATH or a TFDS image set."
-DATA_DIR_HELP = "Folder of the CIFAR archives, or the data_dir of TFDS."
+DATASET_HELP = "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set."
+DATA_DIR_HELP = "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,6 +260,10 @@ class SweepConfig:
     target_losses: tuple[float, ...] = setting(
         (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
     )
+    stop_at_targets: bool = setting(
+        False,
+        "End each network's training once it has passed all target losses with zero error.",
+    )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
         "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.",
@@ -308,6 +312,8 @@ class SweepConfig:
         """Raise ValueError if two settings contradict each other."""
         if self.batch_norm and self.model != "convnet5":
             raise ValueError("--batch_norm=true: only convnet5 has it")
+        if self.stop_at_targets and not self.target_losses:
+            raise ValueError("--stop_at_targets=true: --target_losses is needed")
 
 
 HOW_NOT_WHAT = (

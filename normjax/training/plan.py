@@ -16,7 +16,6 @@ from normjax.networks.classifier import (
     import_model,
     leaf_shapes,
     make_classifier,
-    use_algorithm,
 )
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
@@ -24,7 +23,7 @@ from normjax.training import processes
 from normjax.training.augment import SHARE
 from normjax.training.config import SweepConfig, is_reference
 from normjax.training.ensemble import Ensemble, Member, make_ensemble
-from normjax.training.strategies import STRATEGIES, strategies_of
+from normjax.training.strategies import STRATEGIES, strategies_of, use_strategy
 from normjax.training.tuning import find_fastest
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -85,22 +84,20 @@ def make_sweep(
     parameters = leaf_shapes(classifier)
 
     def make(name: str) -> Ensemble:
-        strategy, own = STRATEGIES[name], classifier
-        if strategy.algorithm != "platform":
-            own = use_algorithm(classifier, dataset.image_shape, strategy.algorithm)
         return make_ensemble(
-            own,
+            use_strategy(classifier, dataset.image_shape, name),
             optax.sgd(config.learning_rate, momentum=config.momentum),
             batch_size=config.batch_size,
             target_losses=config.target_losses,
             norms=[parse_norm(name) for name in config.norms],
             weight_decay=config.weight_decay,
             augment=config.augment,
+            stop_at_targets=config.stop_at_targets,
             matmul_precision=config.matmul_precision,
-            at_once=strategy.at_once,
+            at_once=STRATEGIES[name].at_once,
         )
 
-    allowed = strategies_of(classifier.module)
+    allowed = strategies_of(classifier)
     if config.conv not in ("auto", *allowed):
         raise ValueError(f"--conv={config.conv}: this network allows auto, {', '.join(allowed)}")
     if conv is None and config.conv != "auto":

@@ -1,7 +1,10 @@
 """The ways to train many networks on a device, by name; `tuning.py` times them."""
 
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from normjax.networks.classifier import Classifier, use_algorithm
 
 ALL = sys.maxsize  # networks
 
@@ -31,7 +34,15 @@ STRATEGIES = {
 }
 
 
-def strategies_of(module: object) -> list[str]:
-    """Return the strategies for a network; others than "platform" need its field `algorithm`."""
-    has_field = hasattr(module, "algorithm")
+def use_strategy(classifier: Classifier, image_shape: Sequence[int], name: str) -> Classifier:
+    """Return the network with the convolution of a strategy."""
+    algorithm = STRATEGIES[name].algorithm
+    if algorithm == "platform":
+        return classifier
+    return use_algorithm(classifier, image_shape, algorithm)
+
+
+def strategies_of(classifier: Classifier) -> list[str]:
+    """Return the strategies for a network; most need a field `algorithm` of its module."""
+    has_field = hasattr(classifier.module, "algorithm")
     return [n for n, (algorithm, _) in STRATEGIES.items() if has_field or algorithm == "platform"]

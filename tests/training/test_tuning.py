@@ -8,11 +8,10 @@ import optax
 import pytest
 
 import normjax
-from normjax.networks.classifier import use_algorithm
 from normjax.plots import paper as plotting
 from normjax.training import plan
 from normjax.training.ensemble import make_ensemble, map_members, shard_members, share
-from normjax.training.strategies import ALL, STRATEGIES, strategies_of
+from normjax.training.strategies import ALL, STRATEGIES, strategies_of, use_strategy
 from normjax.training.tuning import CACHE_FILE, find_fastest
 from tests.helpers.classifiers import classifier_of
 
@@ -23,16 +22,13 @@ NUM_NETWORKS = len(jax.local_devices())
 
 def make(name, model="linear"):
     """The functions of a strategy for tiny images."""
-    classifier, strategy = classifier_of(model, SHAPE), STRATEGIES[name]
-    if strategy.algorithm != "platform":
-        classifier = use_algorithm(classifier, SHAPE, strategy.algorithm)
     return make_ensemble(
-        classifier,
+        use_strategy(classifier_of(model, SHAPE), SHAPE, name),
         optax.sgd(0.05),
         batch_size=4,
         target_losses=(),
         norms=(),
-        at_once=strategy.at_once,
+        at_once=STRATEGIES[name].at_once,
     )
 
 
@@ -137,7 +133,7 @@ def run(folder, **settings):
         test_size=8,
         corruption_levels=(0.0, 1.0),
         pretrain_epochs=1,
-        epochs=1,
+        epochs=4,
         batch_size=4,
         norms=("2",),
         **settings,
@@ -156,6 +152,9 @@ def test_a_run_keeps_its_choice(tmp_path, monkeypatch):
     path = tmp_path / "run" / "run.json"
     record = json.loads(path.read_text())
     assert record["conv"] == "patches" and record["config"]["conv"] == "auto"
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    steps = [(line["member"], line["step"]) for line in lines]
+    assert steps == [(member, step) for step in range(1, 6) for member in range(2)]
 
     path.write_text(json.dumps({**record, "finished": False}))
     run(tmp_path / "run", resume=True)
@@ -169,4 +168,4 @@ def test_a_strategy_that_the_network_does_not_have(tmp_path):
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", model="linear", conv="patches")
     assert not (tmp_path / "run").exists()
-    assert strategies_of(classifier_of("convnet5").module) == list(STRATEGIES)
+    assert strategies_of(classifier_of("convnet5")) == list(STRATEGIES)
