@@ -98,6 +98,7 @@ def test_other_errors_of_their_kind_are_bugs():
 # --- the user's Matplotlib
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_whatever_the_users_settings_are(tmp_path):
     write_results(tmp_path / "results.csv", synthetic_table(norms=("2",)))
     (tmp_path / "matplotlibrc").write_text(

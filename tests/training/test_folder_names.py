@@ -68,6 +68,7 @@ class Interrupted(Exception):
     """Stands for whatever ends a run."""
 
 
+@pytest.mark.slow
 def test_a_run_in_an_oddly_named_folder_is_resumed_and_loaded(invoke, tmp_path, monkeypatch, capfd):
     whole, odd = tmp_path / "plain", tmp_path / "[lr]" / "0.1*2\\run #1 100%? \"ü'"
     invoke(*RUN, f"--workdir={whole}")
