@@ -13,7 +13,7 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
-from normjax.files import find_home, one_line
+from normjax.files import find_home, one_line, plainly_named
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
@@ -44,10 +44,16 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
     dataset_name = re.match(r"\w+", name)
     if not dataset_name or not (folder / dataset_name.group()).is_dir():
         return None
+    with plainly_named(folder) as data_dir:
+        return _load_prepared(name, folder, data_dir)
+
+
+def _load_prepared(name: str, folder: Path, data_dir: Path) -> Dataset | None:
+    """Read a data set in `data_dir`, which is called `folder` in messages."""
     import tensorflow_datasets as tfds
 
     try:
-        builder: Any = tfds.builder(name, data_dir=folder, try_gcs=False)
+        builder: Any = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except ValueError:  # TFDS does not know the name
         return None
     if not builder.is_prepared():

@@ -3,18 +3,16 @@
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
 Orbax does not detect changed bytes in an array's file. Each checkpoint therefore carries a digest
-of its arrays, which is checked on loading. Nor does it take every path as it is: see
-`plainly_named`.
+of its arrays, which is checked on loading. Nor does it take every path literally: see
+`files.plainly_named`.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normjax.files import plainly_named
 from normjax.training import processes
 from normjax.training.ensemble import gather_members, take_process_members
 
@@ -75,32 +74,6 @@ def open_progress(
         finally:
             with _writing(checkpointer.directory):
                 checkpointer.close()
-
-
-@contextlib.contextmanager
-def plainly_named(folder: Path) -> Iterator[Path]:
-    """Yield a path to a folder that Orbax takes literally.
-
-    Orbax, TensorStore and etils take a path for a pattern ("[", "*", "?"), for an address ("gs:")
-    and backslashes for slashes, and then write or read elsewhere. A path with anything but letters,
-    digits and harmless marks is replaced by a symbolic link to the folder's parent.
-
-    Raises:
-      OSError: the link cannot be made.
-    """
-    if _PLAIN.fullmatch(os.fspath(folder)):
-        yield folder
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="normjax_") as temporary:
-        link = Path(temporary).resolve() / "progress"
-        if not _PLAIN.fullmatch(os.fspath(link)):
-            raise OSError(f"{folder}: Orbax needs a TMPDIR of plain letters, not {temporary}")
-        link.symlink_to(folder.parent, target_is_directory=True)
-        yield link / folder.name
-
-
-_PLAIN = re.compile(r"[\w/.,+=@ -]*")
 
 
 def _drop_unreadable(folder: Path) -> None:

@@ -23,6 +23,7 @@ import pandas as pd
 from normjax.files import make_record, one_line, read_object, replacing
 from normjax.networks.classifier import Classifier, Model, Variables, leaf_names, leaf_shapes
 from normjax.results.table import RESULTS_FILE, check_table, read_results, write_results
+from normjax.training import processes
 from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
@@ -202,7 +203,8 @@ def classifier_of(path: Path, run: dict[str, Any], own: Model | None) -> Classif
         config = make_record(SweepConfig, run["config"], "config")
         classifier = choose_classifier(config, run["image_shape"], run["num_classes"], own)
     except Exception as error:  # a user's network or a damaged record
-        raise ValueError(f"{path}: the network cannot be made: {one_line(error)}") from error
+        reason = processes.why_no_devices() or one_line(error)
+        raise ValueError(f"{path}: the network cannot be made: {reason}") from error
     if leaf_shapes(classifier) != run["parameters"]:
         raise ValueError(f"{path}: the network's variables differ from the run's")
     return classifier

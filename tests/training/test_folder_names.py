@@ -52,7 +52,7 @@ def test_a_folder_for_links_that_has_no_plain_name_itself_is_refused(tmp_path, m
     with open_progress(tmp_path / "plain", 0, every=1):
         pass
     with (
-        pytest.raises(OSError, match=r"Orbax needs a TMPDIR of plain letters, not .*tmp\[0"),
+        pytest.raises(OSError, match=r"such a name needs a TMPDIR of plain letters, not .*tmp\[0"),
         open_progress(tmp_path / "run*", 0, every=1),
     ):
         pass
