@@ -24,7 +24,7 @@ def one_line(error: object, limit: int = 500) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def find_home(path: str) -> Path | None:
+def expand_user(path: str) -> Path | None:
     """Return a path with ~ expanded, or None if there is no home folder to put for it."""
     found = os.path.expanduser(path)
     return None if found.partition(os.sep)[0] == "~" else Path(found)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from normjax import sweep
 from normjax.data import Dataset, Split, load_dataset
 from normjax.data.cifar import LAYOUTS
 from normjax.results.table import write_results
-from normjax.training import plan
+from normjax.training import plan, saved
 from normjax.training.config import SweepConfig
 from tests.helpers import commands
 from tests.helpers.cifar_archives import BINARY, draw_examples, write_files
@@ -85,6 +86,21 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: JAX_PLATFORMS=rocm: ")
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_network_that_cannot_be_made_without_devices_says_so(monkeypatch):
+    def fail(*_):
+        raise AssertionError  # what JAX says of a platform that it knows and does not find
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setattr(saved, "choose_classifier", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,tpu")
+    run = {"model": "linear", "given": [], "config": {"workdir": "w"}, "parameters": {}}
+    run |= {"image_shape": [8, 8, 1], "num_classes": 10}
+    reason = "cannot be made: JAX_PLATFORMS=cuda,tpu: JAX finds no such device"
+    with pytest.raises(ValueError, match=reason):
+        saved.classifier_of(Path("run.json"), run, None)
+    assert commands.error_of(flags.call, fail, None) == f"error: {reason.partition(': ')[2]}"
 
 
 def test_other_errors_of_their_kind_are_bugs():

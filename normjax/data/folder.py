@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
-from normjax.files import find_home, one_line
+from normjax.files import expand_user, one_line
 
 SPLITS = ("train", "test")
 MAX_SIDE = 1024
@@ -61,7 +61,7 @@ def cache_dir() -> Path:
     Without a home folder, the path cannot exist: nothing is found there, and writing is an OSError.
     """
     shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
-    found = find_home(os.environ.get("NORMJAX_CACHE_DIR") or shared)
+    found = expand_user(os.environ.get("NORMJAX_CACHE_DIR") or shared)
     return found or Path(os.devnull, "no home folder; NORMJAX_CACHE_DIR names another")
 
 

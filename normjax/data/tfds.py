@@ -13,14 +13,14 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
-from normjax.files import find_home, one_line, plainly_named
+from normjax.files import expand_user, one_line, plainly_named
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
 
 def default_dir() -> Path | None:
     """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets; None without a home."""
-    return find_home(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return expand_user(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load_prepared(name: str, folder: Path) -> Dataset | None:

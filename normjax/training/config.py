@@ -16,7 +16,7 @@ import numpy as np
 
 from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
-from normjax.files import find_home
+from normjax.files import expand_user
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
@@ -104,7 +104,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
 def _needs_home(value: Any) -> bool:
     """Return whether a value of `expand_home` still has a ~ without a name."""
     values = value if isinstance(value, tuple) else (value,)
-    return any(find_home(str(each).removeprefix(FOLDER)) is None for each in values)
+    return any(expand_user(str(each).removeprefix(FOLDER)) is None for each in values)
 
 
 def check_that(is_allowed: Callable[[Any], bool], allowed: str) -> Check:
