@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from normjax.data import Dataset
 from normjax.files import naming, read_object, replacing, write_json
 from normjax.results.table import RESULTS_FILE
+from normjax.training import processes
 from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.training.config import HOW_NOT_WHAT, to_flagfile
 from normjax.training.plan import Sweep
@@ -37,7 +38,7 @@ def is_finished(run_dir: Path, experiment: str, config: Any) -> bool:
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
             raise ValueError(f"--workdir={run_dir} holds other results")
         if config.resume:
-            print(f"{run_dir}: nothing to resume, starting from the beginning")
+            processes.say(f"{run_dir}: nothing to resume, starting from the beginning")
         return False
     if not config.resume:
         raise ValueError(
