@@ -184,10 +184,14 @@ def _transfer_matrices(kernel: Array, input_size: int) -> Array:
     return lax.complex(real, -imaginary).reshape(-1, num_in, num_out)
 
 
-@jax.jit
 def _largest_singular_values(matrices: Array) -> Array:
     """Return the largest singular value of each matrix in [..., m, n]."""
+    with jax.disable_jit(False):  # a loop over frequencies, op by op, takes a minute
+        return _compiled_largest_singular_values(matrices)
 
+
+@jax.jit
+def _compiled_largest_singular_values(matrices: Array) -> Array:
     def largest(matrices):
         return jnp.linalg.svd(matrices, compute_uv=False)[..., 0]
 

@@ -148,6 +148,7 @@ def set_up(
     if not path.exists():
         return sweep
     run = read_object(path, groups=list[list[int]], data_digest=str, parameters=dict)
+    record.check_random_settings(run, path)
     if run["data_digest"] != record.data_digest(sweep.dataset):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
     if run["parameters"] != sweep.parameters:

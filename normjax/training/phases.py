@@ -20,6 +20,7 @@ from normjax.training.ensemble import (
     pad_members,
     shard_members,
     share,
+    with_sentinels,
 )
 from normjax.training.interrupts import StoppedError
 from normjax.training.members import first_labels, own_labels
@@ -62,7 +63,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
         diverged_at = shard_members(np.zeros(len(padded), np.int32))
-        progress = Progress(state, ensemble.init_snapshots(state), diverged_at)
+        with with_sentinels():
+            snapshots = ensemble.init_snapshots(state)
+        progress = Progress(state, snapshots, diverged_at)
         return progress, share(dataset.train.images), test
 
     progress, images, test = processes.attempt(start_networks)
@@ -82,7 +85,10 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         is_finite = jnp.isfinite(running.loss)
         if step >= config.pretrain_epochs:
             now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
-            snapshots, measured = ensemble.track(snapshots, state, labels, running, images, *now)
+            with with_sentinels():
+                snapshots, measured = ensemble.track(
+                    snapshots, state, labels, running, images, *now
+                )
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
             if epoch == config.epochs:  # no running mean includes the last step's result
                 is_finite &= jnp.isfinite(measured.loss)

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 from filelock import FileLock, Timeout
 
 from normjax.data import Dataset
-from normjax.files import naming, read_object, replacing, write_json
+from normjax.files import check_types, naming, read_object, replacing, write_json
 from normjax.results.table import RESULTS_FILE
 from normjax.training import processes
 from normjax.training.checkpoints import RUN_FILE, digest
@@ -23,6 +23,9 @@ from normjax.training.plan import Sweep
 
 LOCK_FILE = ".lock"
 REPORT_FILE = "report.html"
+# What a key gives; and the width of the numbers that dropout and augmentation draw.
+KEY_SETTINGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
+RANDOM_SETTINGS = (*KEY_SETTINGS, "jax_enable_x64")
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -122,6 +125,7 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
         "groups": [[member.index for member in group] for group in sweep.groups],
         "members": [member._asdict() for group in sweep.groups for member in group],
         "seed": config.seed,
+        "random": random_settings(),
         "devices": [device.device_kind for device in jax.devices()],
         "versions": versions(PACKAGES),
         "git_commit": git_commit(),
@@ -148,11 +152,37 @@ def start_plain_run(
         "finished": False,
         "wall_time_s": None,
         "seed": config.seed,
+        "random": random_settings(),
         "versions": versions(packages),
         "git_commit": git_commit(),
         "config": dataclasses.asdict(config),
     }
     write_json(run_dir / RUN_FILE, run)
+
+
+def random_settings() -> dict[str, Any]:
+    """Return JAX's settings that change which random numbers a seed gives."""
+    return {name: getattr(jax.config, name, None) for name in RANDOM_SETTINGS}
+
+
+def check_random_settings(
+    run: Mapping[str, Any], path: Path, names: Sequence[str] = RANDOM_SETTINGS
+) -> None:
+    """Raise ValueError if JAX's random numbers are now others than those of a run.
+
+    Args:
+      run: the content of run.json.
+      path: that file, for the message.
+      names: the settings that matter.
+    """
+    check_types(run, {"random": dict}, str(path))
+    for name in names:
+        then, now = run["random"].get(name), getattr(jax.config, name, None)
+        if then != now:
+            raise ValueError(
+                f"{path}: the run's random numbers are those of {name.upper()}={then}, which is "
+                f"{now} now"
+            )
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
