@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test test-slow soak lint
+.PHONY: quickstart test test-slow soak lint gpu-plan
 
 quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
@@ -20,6 +20,12 @@ test-slow: $(VENV)/test
 
 soak: $(VENV)/test
 	$(VENV)/bin/python -m tests.helpers.soak --kills=20
+
+# The steps of docs/gpu.md at a tiny size, on any device.
+gpu-plan: $(VENV)/base
+	for step in convolutions net3 net5; do \
+	    $(VENV)/bin/python -m benchmarks.gpu_plan $$step --scale=smoke --out=runs/gpu_plan/out || exit 1; \
+	done
 
 lint: $(VENV)/test
 	$(VENV)/bin/ruff check .

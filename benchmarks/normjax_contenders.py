@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +36,7 @@ from normjax.training.ensemble import (
 )
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.processes import prepare_cpu
+from normjax.training.strategies import STRATEGIES, use_strategy
 
 IMAGE_SHAPE = (32, 32, 3)
 LAYERS = ("Conv_0", "Conv_1", "Dense_0")  # of the 3-layer net
@@ -50,20 +52,33 @@ class Networks(NamedTuple):
     images: jax.Array  # uint8 [N, H, W, C]
 
 
-def make_networks(model: str, members: int, batch_size: int, num_images: int) -> Networks:
+def make_networks(
+    model: str | nn.Module,
+    members: int,
+    batch_size: int,
+    num_images: int,
+    strategy: str | None = None,
+    matmul_precision: str = "default",
+) -> Networks:
     """Initialize networks as in an experiment; convnet5 has batch normalization.
 
-    The number of networks is `members`, rounded up to a multiple of the number of devices.
+    The number of networks is `members`, rounded up to a multiple of the number of devices. The
+    strategy is that of the platform without timing, unless one is given.
     """
     prepare_cpu()
     images, labels = make_data(num_images, IMAGE_SHAPE)
-    net = make_model(model, NUM_CLASSES, batch_norm=model == "convnet5")
+    net = model
+    if isinstance(model, str):
+        net = make_model(model, NUM_CLASSES, batch_norm=model == "convnet5")
+    classifier = make_classifier(net, IMAGE_SHAPE, NUM_CLASSES)
     ensemble = make_ensemble(
-        make_classifier(net, IMAGE_SHAPE, NUM_CLASSES),
+        use_strategy(classifier, IMAGE_SHAPE, strategy) if strategy else classifier,
         optax.sgd(0.01, momentum=0.9),
         batch_size=batch_size,
         target_losses=(0.01,),
         norms=[parse_norm(name) for name in NORMS],
+        matmul_precision=matmul_precision,
+        at_once=STRATEGIES[strategy].at_once if strategy else None,
     )
     padded = pad_members([Member(i, i, "default_init", 0.0) for i in range(members)])
     state = ensemble.init(shard_members(jnp.stack([member.key(0) for member in padded])), None)
@@ -81,6 +96,11 @@ def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
 def prepare_train(model: str, members: int, batch_size: int, num_images: int) -> Prepared:
     """Prepare an epoch of `num_images` for all members; work counts network-steps."""
     networks = make_networks(model, members, batch_size, num_images)
+    return prepare_steps(networks, members, math.ceil(num_images / batch_size))[0]
+
+
+def prepare_steps(networks: Networks, members: int, num_steps: int) -> tuple[Prepared, Any]:
+    """Prepare an epoch of `num_steps` steps, and return its compiled program too."""
     state, data = networks.state, (networks.labels, networks.images, share(make_order_key(0)))
     train_epoch, compile_s = compile_for(networks.ensemble.train_epoch, state, *data)
 
@@ -89,7 +109,7 @@ def prepare_train(model: str, members: int, batch_size: int, num_images: int) ->
         state, metrics = jax.block_until_ready(train_epoch(state, *data))
         return metrics.loss[:members]
 
-    return Prepared(call, members * math.ceil(num_images / batch_size), compile_s)
+    return Prepared(call, members * num_steps, compile_s), train_epoch
 
 
 def prepare_evaluate(model: str, members: int, num_images: int) -> Prepared:

@@ -55,6 +55,7 @@ def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> No
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
     logging.set_verbosity(logging.WARNING)  # Orbax and Matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
+    processes.keep_compiled()
     define(config_class, **defaults)
     app.run(partial(call, main), flags_parser=partial(parse, config_class))
 

@@ -141,14 +141,18 @@ def set_up(
     Raises:
       ValueError: settings, data or network cannot be used, or differ from the earlier start.
     """
+    path = Path(config.workdir) / RUN_FILE
+    run = None
+    if path.exists():
+        kinds = {"groups": list[list[int]], "data_digest": str, "parameters": dict, "conv": str}
+        run = read_object(path, **kinds)
     members = make_members(experiment, config)
-    sweep = make_sweep(experiment, config, load_data(config, dataset), members, model)
-    run_dir = Path(config.workdir)
-    path = run_dir / RUN_FILE
-    if not path.exists():
+    conv = run["conv"] if run else None
+    sweep = make_sweep(experiment, config, load_data(config, dataset), members, model, conv)
+    if run is None:
         return sweep
-    run = read_object(path, groups=list[list[int]], data_digest=str, parameters=dict)
     record.check_random_settings(run, path)
+    run_dir = path.parent
     if run["data_digest"] != record.data_digest(sweep.dataset):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
     if run["parameters"] != sweep.parameters:

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from normjax.networks.convolution import check_conv, conv_images_last, conv_xla
+from normjax.networks.algorithms import conv_images_last, convolve
+from normjax.networks.convolution import check_conv
 from normjax.networks.patches import stage
 from normjax.types import Array
 
@@ -56,6 +57,7 @@ def conv_batch_norm(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: str = "VALID",
+    algorithm: str = "platform",
     epsilon: float = 1e-5,
 ) -> tuple[Activations, Moments]:
     """Convolve, normalize with the statistics of the batch and apply ReLU.
@@ -71,6 +73,7 @@ def conv_batch_norm(
       weights: of each image in the statistics [N], 1, or 0 to exclude it.
       strides: strides along H and W, positive.
       padding: "VALID" or "SAME", as in `conv2d`.
+      algorithm: as in `conv2d`; "platform" takes a few images at a time on a CPU.
       epsilon: added to the variance.
 
     Returns:
@@ -79,7 +82,7 @@ def conv_batch_norm(
     Raises:
       ValueError: arguments that `conv2d` refuses.
     """
-    y, total, squares = _apply_block(x, kernel, weights, strides, padding)
+    y, total, squares = _apply_block(x, kernel, weights, strides, padding, algorithm)
     count = jnp.sum(weights) * y.shape[1] * y.shape[2]
     mean = total / count
     var = jnp.maximum(squares / count - mean * mean, 0)
@@ -93,70 +96,65 @@ def conv_activations(
     *,
     strides: tuple[int, int] = (1, 1),
     padding: str = "VALID",
+    algorithm: str = "platform",
 ) -> Array:
     """Convolve activations as `conv2d` does, after the last batch normalization."""
     weights = jnp.ones(len(x.y), x.y.dtype)
-    return _apply_block(x, kernel, weights, strides, padding)[0]
+    return _apply_block(x, kernel, weights, strides, padding, algorithm)[0]
 
 
-def _apply_block(x, kernel, weights, strides, padding):
-    check_conv(x.y, kernel, strides, padding)
-    pads = lax.padtype_to_pads(x.y.shape[1:3], kernel.shape[:2], strides, padding)
-    pads = tuple((int(before), int(after)) for before, after in pads)
-    return _compiled_block(x, kernel, weights, tuple(strides), pads)
+def _apply_block(x, kernel, weights, strides, padding, algorithm):
+    pads = check_conv(x.y, kernel, strides, padding, algorithm)
+    return _compiled_block(x, kernel, weights, tuple(strides), pads, algorithm)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _block(x, kernel, weights, strides, pads):
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _block(x, kernel, weights, strides, pads, algorithm):
     """Return the convolved activations, and their weighted sums and sums of squares by channel."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        weights,
-        cpu=partial(_block_cpu, strides=strides, pads=pads),
-        default=partial(_block_xla, strides=strides, pads=pads),
-    )
+    whole = partial(_block_at_once, strides=strides, pads=pads, algorithm=algorithm)
+    if algorithm != "platform":
+        return whole(x, kernel, weights)
+    cpu = partial(_block_cpu, strides=strides, pads=pads)
+    return lax.platform_dependent(x, kernel, weights, cpu=cpu, default=whole)
 
 
-def _block_fwd(x, kernel, weights, strides, pads):
-    outputs = _block(x, kernel, weights, strides, pads)
+def _block_fwd(x, kernel, weights, strides, pads, algorithm):
+    outputs = _block(x, kernel, weights, strides, pads, algorithm)
     return outputs, (x, kernel, weights, outputs)
 
 
-def _block_bwd(strides, pads, residuals, cotangents):
+def _block_bwd(strides, pads, algorithm, residuals, cotangents):
     x, kernel, weights, (y, _, _) = residuals
-    dx, dkernel = lax.platform_dependent(
-        x,
-        kernel,
-        weights,
-        y,
-        cotangents,
-        cpu=partial(_gradients_cpu, strides=strides, pads=pads),
-        default=partial(_gradients_xla, strides=strides, pads=pads),
-    )
+    args = (x, kernel, weights, y, cotangents)
+    whole = partial(_gradients_at_once, strides=strides, pads=pads, algorithm=algorithm)
+    if algorithm == "platform":
+        cpu = partial(_gradients_cpu, strides=strides, pads=pads)
+        dx, dkernel = lax.platform_dependent(*args, cpu=cpu, default=whole)
+    else:
+        dx, dkernel = whole(*args)
     return dx, dkernel, jnp.zeros_like(weights)
 
 
 _block.defvjp(_block_fwd, _block_bwd)
-_compiled_block = jax.jit(_block, static_argnums=(3, 4))  # outside jit: compile once per shape
+_compiled_block = jax.jit(_block, static_argnums=(3, 4, 5))  # outside jit: compile once per shape
 
 
-def _block_xla(x, kernel, weights, strides, pads):
-    """Compute the block with XLA's convolution."""
-    y = conv_xla(x.compute(), kernel, strides, pads)
+def _block_at_once(x, kernel, weights, strides, pads, algorithm):
+    """Compute the block for all images at once."""
+    y = convolve(x.compute(), kernel, strides, pads, algorithm)
     weighted = y * weights[:, None, None, None]
     return y, jnp.sum(weighted, (0, 1, 2)), jnp.sum(weighted * y, (0, 1, 2))
 
 
-def _gradients_xla(x, kernel, weights, y, cotangents, strides, pads):
-    """Return the gradients of the block by those of XLA's convolution."""
+def _gradients_at_once(x, kernel, weights, y, cotangents, strides, pads, algorithm):
+    """Return the gradients of the block for all images at once."""
     dy, dtotal, dsquares = (c if c.ndim == 4 else c[None, None, None] for c in cotangents)
     dy = dy + weights[:, None, None, None] * (dtotal + 2 * dsquares * y)
 
-    def convolve(x, kernel):
-        return conv_xla(x.compute(), kernel, strides, pads)
+    def convolve_activations(x, kernel):
+        return convolve(x.compute(), kernel, strides, pads, algorithm)
 
-    return jax.vjp(convolve, x, kernel)[1](dy)
+    return jax.vjp(convolve_activations, x, kernel)[1](dy)
 
 
 class _Pieces(NamedTuple):

@@ -108,6 +108,17 @@ def make_classifier(
     return Classifier(init, train_apply, apply, shapes, structure, tied, module)
 
 
+def use_algorithm(classifier: Classifier, image_shape: Sequence[int], algorithm: str) -> Classifier:
+    """Return the same network, whose convolutions use another algorithm of `conv2d`.
+
+    Its Linen module must have the field `algorithm`.
+    """
+    assert classifier.module is not None
+    module = classifier.module.clone(algorithm=algorithm)
+    _, train_apply, apply = _linen_functions(module, image_shape)
+    return classifier._replace(train_apply=train_apply, apply=apply, module=module)
+
+
 def model_name(model: Model) -> str:
     """Return the name of a network's class, or of the function that makes it."""
     return getattr(getattr(model, "func", model), "__name__", type(model).__name__)

@@ -1,64 +1,54 @@
 """A 2D convolution that is fast for many small networks on a CPU; elsewhere it calls XLA.
 
 On a CPU, XLA's convolution of small networks in a loop is about ten times slower than necessary.
-This module computes a convolution with a few large matrix products and cheap additions:
-
-* Toom-Cook tiles ("Winograd convolution": Lavin and Gray, "Fast Algorithms for Convolutional
-  Neural Networks", CVPR 2016), for stride 1. A tile Y of m x m outputs needs n x n inputs d,
-  n = m + r - 1 for an r x r kernel g, and is Y = A [(G g G') * (B d B')] A': n^2 products instead
-  of m^2 r^2, e.g. 64 instead of 400 for 5 x 5 kernels and 4 x 4 tiles. Summed over channels, the
-  elementwise product is n^2 matrix products. G and B evaluate polynomials at n - 1 points and at
-  infinity, A interpolates (Toom-Cook). The points are the first of 0, +-1, +-2, +-1/2; n <= 8
-  keeps the float32 error near 5e-6 of the norm of the result.
-* One matrix product with the patches ("im2col", `patches.py`) for all other cases.
-
-Internally, channels are the first axis and images the last: every shift moves whole rows of images,
-and the products need no transposition. XLA cancels the transpositions of consecutive layers.
+There it is computed by a few large matrix products and cheap additions: Toom-Cook tiles
+(`toom_cook.py`) or one product with the patches (`patches.py`). Internally, channels are the first
+axis and images the last; XLA cancels the transpositions of consecutive layers. `algorithms.py` has
+the alternatives for other devices.
 """
-
-import operator
-from functools import cache, partial, reduce
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from normjax.formatting import plain
-from normjax.networks.patches import conv_by_patches, matmul, output_size, stage
-from normjax.types import Array
-
-_POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+from normjax.networks.algorithms import ALGORITHMS, convolve
 
 
-def conv2d(x, kernel, *, strides=(1, 1), padding="VALID"):
+def conv2d(x, kernel, *, strides=(1, 1), padding="VALID", algorithm="platform"):
     """Convolve in 2D (cross-correlate, as in deep learning libraries).
 
-    Differentiable once, only in reverse mode. The algorithm depends on shapes and on the platform
-    of compilation: on GPU and TPU it is `jax.lax.conv_general_dilated`.
+    Differentiable once, only in reverse mode.
 
     Args:
       x: images [N, H, W, Cin], floating point.
       kernel: filters [KH, KW, Cin, Cout], of the same dtype.
       strides: strides along H and W, positive.
       padding: "VALID" (none) or "SAME" (zeros; H' = ceil(H / stride)).
+      algorithm: a name in `algorithms.ALGORITHMS`; "platform" chooses by the platform of
+        compilation: "cpu" on a CPU, "xla" (`jax.lax.conv_general_dilated`) elsewhere.
 
     Returns:
       [N, H', W', Cout] of the same dtype. In float32, the errors of the result and of the gradients
       are at most about 5e-6, relative to the norm.
 
     Raises:
-      ValueError: invalid shapes, dtypes, strides or padding, or an image smaller than the kernel.
+      ValueError: invalid shapes, dtypes, strides, padding or algorithm, or an image smaller than
+        the kernel.
     """
-    check_conv(x, kernel, strides, padding)
-    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    pads = tuple((int(before), int(after)) for before, after in pads)
-    return _compiled_conv(x, kernel, tuple(strides), pads)
+    pads = check_conv(x, kernel, strides, padding, algorithm)
+    return _compiled_conv(x, kernel, tuple(strides), pads, algorithm)
 
 
-def check_conv(x, kernel, strides, padding):
-    """Raise ValueError for invalid arguments."""
+_compiled_conv = jax.jit(convolve, static_argnums=(2, 3, 4))  # outside jit: compile once per shape
+
+
+def check_conv(x, kernel, strides, padding, algorithm="platform"):
+    """Return the padding as ((top, bottom), (left, right)).
+
+    Raises:
+      ValueError: invalid arguments.
+    """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[3] != kernel.shape[2]:
         raise ValueError(
             "conv2d takes x [N, H, W, Cin] and a kernel [KH, KW, Cin, Cout], "
@@ -79,196 +69,7 @@ def check_conv(x, kernel, strides, padding):
             f"conv2d: an image of {x.shape[1:3]} is smaller than the kernel, {kernel.shape[:2]}; "
             "this needs padding 'SAME'"
         )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, strides, pads):
-    """Convolve with the algorithm of the platform of compilation."""
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_conv_cpu, strides=strides, pads=pads),
-        default=partial(conv_xla, strides=strides, pads=pads),
-    )
-
-
-def _conv_fwd(x, kernel, strides, pads):
-    # Save only the arguments. The backward pass recomputes what it needs of the forward pass; XLA
-    # removes the recomputation if both are in one compiled function.
-    return _conv(x, kernel, strides, pads), (x, kernel)
-
-
-def _conv_bwd(strides, pads, residuals, dy):
-    def gradients(conv, x, kernel, dy):
-        return jax.vjp(partial(conv, strides=strides, pads=pads), x, kernel)[1](dy)
-
-    return lax.platform_dependent(
-        *residuals,
-        dy,
-        cpu=partial(gradients, _conv_cpu),
-        default=partial(gradients, conv_xla),
-    )
-
-
-_conv.defvjp(_conv_fwd, _conv_bwd)
-_compiled_conv = jax.jit(_conv, static_argnums=(2, 3))  # outside jit: compile once per shape
-
-
-def conv_xla(x, kernel, strides, pads):
-    """Convolve with XLA."""
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=dimensions)
-
-
-def _conv_cpu(x, kernel, strides, pads):
-    """Convolve with matrix products."""
-    y = conv_images_last(x.transpose(3, 1, 2, 0), kernel, strides, pads)
-    return y.transpose(3, 1, 2, 0)
-
-
-def conv_images_last(x, kernel, strides, pads) -> Array:
-    """Convolve x [Cin, H, W, N] to [Cout, H', W', N] by the fastest of the algorithms."""
-    h, w = output_size(x.shape[1:3], kernel.shape[:2], strides, pads)
-    if kernel.shape[:2] == x.shape[1:3] and h == w == 1:
-        rows = x.transpose(1, 2, 0, 3).reshape(-1, x.shape[3])
-        return matmul(kernel.reshape(len(rows), -1), rows, 0, 0)[:, None, None]
-    if strides == (1, 1) and _is_toom_cook_faster(x, kernel, h, w):
-        return _toom_cook(jnp.pad(x, [(0, 0), *pads, (0, 0)]), kernel)
-    return conv_by_patches(x, kernel, strides, pads)
-
-
-def _is_toom_cook_faster(x, kernel, h, w):
-    """Return whether Toom-Cook saves half of the products, and these are large enough."""
-    kh, kw = kernel.shape[:2]
-    if min(kh, kw) < 2 or max(kh, kw) > len(_POINTS) or x.dtype not in (jnp.float32, jnp.float64):
-        return False
-    rows, cols = _tiling(h, kh), _tiling(w, kw)
-    saves_half = 2 * rows.num * rows.n * cols.num * cols.n <= h * w * kh * kw
-    columns = rows.num * cols.num * x.shape[3]
-    return saves_half and min(kernel.shape[2:]) >= 8 and columns >= 64
-
-
-class _Tiling(NamedTuple):
-    """One axis, split into `num` tiles of `m` outputs that are computed at `n` points."""
-
-    num: int
-    m: int
-    n: int
-    a: np.ndarray  # [m, n] from points to outputs
-    b: np.ndarray  # [n, n] from inputs to points
-    g: np.ndarray  # [n, r] from the kernel to points
-
-
-@cache
-def _tiling(size, r):
-    """Return the Toom-Cook tiling with the fewest products for `size` outputs, kernel size r."""
-    m = min(range(1, len(_POINTS) + 3 - r), key=lambda m: -(-size // m) * (m + r - 1))
-    n = m + r - 1
-    points = np.array(_POINTS[: n - 1])
-    a, b, g = np.zeros((m, n)), np.zeros((n, n)), np.zeros((n, r))
-    for k, point in enumerate(points):
-        others = np.delete(points, k)
-        a[:, k] = point ** np.arange(m)
-        b[k, : n - 1] = np.atleast_1d(np.poly(others))[::-1]
-        g[k] = point ** np.arange(r) / np.prod(point - others)
-    a[-1, -1] = g[-1, -1] = 1  # the point at infinity
-    b[-1] = np.poly(points)[::-1]
-    return _Tiling(-(-size // m), m, n, a, b, g)
-
-
-@jax.custom_vjp
-def _toom_cook(x, kernel):
-    """Convolve x [Cin, H, W, N] to [Cout, H', W', N], stride 1, no padding."""
-    return _toom_cook_fwd(x, kernel)[0]
-
-
-def _toom_cook_fwd(x, kernel):
-    (kh, kw, cin, cout), images = kernel.shape, x.shape[3]
-    h, w = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    rows, cols = _tiling(h, kh), _tiling(w, kw)
-    x = jnp.pad(x, [(0, 0), (0, rows.num * rows.m - h), (0, cols.num * cols.m - w), (0, 0)])
-    width = x.shape[2]
-    x = x.reshape(cin, x.shape[1], width * images)
-    x = stage(lambda x: _to_points(rows, x, 1), x)
-    x = x.reshape(rows.n, cin * rows.num, width, images)
-    # Points along W for one point along H at a time: the working set fits in the cache.
-    u, v, y = _kernel_at_points(rows, cols, kernel), [], []
-    for k in range(rows.n):
-        v.append(stage(lambda x, k=k: _to_points(cols, x[k], 1), x).reshape(cols.n, cin, -1))
-        yk = _batch_matmul(u[k], v[k], 1, 1).reshape(cols.n, -1)
-        y.append(matmul(cols.a, yk, 1, 0))
-    y = stage(lambda y: jnp.stack([_combine(row, y) for row in rows.a]), y)
-    y = y.reshape(rows.m, cols.m, cout, rows.num, cols.num, images)
-    y = stage(lambda y: y.transpose(2, 3, 0, 4, 1, 5), y)
-    y = y.reshape(cout, rows.num * rows.m, cols.num * cols.m, images)
-    return y[:, :h, :w], (kernel, v)
-
-
-def _toom_cook_bwd(residuals, dy):
-    kernel, v = residuals
-    (kh, kw, cin, cout), (_, h, w, images) = kernel.shape, dy.shape
-    rows, cols = _tiling(h, kh), _tiling(w, kw)
-    dy = jnp.pad(dy, [(0, 0), (0, rows.num * rows.m - h), (0, cols.num * cols.m - w), (0, 0)])
-    dy = dy.reshape(cout, rows.num, rows.m, cols.num, cols.m, images)
-    dy = stage(lambda dy: dy.transpose(2, 4, 0, 1, 3, 5), dy).reshape(cols.m * rows.m, -1)
-    u, du, dx = _kernel_at_points(rows, cols, kernel), [], []
-    for k in range(rows.n):
-        dyk = matmul(np.kron(rows.a[:, k : k + 1], cols.a), dy, 0, 0).reshape(cols.n, cout, -1)
-        du.append(_batch_matmul(v[k], dyk, 2, 2))
-        dvk = _batch_matmul(u[k], dyk, 2, 1).reshape(cols.n, cin * rows.num, cols.num, images)
-        dx.append(stage(lambda dv: _from_points(cols, dv, 1), dvk))
-    du = stage(jnp.concatenate, du).reshape(cols.n * rows.n, -1)
-    dkernel = matmul(np.kron(rows.g, cols.g), du, 0, 0).reshape(kh, kw, cin, cout)
-    width = dx[0].shape[1] * cols.m
-    dx = [dxk.reshape(cin, rows.num, -1) for dxk in dx]
-    dx = stage(lambda dx: _from_points(rows, dx, 1), dx)
-    dx = dx.reshape(cin, -1, width, images)
-    return dx[:, : h + kh - 1, : w + kw - 1], dkernel
-
-
-_toom_cook.defvjp(_toom_cook_fwd, _toom_cook_bwd)
-
-
-def _kernel_at_points(rows, cols, kernel):
-    """Map a kernel [KH, KW, Cin, Cout] to G g G' [n along H, n along W, Cin, Cout]."""
-    kh, kw, cin, cout = kernel.shape
-    u = matmul(np.kron(rows.g, cols.g), kernel.reshape(kh * kw, -1), 1, 0)
-    return u.reshape(rows.n, cols.n, cin, cout)
-
-
-def _to_points(tiling, x, axis):
-    """Return B times the tiles of x along the axis: [n, ..., num tiles, ...]."""
-    stop = tiling.m * (tiling.num - 1) + 1
-    tiles = [lax.slice_in_dim(x, j, j + stop, tiling.m, axis) for j in range(tiling.n)]
-    b = tiling.b.astype(x.dtype)
-    return sum(b[:, j].reshape(-1, *[1] * x.ndim) * tile[None] for j, tile in enumerate(tiles))
-
-
-def _from_points(tiling, dv, axis):
-    """Apply the transpose of `_to_points` to n arrays: sum the overlapping tiles.
-
-    The tile axis becomes two, (tiles + overlap, m).
-    """
-    last = -(-tiling.n // tiling.m) - 1  # the last output tile that an input tile reaches
-
-    def shifted(j):
-        before = j // tiling.m
-        pads = [(0, 0, 0)] * dv[0].ndim
-        pads[axis] = (before, last - before, 0)
-        tile = _combine(tiling.b[:, j], dv)
-        return lax.pad(tile, jnp.zeros((), tile.dtype), pads)
-
-    phases = [sum(map(shifted, range(p, tiling.n, tiling.m))) for p in range(tiling.m)]
-    return jnp.stack(phases, axis + 1)
-
-
-def _combine(coefficients, xs):
-    """Return the linear combination of arrays, without its zero terms."""
-    terms = zip(coefficients, xs, strict=True)
-    products = (x if c == 1 else x * np.asarray(c, x.dtype) for c, x in terms if c != 0)
-    return reduce(operator.add, products)
-
-
-def _batch_matmul(a, b, axis_a, axis_b):
-    """Multiply stacked matrices, contracting the given axes."""
-    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((0,), (0,))))
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"conv2d: algorithm {algorithm!r}: allowed are {', '.join(ALGORITHMS)}")
+    pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    return tuple((int(before), int(after)) for before, after in pads)

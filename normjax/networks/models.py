@@ -75,6 +75,7 @@ class ConvNet3(nn.Module):
 
     num_classes: int
     init_std: Any = None
+    algorithm: str = "platform"
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
@@ -85,7 +86,8 @@ class ConvNet3(nn.Module):
         return _dense(x, self.num_classes, self.init_std)
 
     def _conv(self, x: Array, kernel_size: int, use_bias: bool) -> Array:
-        return _conv(x, 24, kernel_size, 1, "VALID", self.init_std, use_bias)
+        how = (self.init_std, self.algorithm)
+        return _conv(x, 24, kernel_size, 1, "VALID", *how, use_bias=use_bias)
 
 
 class ConvNet5(nn.Module):
@@ -101,6 +103,7 @@ class ConvNet5(nn.Module):
     num_classes: int
     init_std: Any = None
     batch_norm: bool = False
+    algorithm: str = "platform"
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
@@ -113,13 +116,13 @@ class ConvNet5(nn.Module):
         """
         if self.batch_norm and train and not self.is_initializing():
             return self._train(images, mask)
-        x = images
+        x, how = images, (self.init_std, self.algorithm)
         for features, stride in _LAYERS:
-            x = _conv(x, features, 3, stride, "SAME", self.init_std, use_bias=not self.batch_norm)
+            x = _conv(x, features, 3, stride, "SAME", *how, use_bias=not self.batch_norm)
             if self.batch_norm:
                 x = nn.BatchNorm(use_running_average=True)(x)
             x = nn.relu(x)
-        x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", self.init_std, use_bias=False)
+        x = _conv(x, self.num_classes, x.shape[1:3], 1, "VALID", *how, use_bias=False)
         return x.reshape(x.shape[0], self.num_classes)
 
     def _train(self, images: Array, mask: Array | None) -> Array:
@@ -131,7 +134,13 @@ class ConvNet5(nn.Module):
             kernel = self.get_variable("params", f"Conv_{i}")["kernel"]
             affine = self.get_variable("params", f"BatchNorm_{i}")
             x, moments = conv_batch_norm(
-                x, kernel, **affine, weights=weights, strides=(stride, stride), padding="SAME"
+                x,
+                kernel,
+                **affine,
+                weights=weights,
+                strides=(stride, stride),
+                padding="SAME",
+                algorithm=self.algorithm,
             )
             running = self.get_variable("batch_stats", f"BatchNorm_{i}")
             running = {
@@ -139,7 +148,8 @@ class ConvNet5(nn.Module):
             }
             self.put_variable("batch_stats", f"BatchNorm_{i}", running)
         kernel = self.get_variable("params", f"Conv_{len(_LAYERS)}")["kernel"]
-        return conv_activations(x, kernel).reshape(len(images), self.num_classes)
+        logits = conv_activations(x, kernel, algorithm=self.algorithm)
+        return logits.reshape(len(images), self.num_classes)
 
 
 class Linear(nn.Module):
@@ -154,8 +164,12 @@ class Linear(nn.Module):
         return _dense(images, self.num_classes, self.init_std)
 
 
-def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
+def _conv(x, features, kernel_size, stride, padding, init_std, algorithm, *, use_bias):
     """Apply an `nn.Conv` whose convolution is `conv2d`."""
+
+    def convolve(lhs, rhs, window_strides, padding, **_):  # no dilation, no groups
+        return conv2d(lhs, rhs, strides=window_strides, padding=padding, algorithm=algorithm)
+
     if isinstance(kernel_size, int):
         kernel_size = (kernel_size, kernel_size)
     init = _initializer(init_std, fan_in=math.prod(kernel_size) * x.shape[-1])
@@ -167,19 +181,15 @@ def _conv(x, features, kernel_size, stride, padding, init_std, use_bias):
         use_bias=use_bias,
         kernel_init=init,
         bias_init=init,
-        conv_general_dilated=_conv_general_dilated,
+        conv_general_dilated=convolve,
     )(x)
 
 
 def _dense(x, features, init_std):
-    """Apply a dense layer without bias to the flattened examples."""
+    """Apply a dense layer without bias to the flattened examples, in float32 as PyTorch does."""
     x = x.reshape(x.shape[0], -1)
-    return nn.Dense(features, use_bias=False, kernel_init=_initializer(init_std, x.shape[-1]))(x)
-
-
-def _conv_general_dilated(lhs, rhs, window_strides, padding, **_):
-    """Call `conv2d` with the arguments of `nn.Conv`; the models use no dilation or groups."""
-    return conv2d(lhs, rhs, strides=window_strides, padding=padding)
+    init = _initializer(init_std, x.shape[-1])
+    return nn.Dense(features, use_bias=False, kernel_init=init, precision="highest")(x)
 
 
 def _initializer(init_std, fan_in):

@@ -19,6 +19,7 @@ from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
+from normjax.training.strategies import STRATEGIES
 
 Check = Callable[[Any], object]
 """A function that raises ValueError, stating the allowed values, if a value is invalid."""
@@ -171,8 +172,13 @@ class SweepConfig:
     """
 
     workdir: str = setting(help="Folder for the output of the run.", check=check_workdir)
-    dataset: str = setting("digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set.")
-    data_dir: str | None = setting(None, "Folder of the CIFAR archives, or the data_dir of TFDS.")
+    dataset: str = setting(
+        "digits",
+        "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set.",
+    )
+    data_dir: str | None = setting(
+        None, "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
+    )
     train_size: int | None = setting(
         None, "Number of training images; default: all.", check=at_least(1)
     )
@@ -229,6 +235,10 @@ class SweepConfig:
     target_losses: tuple[float, ...] = setting(
         (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
     )
+    stop_at_targets: bool = setting(
+        False,
+        "End each network's training once it has passed all target losses with zero error.",
+    )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
         "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.",
@@ -241,6 +251,17 @@ class SweepConfig:
         None, "Networks trained at once; default: as many as fit.", check=at_least(1)
     )
     checkpoint_every: int = setting(10, "Epochs between checkpoints.", check=at_least(1))
+    conv: str = setting(
+        "auto",
+        "How a GPU or TPU trains many networks; auto: the fastest, found by timing.",
+        allowed=("auto", *STRATEGIES),
+    )
+    matmul_precision: str = setting(
+        "default",
+        "Of convolutions in training. default: TF32 on NVIDIA, as in PyTorch, and bfloat16 on TPU; "
+        "highest: float32, as in evaluation.",
+        allowed=("default", "high", "highest"),
+    )
     resume: bool = setting(False, "Continue the run in --workdir.")
     distributed: str = setting(
         "none",
@@ -263,6 +284,8 @@ class SweepConfig:
         """Raise ValueError if two settings contradict each other."""
         if self.batch_norm and self.model != "convnet5":
             raise ValueError("--batch_norm=true: only convnet5 has it")
+        if self.stop_at_targets and not self.target_losses:
+            raise ValueError("--stop_at_targets=true: --target_losses is needed")
 
 
 HOW_NOT_WHAT = (

@@ -27,6 +27,7 @@ from normjax.training.step import (
     make_train_step,
     reset_optimizer,
 )
+from normjax.training.strategies import ALL
 from normjax.types import Array
 
 AXIS = "member"
@@ -77,6 +78,8 @@ class LossAndError(NamedTuple):
 class Ensemble(NamedTuple):
     """Compiled functions of stacked members: every leaf of a state has a leading axis M.
 
+    `train_epoch`, `pretrain_epoch` and `track` reuse the memory of their first argument.
+
     Attributes:
       init: (keys [M], init_stds [M] or None) -> TrainState.
       reset_optimizer: TrainState -> TrainState.
@@ -109,6 +112,9 @@ def make_ensemble(
     norms: Sequence[NamedNorm],
     weight_decay: float = 0.0,
     augment: bool = False,
+    stop_at_targets: bool = False,
+    matmul_precision: str = "default",
+    at_once: int | None = None,
 ) -> Ensemble:
     """Make the functions that train and evaluate many networks of one architecture.
 
@@ -120,6 +126,10 @@ def make_ensemble(
       norms: the norms to normalize by.
       weight_decay: of the second phase, see `make_train_step`.
       augment: whether the second phase augments its images, see `make_train_epoch`.
+      stop_at_targets: whether a network is trained no more once it has a snapshot for each target
+        and a loss over the training set, with zero error, below all of them.
+      matmul_precision: of training, see `make_train_step`.
+      at_once: networks that a device trains and evaluates side by side, see `map_members`.
     """
     microbatch_size = choose_microbatch_size(classifier, batch_size)
     targets = jnp.asarray(target_losses, jnp.float32)
@@ -130,10 +140,13 @@ def make_ensemble(
         return lambda variables, labels, images: evaluate(variables, images, labels)
 
     def map_train_epoch(weight_decay, augment):
-        step = make_train_step(classifier, tx, microbatch_size, weight_decay)
+        step = make_train_step(classifier, tx, microbatch_size, weight_decay, matmul_precision)
         epoch = make_train_epoch(step, batch_size, microbatch_size, augment=augment)
         return map_members(
-            lambda state, labels, images, key: epoch(state, images, labels, key), num_shared=2
+            lambda state, labels, images, key: epoch(state, images, labels, key),
+            num_shared=2,
+            at_once=at_once,
+            donate=True,
         )
 
     evaluate_without_norms = make_evaluate(())
@@ -153,44 +166,58 @@ def make_ensemble(
             is_near = jnp.bool(len(target_losses) > 0)
         else:
             is_near = may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
+        if stop_at_targets:  # where all targets were passed, the network may have to stop
+            is_near |= jnp.all(jnp.isfinite(snapshots.loss)) & (metrics.loss < jnp.min(targets))
         is_needed = is_last | is_near
         unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
         return kept._replace(running_loss=metrics.loss), found
 
     return Ensemble(
-        init=map_members(lambda key, init_std: init_state(classifier, tx, key, init_std)),
+        init=map_members(
+            lambda key, std: init_state(classifier, tx, key, std, may_stop=stop_at_targets)
+        ),
         reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
         pretrain_epoch=map_train_epoch(0.0, False) if weight_decay or augment else None,
         train_epoch=map_train_epoch(weight_decay, augment),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One by one on every platform: under vmap, no member could skip its evaluation.
-        track=map_members(track, num_shared=3, one_by_one=True),
-        evaluate_plainly=map_members(evaluate_plainly, num_shared=1),
-        evaluate=map_members(make_evaluate(norms), num_shared=1),
+        track=map_members(track, num_shared=3, at_once=1, donate=True),
+        evaluate_plainly=map_members(evaluate_plainly, num_shared=1, at_once=at_once),
+        evaluate=map_members(make_evaluate(norms), num_shared=1, at_once=at_once),
     )
 
 
-def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) -> Callable:
+def map_members(
+    fn: Callable, *, num_shared: int = 0, at_once: int | None = None, donate: bool = False
+) -> Callable:
     """Compile a function of one network for stacked members, sharded over the local devices.
 
     Args:
       fn: a function whose last `num_shared` arguments are the same for all members.
       num_shared: the number of shared arguments.
-      one_by_one: whether a device loops over its members on every platform.
+      at_once: members that a device runs side by side, by `vmap`; it loops over the others. None:
+        one on a CPU, because the activations of one small network fit in its cache, `ALL`
+        elsewhere.
+      donate: whether the first argument's memory is reused for the result; it can't be used again.
 
     Returns:
-      The function of stacked arguments (leading axis M, a multiple of the number of devices). A
-      CPU device loops over its members, because the activations of one small network fit in its
-      cache; other devices use vmap.
+      The function of stacked arguments (leading axis M, a multiple of the number of devices).
     """
 
     def of_members(*args):
         split = len(args) - num_shared
         own, shared = args[:split], args[split:]
-        if one_by_one or jax.default_backend() == "cpu":
-            return jax.lax.map(lambda own: fn(*own, *shared), own)
-        return jax.vmap(lambda *own: fn(*own, *shared))(*own)
+
+        def of_one(own):
+            return fn(*own, *shared)
+
+        size = at_once or (1 if jax.default_backend() == "cpu" else ALL)
+        if size == 1:
+            return jax.lax.map(of_one, own)
+        if size >= len(jax.tree.leaves(own)[0]):
+            return jax.vmap(of_one)(own)
+        return jax.lax.map(of_one, own, batch_size=size)
 
     def sharded(*args):
         split = len(args) - num_shared
@@ -203,7 +230,7 @@ def map_members(fn: Callable, *, num_shared: int = 0, one_by_one: bool = False) 
             check_vma=False,
         )(*args)
 
-    return jax.jit(sharded)
+    return jax.jit(sharded, donate_argnums=(0,) if donate else ())
 
 
 @contextlib.contextmanager

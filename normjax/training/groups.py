@@ -15,7 +15,7 @@ from normjax.training import checkpoints, memory, processes, saved
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.ensemble import Member, gather_members, shard_members, take_member
 from normjax.training.interrupts import StoppedError
-from normjax.training.phases import last_step, train_group
+from normjax.training.phases import train_group
 from normjax.training.plan import Sweep
 from normjax.training.selection import evaluate_selection, selections
 
@@ -173,5 +173,7 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
 
 def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
     if processes.is_first():
-        metrics.keep_metrics(run_dir, group, sweep.groups[group], last_step(sweep))
-        saved.read_rows(run_dir, group)
+        rows = saved.read_rows(run_dir, group)
+        # Less than all epochs if all networks were stopped.
+        last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
+        metrics.keep_metrics(run_dir, group, sweep.groups[group], last)

@@ -117,7 +117,7 @@ def group_memory(
         (ensemble.evaluate, (state.variables, labels, images), kept),
     ]
     try:
-        own = [_program_bytes(fn.lower(*args).compile()) for fn, args, _ in programs]
+        own = [program_bytes(fn.lower(*args).compile()) for fn, args, _ in programs]
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if is_out_of_memory(error):
             return math.inf
@@ -159,7 +159,7 @@ def networks_that_fit(
     return min(most - 1, 1 + int((available - alone) / slope))
 
 
-def _program_bytes(compiled: Any) -> float | None:
+def program_bytes(compiled: Any) -> float | None:
     """Return the bytes per device that a compiled program occupies while it runs."""
     analysis = compiled.memory_analysis()
     if analysis is None:

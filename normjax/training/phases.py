@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from normjax.results import metrics
 from normjax.training import checkpoints, processes
+from normjax.training.config import SweepConfig
 from normjax.training.ensemble import (
+    LossAndError,
     gather_members,
     make_order_key,
     pad_members,
@@ -71,7 +73,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     progress, images, test = processes.attempt(start_networks)
 
     def train_epoch(step, progress, labels):
-        """Return the progress and the metrics [M'] after an epoch; `step` counts from 0."""
+        """Start an epoch; return the progress and the metrics [M'] after it. Steps count from 0."""
         state, snapshots = progress.state, progress.snapshots
         epoch = epoch_of(sweep, step)
         if step == config.pretrain_epochs:
@@ -80,6 +82,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         epoch_fn = ensemble.train_epoch
         if ensemble.pretrain_epoch is not None and step < config.pretrain_epochs:
             epoch_fn = ensemble.pretrain_epoch
+        was_trained = True if state.stopped_at is None else state.stopped_at == 0
         state, running = epoch_fn(state, labels, images, key)
         values = {f"running_{name}": value for name, value in running._asdict().items()}
         is_finite = jnp.isfinite(running.loss)
@@ -90,39 +93,73 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
                     snapshots, state, labels, running, images, *now
                 )
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
+            state = stop_networks(config, state, snapshots, measured, epoch)
             if epoch == config.epochs:  # no running mean includes the last step's result
                 is_finite &= jnp.isfinite(measured.loss)
         if config.test_every and (step + 1) % config.test_every == 0:
             measured = ensemble.evaluate_plainly(state.variables, *test)
             values |= {f"test_{name}": value for name, value in measured._asdict().items()}
-        is_new = ~is_finite & (progress.diverged_at == 0)
+        is_new = was_trained & ~is_finite & (progress.diverged_at == 0)
         diverged_at = jnp.where(is_new, step + 1, progress.diverged_at)
+        if state.stopped_at is not None:
+            with with_sentinels():
+                values = {k: jnp.where(was_trained, v, jnp.nan) for k, v in values.items()}
+            values["stopped_at"] = state.stopped_at
         values["diverged_at"] = diverged_at
-        return Progress(state, snapshots, diverged_at), jax.device_get(values)
+        return Progress(state, snapshots, diverged_at), values
+
+    def write_metrics(unwritten, num_left):
+        """Wait for the metrics of epochs and write them; return whether all networks stopped."""
+        stopped_at = np.zeros(1)
+        while len(unwritten) > num_left:
+            step, values = unwritten.pop(0)
+            values = processes.attempt(partial(jax.device_get, values))
+            values = gather_members(values, len(members))
+            stopped_at = values.pop("stopped_at", stopped_at)
+            if processes.is_first():
+                phase = "pretrain" if step < config.pretrain_epochs else "train"
+                common = {"group": group, "step": step + 1, "phase": phase}
+                common["epoch"] = epoch_of(sweep, step)
+                metrics.append_metrics(run_dir, members, common, values)
+        return bool(np.all(stopped_at > 0))
 
     with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
             metrics.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
+        unwritten = []  # metrics of epochs that may still be trained
+        # An accelerator gets its next epoch before the metrics of the last are there. On a CPU an
+        # epoch can take minutes, and a signal must not wait for two.
+        num_ahead = 0 if jax.default_backend() == "cpu" else 1
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
             progress, values = processes.attempt(partial(train_epoch, step, progress, labels))
-            values = gather_members(values, len(members))
-            if processes.is_first():
-                phase = "pretrain" if step < config.pretrain_epochs else "train"
-                common = {"group": group, "step": step + 1, "phase": phase}
-                common["epoch"] = epoch_of(sweep, step)
-                metrics.append_metrics(run_dir, members, common, values)
+            unwritten.append((step, values))
+            all_stopped = write_metrics(unwritten, num_ahead)
             signum = processes.all_max(sweep.signal())
-            is_phase_end = step + 1 in (config.pretrain_epochs, last_step(sweep))
-            checkpoints.save_progress(
-                checkpointer, step + 1, progress, numbers, is_phase_end or signum > 0
-            )
+            must_save = signum > 0 or step + 1 in (config.pretrain_epochs, last_step(sweep))
+            if must_save or checkpointer.should_save(step + 1):
+                all_stopped |= write_metrics(unwritten, 0)
+            checkpoints.save_progress(checkpointer, step + 1, progress, numbers, must_save)
             if signum:
                 raise StoppedError(signum, run_dir)
+            if all_stopped:
+                break
     return progress
+
+
+def stop_networks(
+    config: SweepConfig, state: TrainState, snapshots: Snapshots, measured: LossAndError, epoch: int
+) -> TrainState:
+    """Stop the networks [M'] that have all their snapshots and passed all targets."""
+    if state.stopped_at is None:
+        return state
+    has_all = jnp.all(jnp.isfinite(snapshots.loss), axis=-1)
+    has_passed = (measured.loss <= min(config.target_losses)) & (measured.error == 0)
+    stops = (state.stopped_at == 0) & has_all & has_passed
+    return state._replace(stopped_at=jnp.where(stops, epoch, state.stopped_at))
 
 
 def last_step(sweep: Sweep) -> int:

@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -17,9 +19,12 @@ from normjax.networks.classifier import (
 )
 from normjax.networks.models import make_model
 from normjax.norms import parse_norm
+from normjax.training import processes
 from normjax.training.augment import SHARE
 from normjax.training.config import SweepConfig, is_reference
 from normjax.training.ensemble import Ensemble, Member, make_ensemble
+from normjax.training.strategies import STRATEGIES, strategies_of, use_strategy
+from normjax.training.tuning import find_fastest
 
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [N, H, W, C] and labels int [N]."""
@@ -36,6 +41,7 @@ class Sweep:
       ensemble: the compiled functions.
       groups: the members, in groups that are trained together.
       parameters: the shape of each variable.
+      conv: how a device trains many networks, a name in `strategies.STRATEGIES`.
       signal: returns the number of the recorded signal, or 0.
     """
 
@@ -45,6 +51,7 @@ class Sweep:
     ensemble: Ensemble
     groups: list[list[Member]]
     parameters: dict[str, list[int]]
+    conv: str
     signal: Callable[[], int] = lambda: 0
 
 
@@ -54,8 +61,11 @@ def make_sweep(
     dataset: Dataset,
     members: Sequence[Member],
     model: Model | None = None,
+    conv: str | None = None,
 ) -> Sweep:
-    """Return a sweep with all members in one group; nothing is compiled yet.
+    """Return a sweep with all members in one group.
+
+    Nothing is compiled yet, unless the fastest strategy is found by timing.
 
     Args:
       experiment: the name of the experiment.
@@ -63,6 +73,7 @@ def make_sweep(
       dataset: the data.
       members: the networks.
       model: the user's own network; None uses the one that the configuration names.
+      conv: the strategy of an earlier start; None decides by `config.conv`.
 
     Raises:
       ValueError: the network cannot be trained on these images.
@@ -70,17 +81,54 @@ def make_sweep(
     if config.augment and min(dataset.image_shape[:2]) < SHARE:
         raise ValueError(f"--augment=true: images of at least {SHARE} x {SHARE} pixels are needed")
     classifier = choose_classifier(config, dataset.image_shape, dataset.num_classes, model)
-    ensemble = make_ensemble(
-        classifier,
-        optax.sgd(config.learning_rate, momentum=config.momentum),
-        batch_size=config.batch_size,
-        target_losses=config.target_losses,
-        norms=[parse_norm(name) for name in config.norms],
-        weight_decay=config.weight_decay,
-        augment=config.augment,
-    )
     parameters = leaf_shapes(classifier)
-    return Sweep(experiment, config, dataset, ensemble, [list(members)], parameters)
+
+    def make(name: str) -> Ensemble:
+        return make_ensemble(
+            use_strategy(classifier, dataset.image_shape, name),
+            optax.sgd(config.learning_rate, momentum=config.momentum),
+            batch_size=config.batch_size,
+            target_losses=config.target_losses,
+            norms=[parse_norm(name) for name in config.norms],
+            weight_decay=config.weight_decay,
+            augment=config.augment,
+            stop_at_targets=config.stop_at_targets,
+            matmul_precision=config.matmul_precision,
+            at_once=STRATEGIES[name].at_once,
+        )
+
+    allowed = strategies_of(classifier)
+    if config.conv not in ("auto", *allowed):
+        raise ValueError(f"--conv={config.conv}: this network allows auto, {', '.join(allowed)}")
+    if conv is None and config.conv != "auto":
+        conv = config.conv
+    elif conv is None:
+        what = {"model": config.model, "parameters": parameters, "image_shape": dataset.image_shape}
+        conv = fastest_strategy(config, make, allowed, len(members), what)
+    return Sweep(experiment, config, dataset, make(conv), [list(members)], parameters, conv)
+
+
+def fastest_strategy(
+    config: SweepConfig,
+    make: Callable[[str], Ensemble],
+    allowed: Sequence[str],
+    num_members: int,
+    network: dict[str, Any],
+) -> str:
+    """Return how the devices train the networks fastest; every process must call this."""
+    if jax.default_backend() == "cpu":
+        return "one_by_one"
+    choice = 0
+    if processes.is_first():
+        names = ("batch_size", "matmul_precision", "weight_decay", "augment")
+        fastest = find_fastest(
+            make,
+            allowed,
+            num_networks=-(-num_members // jax.device_count()) * len(jax.local_devices()),
+            settings={**network, **{name: getattr(config, name) for name in names}},
+        )
+        choice = allowed.index(fastest)
+    return allowed[processes.all_max(choice)]
 
 
 def choose_classifier(

@@ -8,24 +8,29 @@ process that decided alone would leave the others waiting.
 
 import contextlib
 import dataclasses
+import hashlib
 import os
+import platform
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from normjax.data.folder import cache_dir
 from normjax.files import one_line
 from normjax.training.memory import is_out_of_memory
 
 START_TIMEOUT_S = 120  # for the processes to find each other
 SHUTDOWN_TIMEOUT_S = 30  # for the processes to shut down together
+COMPILED_BYTES = 2 * 1024**3
 ALLOWED = "allowed are none, auto and host:port,n,i with 0 <= i < n, as in localhost:12345,2,0"
 ELSEWHERE = "another process failed and reports why"
 
@@ -73,6 +78,28 @@ def prepare_cpu() -> None:
         f"{xla_flags} --xla_force_host_platform_device_count={cores}"
         " --xla_cpu_multi_thread_eigen=false"
     ).strip()
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, at most `COMPILED_BYTES`, for later runs.
+
+    JAX's own settings of this cache, by environment variables, take precedence. Programs for
+    another kind of CPU can crash, so each kind has its own folder.
+    """
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    if any(name in os.environ for name in names):
+        return
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    cpu = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    kind = hashlib.sha256("\n".join([platform.machine(), *sorted(cpu)]).encode()).hexdigest()
+    with contextlib.suppress(OSError, RuntimeError):  # no folder: each run compiles anew
+        folder = cache_dir() / f"compiled-{kind[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
 def parse(text: str) -> Address | None:

@@ -121,6 +121,7 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
         "data_digest": data_digest(dataset),
         "model": config.model,
         "parameters": sweep.parameters,
+        "conv": sweep.conv,
         "given": list(given),
         "groups": [[member.index for member in group] for group in sweep.groups],
         "members": [member._asdict() for group in sweep.groups for member in group],

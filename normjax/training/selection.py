@@ -49,6 +49,9 @@ def selections(
 ) -> Iterator[Selection]:
     """Yield the final networks, then those nearest to each target loss."""
     epochs, always = np.full(num_members, config.epochs), np.full(num_members, True)
+    if state.stopped_at is not None:
+        stopped_at = gather_members(state.stopped_at, num_members)
+        epochs = np.where(stopped_at > 0, stopped_at, epochs)
     yield Selection("final", lambda: state.variables, epochs, always)
     epochs, losses = gather_members((snapshots.epoch, snapshots.loss), num_members)
 

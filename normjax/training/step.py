@@ -24,10 +24,13 @@ class TrainState(NamedTuple):
     Attributes:
       variables: the variables of a `Classifier`.
       opt_state: the state of the optimizer.
+      stopped_at: int32 scalar, the epoch of the second phase after which the network is trained no
+        more, or 0; None for networks that are not stopped.
     """
 
     variables: Variables
     opt_state: optax.OptState
+    stopped_at: Array | None = None
 
 
 class Batch(NamedTuple):
@@ -67,11 +70,17 @@ class Metrics(NamedTuple):
 
 
 def init_state(
-    classifier: Classifier, tx: optax.GradientTransformation, key: Array, init_std: Any = None
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    key: Array,
+    init_std: Any = None,
+    *,
+    may_stop: bool = False,
 ) -> TrainState:
     """Initialize a network, by default or with a standard deviation, and its optimizer."""
     variables = classifier.init(key, init_std)
-    return TrainState(variables, tx.init(variables["params"]))
+    stopped_at = jnp.int32(0) if may_stop else None
+    return TrainState(variables, tx.init(variables["params"]), stopped_at)
 
 
 def reset_optimizer(tx: optax.GradientTransformation, state: TrainState) -> TrainState:
@@ -84,6 +93,7 @@ def make_train_step(
     tx: optax.GradientTransformation,
     microbatch_size: int | None = None,
     weight_decay: float = 0.0,
+    matmul_precision: str = "default",
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Make a step of gradient descent on the mean cross entropy of a batch.
 
@@ -94,6 +104,8 @@ def make_train_step(
         the batch size; None uses the whole batch at once. The results differ only by rounding.
         Batch normalization needs None, because its statistics are taken over the whole batch.
       weight_decay: this times each parameter is added to its gradient, before momentum.
+      matmul_precision: "default", "high" or "highest", of convolutions and products of matrices
+        that don't state their own; see `jax.lax.Precision`. It has no effect on a CPU.
 
     Returns:
       `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
@@ -133,6 +145,7 @@ def make_train_step(
         params = state.variables["params"]
         others = {name: tree for name, tree in state.variables.items() if name != "params"}
         sums_fn = grad_sums if microbatch_size is None else accumulated_grad_sums
+        sums_fn = jax.default_matmul_precision(matmul_precision)(sums_fn)
         # Once per step, not per microbatch; with batch normalization as at test time.
         product = product_norm(
             state.variables, structure=classifier.structure, tied=classifier.tied
@@ -145,7 +158,7 @@ def make_train_step(
         metrics = _means(sums, total)
         updates, opt_state = tx.update(grads, state.opt_state, params)
         params = optax.apply_updates(params, updates)
-        return TrainState({"params": params, **others}, opt_state), metrics
+        return state._replace(variables={"params": params, **others}, opt_state=opt_state), metrics
 
     return train_step
 
@@ -168,7 +181,7 @@ def make_train_epoch(
 
     If `batch_size` does not divide the number of examples, the last batch is filled with the first
     examples of the epoch at weight 0, to keep shapes static. Statistics of a network without `mask`
-    include them.
+    include them. A network that has stopped stays as it is, and its metrics are NaN.
 
     Args:
       train_step: `train_step(state, batch, key) -> (state, metrics)`.
@@ -202,7 +215,15 @@ def make_train_epoch(
         (state, sums), _ = jax.lax.scan(body, (state, _zero_sums()), batches)
         return state, _means(sums, len(labels))
 
-    return train_epoch
+    def unless_stopped(state, *args):
+        if state.stopped_at is None:
+            return train_epoch(state, *args)
+        unknown = Metrics(*[jnp.float32(jnp.nan)] * 3)
+        return jax.lax.cond(
+            state.stopped_at > 0, lambda: (state, unknown), lambda: train_epoch(state, *args)
+        )
+
+    return unless_stopped
 
 
 def _zero_sums() -> MetricSums:

@@ -13,7 +13,15 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import flax_contender, normjax_contenders, run, second_phase
+from benchmarks import (
+    accelerator,
+    accelerator_cases,
+    bounds,
+    flax_contender,
+    normjax_contenders,
+    run,
+    second_phase,
+)
 from benchmarks.benches import BENCHES, has_torch, summarize, train_cases
 from benchmarks.process import run_python, seconds_of
 from benchmarks.synthetic import make_data
@@ -312,3 +320,59 @@ def test_ratios_of_rows():
             ("train3", "normjax, 64 / 4 members", 64, 128): 1.1,
         }
     )
+
+
+def test_accelerator(tmp_path, capsys, monkeypatch):
+    """At a tiny size on a CPU; the fastest strategy runs in float32 too."""
+    monkeypatch.setattr(accelerator, "has_torch", lambda: False)
+    small = ("--models=convnet3", "--members=2", "--batches=4", "--strategies=one_by_one")
+    accelerator.main([*small, f"--out={tmp_path / 'table'}"])
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["precision"] for row in rows] == ["default", "highest"]
+    assert all(row["ms"] > 0 and row["peak_gb"] > 0 for row in rows)
+    table = (tmp_path / "table.md").read_text()
+    assert "| convnet3 | 2 | 4 | one_by_one | default |" in table
+    assert "convnet3, 2 networks, batch 4: one_by_one" in capsys.readouterr().out
+
+
+def test_cases_of_accelerator(capsys, monkeypatch):
+    """PyTorch's case, one that fails, and one for which no time is left."""
+    import_torch_nets()
+    monkeypatch.setattr(accelerator_cases, "NUM_STEPS", 1)
+    setting = {"model": "convnet3", "members": 1, "batch": 2}
+    task = {"framework": "PyTorch", "settings": [setting], "names": ["eager", "cuda_graph"]}
+    accelerator_cases.main({**task, "seconds": 60})
+    accelerator_cases.main({**task, "seconds": -1})
+    eager, graph, *late = map(json.loads, capsys.readouterr().out.splitlines())
+    assert eager["ms"] > 0 and graph["why_not"].startswith("failed: ")
+    assert [row["why_not"] for row in late] == ["not run: time"] * 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--models=resnet", "--models: no 'resnet'; allowed: convnet3, convnet5"),
+        ("--strategies=fft", "--strategies: no 'fft'; allowed: one_by_one, "),
+        ("--members=0", "--members=0: positive integers are needed"),
+        ("extra", "unexpected argument 'extra'"),
+    ],
+)
+def test_bad_options_of_accelerator(option, message):
+    with pytest.raises(SystemExit, match=message):
+        accelerator.main([option])
+
+
+def test_bounds_are_those_counted_by_hand():
+    """The 3-layer net as in `Ceilings` of the notes; an H100 reaches its peaks at most."""
+    assert bounds.count_flops("convnet3") == 56_240_640
+    assert bounds.count_bytes("convnet3") == 6 * 4 * 28**2 * 24 + 7 * 4 * 24**2 * 24
+    shapes = {"convnet3": (5, 5, 24, 24), "convnet5": (3, 3, 32, 64)}
+    for name, shape in shapes.items():
+        model = make_model(name)
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        assert params["params"]["Conv_1"]["kernel"].shape == shape
+        _, _, kernel, cin, cout = bounds.LAYERS[name][1]
+        assert (kernel, kernel, cin, cout) == shape
+    bound = bounds.bound_ms("convnet3", 1024, "highest", "NVIDIA H100 80GB HBM3")
+    assert bound == pytest.approx(1024 * 56_240_640 / 67e9)
+    assert bounds.bound_ms("convnet3", 1024, "highest", "cpu") is None

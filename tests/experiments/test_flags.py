@@ -236,6 +236,29 @@ def test_prepare_cpu_makes_a_device_for_each_core(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=7"
 
 
+def test_commands_keep_compiled_programs_unless_jax_is_told_otherwise(tmp_path):
+    """In a process of its own, since these are settings of the whole process."""
+    code = (
+        "import jax; from normjax.training.processes import keep_compiled; keep_compiled(); "
+        "jax.jit(lambda x: x + 1)(1.0); print(jax.config.jax_compilation_cache_dir)"
+    )
+    names = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {names[1]: "0", "NORMJAX_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def folder_of(**own):
+        command = [sys.executable, "-c", code]
+        env = {**environment, **own}
+        return subprocess.run(command, env=env, capture_output=True, text=True).stdout.strip()
+
+    folder = Path(folder_of())
+    assert folder.parent == tmp_path and any(folder.iterdir())
+    assert folder_of() == str(folder)
+    assert folder_of(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own")) == str(tmp_path / "own")
+    assert folder_of(JAX_ENABLE_COMPILATION_CACHE="false") == "None"
+    assert folder_of(NORMJAX_CACHE_DIR=__file__) == "None"  # no folder can be made there
+
+
 def test_a_mistake_as_the_shell_sees_it(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.random_pretrain", "--num_seeds=0", "--workdir=out"],

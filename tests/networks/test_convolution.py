@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
 
+from normjax.networks.algorithms import ALGORITHMS
 from normjax.networks.convolution import conv2d
 
 # The norm of the error over the norm of the result. The transforms of Toom-Cook lose a little more
@@ -92,8 +93,37 @@ def test_values_and_gradients(kernel_size, strides, padding, image, cin, cout, i
     for result, expected in zip(actual, (expected_y, *expected_gradients), strict=True):
         assert result.dtype == jnp.float32
         assert relative_error(result, expected) < bound
-    is_toom_cook = "_toom_cook" in str(jax.make_jaxpr(conv)(x, kernel))
+    is_toom_cook = "conv_by_toom_cook" in str(jax.make_jaxpr(conv)(x, kernel))
     assert is_toom_cook == (algorithm == "toom_cook")
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHMS if name != "platform"])
+@pytest.mark.parametrize("case", [CASES[i] for i in (2, 6, 7, 9)], ids=str)
+def test_every_algorithm_side_by_side(algorithm, case):
+    """Two networks under `vmap`, with images of their own and with shared ones."""
+    kernel_size, strides, padding, image, cin, cout, images, _ = case
+    x, kernel = random_arrays(8, (2, images, *image, cin), (2, *kernel_size, cin, cout))
+    how = {"strides": strides, "padding": padding}
+    own = [values_and_gradients_float64(x[i], kernel[i], 9, *how.values()) for i in range(2)]
+    shared = values_and_gradients_float64(x[0], kernel[1], 9, *how.values())
+    dy = np.stack([result[1] for result in own]).astype(np.float32)
+
+    def values_and_gradients(x, kernel, dy):
+        y, vjp = jax.vjp(functools.partial(conv2d, algorithm=algorithm, **how), x, kernel)
+        return y, *vjp(dy)
+
+    @jax.jit
+    def both(x, kernel, dy):
+        one, many = values_and_gradients, (0, 0, 0)
+        return jax.vmap(one, many)(x, kernel, dy), jax.vmap(one, (None, 0, 0))(x[0], kernel, dy)
+
+    actual_own, actual_shared = both(x, kernel, dy)
+    for k, actual in enumerate(actual_own):
+        for i in range(2):
+            expected = (own[i][0], *own[i][2:])[k]
+            assert relative_error(actual[i], expected) < 5e-6
+    for actual, expected in zip(actual_shared, (shared[0], *shared[2:]), strict=True):
+        assert relative_error(actual[1], expected) < 5e-6
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
@@ -189,6 +219,7 @@ KERNEL = jnp.zeros((5, 5, 3, 4))
         (X, KERNEL, {"padding": "FULL"}, "'VALID' or 'SAME', not 'FULL'"),
         (X, KERNEL, {"strides": (0, 1)}, r"at least 1, not \(0, 1\)"),
         (X, KERNEL, {"strides": (1,)}, r"two strides"),
+        (X, KERNEL, {"algorithm": "fft"}, r"'fft': allowed are platform, cpu, xla, xla_loop, "),
     ],
 )
 def test_bad_input(x, kernel, options, message):

@@ -1,0 +1,139 @@
+"""What to run on a GPU that is there for minutes only, in pieces that can be carried away.
+
+    python -m benchmarks.gpu_plan STEP --data=FOLDER_OR_TAR --out=DIR [--minutes=9] [--scale=full]
+
+    convolutions   which way of training many networks is the fastest, against PyTorch
+    net3           figures 3 to 6 and 9 to 11 at the paper's settings
+    net5           figures 1, 2, 7 and 8 at the paper's settings
+
+A step ends in time: the run in training gets SIGTERM and writes a checkpoint. What a step has, its
+checkpoints too, is packed into DIR/STEP.tar.xz.00, .01, ... of at most 15 MB. With these parts in
+DIR, the same command goes on where they end, on the same machine or another. docs/gpu.md has the
+order.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+FIGURES = {"net3": "3,4,5,6,9,10,11", "net5": "1,2,7,8"}
+STEPS = ("convolutions", *FIGURES)
+PART_BYTES = 15_000_000
+GRACE_S = 45  # to write a checkpoint and to pack
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one step; an invalid option gives one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_plan", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("step", choices=STEPS)
+    parser.add_argument("--data", type=Path, help="a folder with train/ and test/, or a tar")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--scale", default="full", choices=("full", "small", "smoke"))
+    options = parser.parse_args(argv)
+    work = Path("runs/gpu_plan")
+    folder = work / options.step
+    until = time.monotonic() + 60 * options.minutes - GRACE_S
+    needs_data = options.step in FIGURES and options.scale != "smoke"
+    if needs_data and (options.data is None or not options.data.exists()):
+        sys.exit("error: --data: a folder of images or a tar of one is needed")
+    options.out.mkdir(parents=True, exist_ok=True)
+    unpack(options.out, options.step, work)
+    for command in commands_of(options.step, options.scale, options.data, folder):
+        if not run(command, until):
+            print(f"{options.step}: the time is over; the same command goes on", flush=True)
+            break
+    pack(folder, options.out, options.step)
+
+
+def commands_of(step: str, scale: str, data: Path | None, folder: Path) -> list[list[str]]:
+    """Return the arguments for Python of a step's commands."""
+    if step == "convolutions":
+        sizes = ["--members=2", "--batches=4"] if scale == "smoke" else []
+        return [["-m", "benchmarks.accelerator", *sizes, f"--out={folder / 'table'}"]]
+    arguments = [f"--figures={FIGURES[step]}", f"--scale={scale}", f"--workdir={folder}"]
+    if data is not None and scale != "smoke":
+        arguments.append(f"--cifar10=folder:{images_of(data, folder.parent)}")
+    return [["-m", "experiments.reproduce", *arguments]]
+
+
+def images_of(data: Path, work: Path) -> Path:
+    """Return the folder of the images, unpacked if it is a tar."""
+    if data.is_dir():
+        return data
+    folder = work / "images"
+    if not folder.is_dir():
+        temporary = work / "images.unpacking"
+        shutil.rmtree(temporary, ignore_errors=True)
+        with tarfile.open(data) as archive:
+            archive.extractall(temporary, filter="data")
+        temporary.rename(folder)
+    return folder
+
+
+def run(command: list[str], until: float) -> bool:
+    """Run a command until it ends or the time is over; return whether it ended by itself.
+
+    SIGTERM goes to the whole process group, as a scheduler sends it, and all of it is waited for.
+
+    Raises:
+      RuntimeError: it failed.
+    """
+    process = subprocess.Popen([sys.executable, *command], start_new_session=True)
+    try:
+        process.wait(timeout=max(until - time.monotonic(), 1))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.killpg(process.pid, 0)
+                time.sleep(0.2)
+        return False
+    if process.returncode:
+        raise RuntimeError(f"python {' '.join(command)}: exit code {process.returncode}")
+    return True
+
+
+def pack(folder: Path, out: Path, step: str) -> None:
+    """Pack a folder into numbered parts, which replace those of before."""
+    whole = out / f"{step}.tar.xz"
+    if not folder.exists():
+        return
+    with tarfile.open(whole, "w:xz", preset=1) as archive:
+        archive.add(folder, step)
+    for old in out.glob(f"{step}.tar.xz.*"):
+        old.unlink()
+    with whole.open("rb") as stream:
+        for number, part in enumerate(iter(lambda: stream.read(PART_BYTES), b"")):
+            (out / f"{step}.tar.xz.{number:02d}").write_bytes(part)
+    whole.unlink()
+    print(*sorted(out.glob(f"{step}.tar.xz.*")), sep="\n")
+
+
+def unpack(out: Path, step: str, work: Path) -> None:
+    """Unpack the parts of an earlier call, unless its folder is still there."""
+    parts = sorted(out.glob(f"{step}.tar.xz.*"))
+    if not parts or (work / step).exists():
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    whole = work / f"{step}.tar.xz"
+    with whole.open("wb") as stream:
+        for part in parts:
+            stream.write(part.read_bytes())
+    with tarfile.open(whole) as archive:
+        archive.extractall(work, filter="data")
+    whole.unlink()
+
+
+if __name__ == "__main__":
+    main()
