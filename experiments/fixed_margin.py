@@ -33,7 +33,8 @@ from normjax.networks.classifier import make_classifier
 from normjax.networks.models import MODEL_NAMES, make_model
 from normjax.plots.fixed_margin import plot_fixed_margin
 from normjax.plots.style import join_title, save_figure
-from normjax.results.table import RESULTS_FILE, write_columns
+from normjax.results.columns import write_columns
+from normjax.results.table import RESULTS_FILE
 from normjax.training import record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import (

@@ -21,6 +21,7 @@ default depends on other fields, it is None and a property of the class resolves
 """
 
 import dataclasses
+import io
 import os
 import re
 import shlex
@@ -50,6 +51,9 @@ def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> No
       config_class: the class of the configuration.
       **defaults: defaults of this command that override those of the class.
     """
+    _restart_with_utf8_paths()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
     logging.set_verbosity(logging.WARNING)  # Orbax and Matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     processes.keep_compiled()
@@ -79,6 +83,18 @@ def call(main: Callable[[T], None], config: T) -> None:
         if reason := processes.why_no_devices():
             sys.exit(f"error: {reason}")
         raise
+
+
+def _restart_with_utf8_paths() -> None:
+    """Replace this process by one in Python's UTF-8 mode if its paths have another encoding.
+
+    In such a locale, Python's paths and those that orbax writes to would be different files. The
+    streams keep their encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def resume_command() -> str:

@@ -33,7 +33,8 @@ from normjax.generalization.sharpness import ERROR_RISE, NUM_DRAWS
 from normjax.plots.leaderboard import plot_leaderboard
 from normjax.plots.style import join_title, save_figure
 from normjax.report.render import render, write_page
-from normjax.results.table import member_names, selection_name, write_columns
+from normjax.results.columns import write_columns
+from normjax.results.table import member_names, selection_name
 from normjax.training.config import at_least, check_seed, setting
 from normjax.training.finished_run import (
     MOVED_HELP,

@@ -114,8 +114,7 @@ def finish_sweep(
         if not is_new:
             processes.in_step(lock)
         if processes.all_max(processes.in_step(is_finished)):
-            if processes.is_first():
-                print(f"{run_dir}: this run is finished; nothing to do")
+            processes.say(f"{run_dir}: this run is finished; nothing to do")
             return
         sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))
         if is_new:
@@ -130,13 +129,16 @@ def finish_sweep(
             write_outputs(run_dir, table, dataset_label(name))
             record.finish_run(run_dir, time.monotonic() - started)
             run_page.write_report(run_dir)
-            print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
+            page = run_dir / record.REPORT_FILE
+            processes.say(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {page}")
             num_networks, num_diverged = (
                 len(rows[NETWORK].drop_duplicates()) for rows in (table, table[~is_finite(table)])
             )
             if num_diverged:
                 which = "all" if num_diverged == num_networks else f"{num_diverged} of"
-                print(f"warning: {which} {num_networks} networks diverged: losses are not finite")
+                processes.say(
+                    f"warning: {which} {num_networks} networks diverged: losses are not finite"
+                )
         processes.sync()  # so that all processes end together
 
 
@@ -159,6 +161,7 @@ def set_up(
     sweep = make_sweep(experiment, config, load_data(where, dataset), members, model, conv)
     if run is None:
         return sweep
+    record.check_random_settings(run, path)
     run_dir = path.parent
     if run["data_digest"] != record.data_digest(sweep.dataset):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
@@ -166,8 +169,8 @@ def set_up(
         raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")
     if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
         raise ValueError(f"{path}: its groups do not hold members 0 to {len(members) - 1}")
-    if processes.is_first() and not checkpoints.has_progress(run_dir):
-        print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
+    if not checkpoints.has_progress(run_dir):
+        processes.say(f"{run_dir}: no checkpoint yet, starting from the beginning")
     groups = [[members[i] for i in group] for group in run["groups"]]
     return dataclasses.replace(sweep, groups=groups)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
-from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
+from normjax.data.images import ALLOWED_SIZE, MAX_SIDE
 from normjax.files import expand_user, one_line, plainly_named
 
 NETWORK_TIMEOUT = 3.0  # seconds

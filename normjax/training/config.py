@@ -17,6 +17,7 @@ import numpy as np
 from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
 from normjax.files import expand_user
+from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
@@ -381,4 +382,4 @@ def _to_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 10_000:  # Python refuses to print these
         return f"an integer of {value.bit_length()} bits"
-    return repr(value) if isinstance(value, str) and not _is_one_line(value) else str(value)
+    return value if isinstance(value, str) and _is_one_line(value) else plain(value)

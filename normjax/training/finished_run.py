@@ -20,7 +20,12 @@ from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
 from normjax.training.plan import Arrays, load_data
-from normjax.training.record import data_digest, located
+from normjax.training.record import (
+    KEY_SETTINGS,
+    check_random_settings,
+    data_digest,
+    located,
+)
 from normjax.training.saved import (
     CLASSIFIER_KINDS,
     classifier_of,
@@ -121,6 +126,7 @@ def load_run(
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
     run = read_object(path, data_digest=str, **CLASSIFIER_KINDS)
+    check_random_settings(run, path, KEY_SETTINGS)  # initial variables are drawn again
     name, own = (dataset, None) if isinstance(dataset, str) else (None, dataset)
     if name is None and ("dataset" in run["given"]) != (own is not None):
         needed = "pass it again" if own is None else "do not pass another"

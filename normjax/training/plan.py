@@ -191,8 +191,8 @@ def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
             raise ValueError(
                 "dataset: a Dataset or ((images, labels), (images, labels)) is needed"
             ) from None
-        num_classes = 1 + max(np.max(labels, initial=1), np.max(test_labels, initial=1))
-        names = tuple(map(str, range(int(num_classes))))
+        largest = max(int(np.max(own, initial=1)) for own in (labels, test_labels))
+        names = tuple(map(str, range(1 + largest)))
         own = Dataset(Split(images, labels), Split(test_images, test_labels), names, "own data")
     check_classes(own)
     splits = {}

@@ -185,6 +185,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Print a line in process 0; what the encoding of stdout cannot express is escaped."""
+    if is_first():
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
 def all_max(value: int) -> int:
     """Return the largest value of all processes; every process must call this."""
     if jax.process_count() == 1:

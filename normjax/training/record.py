@@ -18,6 +18,7 @@ from normjax.data import Dataset
 from normjax.data.dataset import FOLDER
 from normjax.files import check_types, naming, read_object, replacing, write_json
 from normjax.results.table import RESULTS_FILE
+from normjax.training import processes
 from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.training.config import HOW_NOT_WHAT, SweepConfig, to_flagfile
 from normjax.training.plan import Sweep
@@ -25,6 +26,9 @@ from normjax.training.plan import Sweep
 LOCK_FILE = ".lock"
 DATA_PATHS = ("dataset", "data_dir")  # settings that can hold the path of the data
 REPORT_FILE = "report.html"
+# What a key gives; and the width of the numbers that dropout and augmentation draw.
+KEY_SETTINGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
+RANDOM_SETTINGS = (*KEY_SETTINGS, "jax_enable_x64")
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
 
 
@@ -49,7 +53,7 @@ def is_finished(
         if (run_dir / RESULTS_FILE).exists() or (run_dir / "checkpoints").exists():
             raise ValueError(f"--workdir={run_dir} holds other results")
         if config.resume:
-            print(f"{run_dir}: nothing to resume, starting from the beginning")
+            processes.say(f"{run_dir}: nothing to resume, starting from the beginning")
         return False
     if not config.resume:
         raise ValueError(
@@ -145,6 +149,7 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
         "groups": [[member.index for member in group] for group in sweep.groups],
         "members": [member._asdict() for group in sweep.groups for member in group],
         "seed": config.seed,
+        "random": random_settings(),
         "devices": [device.device_kind for device in jax.devices()],
         "versions": versions(PACKAGES),
         "git_commit": git_commit(),
@@ -172,6 +177,7 @@ def start_plain_run(
         "finished": False,
         "wall_time_s": None,
         "seed": config.seed,
+        "random": random_settings(),
         "versions": versions(packages),
         "git_commit": git_commit(),
         "config": dataclasses.asdict(config),
@@ -219,6 +225,31 @@ def located(config: SweepConfig, run: Mapping[str, Any], place: str) -> SweepCon
             and os.path.exists(stored[name].removeprefix(FOLDER))
         },
     )
+
+
+def random_settings() -> dict[str, Any]:
+    """Return JAX's settings that change which random numbers a seed gives."""
+    return {name: getattr(jax.config, name, None) for name in RANDOM_SETTINGS}
+
+
+def check_random_settings(
+    run: Mapping[str, Any], path: Path, names: Sequence[str] = RANDOM_SETTINGS
+) -> None:
+    """Raise ValueError if JAX's random numbers are now others than those of a run.
+
+    Args:
+      run: the content of run.json.
+      path: that file, for the message.
+      names: the settings that matter.
+    """
+    check_types(run, {"random": dict}, str(path))
+    for name in names:
+        then, now = run["random"].get(name), getattr(jax.config, name, None)
+        if then != now:
+            raise ValueError(
+                f"{path}: the run's random numbers are those of {name.upper()}={then}, which is "
+                f"{now} now"
+            )
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
