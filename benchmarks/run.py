@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", help=f"comma-separated benches: {', '.join(BENCHES)}")
     parser.add_argument("--out", default="runs/benchmarks.json", help="the JSON file")
     options, stray = parser.parse_known_args(argv)
-    out = Path(options.out)
+    out = Path(os.path.expanduser(options.out))
     try:
         if stray:
             raise ValueError(f"unexpected argument {stray[0]!r}; options are --only and --out")

@@ -26,7 +26,7 @@ from normjax.plots.bounds import plot_bounds
 from normjax.plots.style import save_figure
 from normjax.report.render import render, write_page
 from normjax.training.config import at_least, check_seed, check_that, check_workdir, setting
-from normjax.training.finished_run import load_run
+from normjax.training.finished_run import MOVED_HELP, load_run
 from normjax.training.processes import prepare_cpu
 
 
@@ -34,11 +34,14 @@ from normjax.training.processes import prepare_cpu
 class Config:
     """The settings of the command."""
 
-    source: str = setting(help="Folder of a finished run.", flag="from", check=check_workdir)
-    workdir: str | None = setting(
-        None, "Output folder; default: the folder of --from.", check=check_workdir
+    source: str = setting(
+        help="Folder of a finished run.", flag="from", check=check_workdir, is_path=True
     )
-    data_dir: str | None = setting(None, "New folder of the run's data, if they moved.")
+    workdir: str | None = setting(
+        None, "Output folder; default: the folder of --from.", check=check_workdir, is_path=True
+    )
+    dataset: str | None = setting(None, MOVED_HELP["dataset"], is_path=True)
+    data_dir: str | None = setting(None, MOVED_HELP["data_dir"], is_path=True)
     selection: str = setting("final", "final or loss=TARGET.")
     delta: float = setting(
         0.05,
@@ -55,7 +58,7 @@ def main(config: Config) -> None:
     """Compute and write the terms, the page and the figure."""
     prepare_cpu()
     try:
-        run = load_run(config.source, config.data_dir)
+        run = load_run(config.source, config.data_dir, dataset=config.dataset)
         table = eq4.frobenius_gaps(run, config.selection)
         networks = eq4.class_of(run)
     except (ValueError, OSError) as error:

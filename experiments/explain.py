@@ -27,6 +27,7 @@ from normjax.plots.style import save_figure
 from normjax.report.render import write_page
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import check_seed, check_that, check_workdir, setting
+from normjax.training.finished_run import MOVED_HELP, OtherDataError
 
 JSON_FILE, TABLE_FILE = "explain.json", "explain.md"
 
@@ -39,12 +40,14 @@ class Config:
         help="Folder of a run, or a results.csv.",
         flag="from",
         check=check_that(lambda path: path and Path(path).exists(), "no such file or folder"),
+        is_path=True,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
     norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
-    data_dir: str | None = setting(None, "New folder of the run's data, if they moved.")
+    dataset: str | None = setting(None, MOVED_HELP["dataset"], is_path=True)
+    data_dir: str | None = setting(None, MOVED_HELP["data_dir"], is_path=True)
     workdir: str | None = setting(
-        None, "Output folder; default: the folder of --from.", check=check_workdir
+        None, "Output folder; default: the folder of --from.", check=check_workdir, is_path=True
     )
     seed: int = setting(0, "Seed of the random orders.", check=check_seed)
 
@@ -65,7 +68,10 @@ def main(config: Config) -> None:
                 f"{config.source}: none of the {line.num_diverged} networks has finite losses"
             )
         try:
-            logits = explain_run(config.source, line, data_dir=config.data_dir, seed=config.seed)
+            moved = {"dataset": config.dataset, "data_dir": config.data_dir}
+            logits = explain_run(config.source, line, **moved, seed=config.seed)
+        except OtherDataError:
+            raise
         except (ValueError, OSError) as error:
             reason = one_line(error)
             print(f"{config.source}: no controls from logits: {reason}")

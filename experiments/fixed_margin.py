@@ -33,10 +33,13 @@ from normjax.networks.classifier import make_classifier
 from normjax.networks.models import MODEL_NAMES, make_model
 from normjax.plots.fixed_margin import plot_fixed_margin
 from normjax.plots.style import join_title, save_figure
-from normjax.results.table import RESULTS_FILE, write_columns
+from normjax.results.columns import write_columns
+from normjax.results.table import RESULTS_FILE
 from normjax.training import record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import (
+    DATA_DIR_HELP,
+    DATASET_HELP,
     at_least,
     check_list,
     check_seed,
@@ -55,10 +58,10 @@ class Config:
     """The settings of the experiment."""
 
     workdir: str = setting(
-        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir
+        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir, is_path=True
     )
-    dataset: str = setting("digits", "digits, cifar10, cifar100, folder:PATH or a TFDS image set.")
-    data_dir: str | None = setting(None, "Folder of the CIFAR archives, or the data_dir of TFDS.")
+    dataset: str = setting("digits", DATASET_HELP, is_path=True)
+    data_dir: str | None = setting(None, DATA_DIR_HELP, is_path=True)
     train_size: int | None = setting(
         None, "Number of training images; default: all.", check=at_least(1)
     )

@@ -21,6 +21,9 @@ default depends on other fields, it is None and a property of the class resolves
 """
 
 import dataclasses
+import io
+import os
+import re
 import shlex
 import sys
 import types
@@ -32,9 +35,9 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from normjax.files import one_line
+from normjax.files import one_line, read_text
 from normjax.training import processes
-from normjax.training.config import flag_name, validate
+from normjax.training.config import expand_home, flag_name, validate
 from normjax.training.interrupts import StoppedError
 
 T = TypeVar("T")
@@ -48,6 +51,9 @@ def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> No
       config_class: the class of the configuration.
       **defaults: defaults of this command that override those of the class.
     """
+    _restart_with_utf8_paths()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
     logging.set_verbosity(logging.WARNING)  # Orbax and Matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     processes.keep_compiled()
@@ -59,8 +65,8 @@ def call(main: Callable[[T], None], config: T) -> None:
     """Call a command; if it fails, exit with one line and an exit code.
 
     The exit code is 1 for an error that all processes agree on, such as a bad setting, and for an
-    OSError, such as a full disk; it is 128 plus the signal number for a signal. Other exceptions
-    are bugs and keep their traceback.
+    OSError, such as a full disk, or if JAX has no devices; it is 128 plus the signal number for a
+    signal. Other exceptions are bugs and keep their traceback.
     """
     try:
         main(config)
@@ -73,6 +79,22 @@ def call(main: Callable[[T], None], config: T) -> None:
         sys.exit(130)
     except (processes.AgreedError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
+    except (RuntimeError, AssertionError):
+        if reason := processes.why_no_devices():
+            sys.exit(f"error: {reason}")
+        raise
+
+
+def _restart_with_utf8_paths() -> None:
+    """Replace this process by one in Python's UTF-8 mode if its paths have another encoding.
+
+    In such a locale, Python's paths and those that orbax writes to would be different files. The
+    streams keep their encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def resume_command() -> str:
@@ -113,7 +135,7 @@ def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues =
     process with one line on stderr and exit code 1.
     """
     try:
-        if stray := values(argv)[1:]:
+        if stray := values(expand_flagfiles(argv))[1:]:
             raise ValueError(f"unexpected argument {stray[0]!r}; options are --name=value")
         kinds = typing.get_type_hints(config_class)
         given = {
@@ -123,8 +145,41 @@ def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues =
         config = config_class(**given)
         validate(config)
         return config
-    except (flags.Error, ValueError) as error:
+    except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
+
+
+def expand_flagfiles(arguments: Sequence[str], outer: Sequence[str] = ()) -> list[str]:
+    """Return a command line with the lines of each flagfile in place of its --flagfile.
+
+    Absl would read the files in the encoding of the terminal. Ours are UTF-8 everywhere, with or
+    without a byte order mark. Empty lines and lines that start with # or // are comments.
+
+    Args:
+      arguments: the command line.
+      outer: the flagfiles that hold it.
+
+    Raises:
+      OSError, ValueError: a file cannot be read, or includes itself.
+    """
+    expanded, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, has_value, path = argument.partition("=")
+        if argument == "--":
+            return [*expanded, argument, *rest]
+        if name not in ("--flagfile", "-flagfile"):
+            expanded.append(argument)
+            continue
+        if not has_value and not rest:
+            raise ValueError("--flagfile: a file is needed")
+        path = os.path.expanduser((path if has_value else rest.pop(0)).strip())
+        if path in outer:
+            raise ValueError(f"--flagfile={path}: it includes itself")
+        lines = re.split(r"[\r\n]+", read_text(path)) if path else []
+        own = [line.strip() for line in lines if not line.strip().startswith(("#", "//"))]
+        expanded += expand_flagfiles([line for line in own if line], (*outer, path))
+    return expanded
 
 
 _DEFINE = {
@@ -146,13 +201,13 @@ def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
     """Convert a flag's value to the type of its field; lists become tuples."""
     if value is None and field.default is dataclasses.MISSING:
         raise ValueError(f"--{flag_name(field)} is required: {field.metadata['help']}")
-    if not isinstance(value, list):
-        return value
-    entries = [entry.strip() for entry in value if entry.strip()]
-    kind = typing.get_args(_kind(hint))[0]
-    try:
-        return tuple(kind(entry) for entry in entries)
-    except ValueError:
-        raise ValueError(
-            f"--{flag_name(field)}={','.join(entries)}: must be numbers separated by commas"
-        ) from None
+    if isinstance(value, list):
+        entries = [entry.strip() for entry in value if entry.strip()]
+        kind = typing.get_args(_kind(hint))[0]
+        try:
+            value = tuple(kind(entry) for entry in entries)
+        except ValueError:
+            raise ValueError(
+                f"--{flag_name(field)}={','.join(entries)}: must be numbers separated by commas"
+            ) from None
+    return expand_home(value) if field.metadata["is_path"] else value

@@ -33,9 +33,16 @@ from normjax.generalization.sharpness import ERROR_RISE, NUM_DRAWS
 from normjax.plots.leaderboard import plot_leaderboard
 from normjax.plots.style import join_title, save_figure
 from normjax.report.render import render, write_page
-from normjax.results.table import member_names, selection_name, write_columns
+from normjax.results.columns import write_columns
+from normjax.results.table import member_names, selection_name
 from normjax.training.config import at_least, check_seed, setting
-from normjax.training.finished_run import FinishedRun, check_output, check_runs, load_run
+from normjax.training.finished_run import (
+    MOVED_HELP,
+    FinishedRun,
+    check_output,
+    check_runs,
+    load_run,
+)
 from normjax.training.processes import prepare_cpu
 
 
@@ -47,12 +54,14 @@ class Config:
         help="Folders of finished runs with the same data and model.",
         flag="from",
         check=check_runs,
+        is_path=True,
     )
     selection: str | None = setting(
         None, "final or loss=TARGET; default: the first target, if any."
     )
-    data_dir: str | None = setting(None, "New folder of the runs' data, if they moved.")
-    workdir: str = setting("runs/leaderboard", "Output folder.", check=check_output)
+    dataset: str | None = setting(None, MOVED_HELP["dataset"], is_path=True)
+    data_dir: str | None = setting(None, MOVED_HELP["data_dir"], is_path=True)
+    workdir: str = setting("runs/leaderboard", "Output folder.", check=check_output, is_path=True)
     sharpness_images: int = setting(
         128, "Random training images for the flatness measures.", check=at_least(1)
     )
@@ -66,7 +75,9 @@ def main(config: Config) -> None:
     """Compute and rank the measures, and write the results."""
     prepare_cpu()
     try:
-        runs = [load_run(folder, config.data_dir) for folder in config.source]
+        runs = [
+            load_run(folder, config.data_dir, dataset=config.dataset) for folder in config.source
+        ]
         leaderboard.check_same_kind(runs)
         selection = config.selection or leaderboard.first_selection(runs[0])
         chosen = leaderboard.choose_networks(runs, selection)

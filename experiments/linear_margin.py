@@ -34,7 +34,8 @@ from normjax.generalization import linear_sweep
 from normjax.generalization.linear_sweep import DISTRIBUTIONS, MIN_SETS
 from normjax.plots.linear_margin import plot_linear_margin
 from normjax.plots.style import save_figure
-from normjax.results.table import RESULTS_FILE, read_columns, write_columns
+from normjax.results.columns import read_columns, write_columns
+from normjax.results.table import RESULTS_FILE
 from normjax.training import record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import (
@@ -55,7 +56,7 @@ class Config:
     """The settings of the experiment."""
 
     workdir: str = setting(
-        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir
+        f"runs/{EXPERIMENT}", "Folder for the output of the run.", check=check_workdir, is_path=True
     )
     distribution: str = setting(
         "classes", "Distribution of the examples.", allowed=tuple(DISTRIBUTIONS)

@@ -61,10 +61,15 @@ class Config:
         None,
         "Output folder; default: --from or runs/reproduce_<scale>.",
         check=check_workdir,
+        is_path=True,
     )
-    cifar10: str = setting("cifar10", "--dataset of the CIFAR-10 runs, except at smoke.")
-    cifar100: str = setting("cifar100", "--dataset of the CIFAR-100 runs, except at smoke.")
-    data_dir: str | None = setting(None, "Folder of the CIFAR archives.")
+    cifar10: str = setting(
+        "cifar10", "--dataset of the CIFAR-10 runs, except at smoke.", is_path=True
+    )
+    cifar100: str = setting(
+        "cifar100", "--dataset of the CIFAR-100 runs, except at smoke.", is_path=True
+    )
+    data_dir: str | None = setting(None, "Folder of the CIFAR archives.", is_path=True)
     source: str | None = setting(
         None,
         "A workdir to redraw without training.",
@@ -72,6 +77,7 @@ class Config:
         check=check_that(
             lambda path: path and (Path(path) / "runs").is_dir(), "it has no folder runs"
         ),
+        is_path=True,
     )
 
     @property

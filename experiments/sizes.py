@@ -28,7 +28,8 @@ from normjax.files import one_line, read_object
 from normjax.plots.sizes import plot_sizes
 from normjax.plots.style import join_title, save_figure
 from normjax.report.render import render, write_page
-from normjax.results.table import read_results, selection_name, write_columns
+from normjax.results.columns import write_columns
+from normjax.results.table import read_results, selection_name
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import HOW_NOT_WHAT, SweepConfig, setting
 from normjax.training.finished_run import check_output, check_runs, read_definitions
@@ -45,10 +46,11 @@ class Config:
         help="Folders of finished runs with different numbers of training images.",
         flag="from",
         check=check_runs,
+        is_path=True,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
     norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
-    workdir: str = setting("runs/sizes", "Output folder.", check=check_output)
+    workdir: str = setting("runs/sizes", "Output folder.", check=check_output, is_path=True)
 
 
 @dataclasses.dataclass(frozen=True)

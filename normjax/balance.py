@@ -21,6 +21,7 @@ from jax.core import Tracer
 from scipy.special import logsumexp
 
 from normjax.exponents import Leaf
+from normjax.formatting import plain
 from normjax.layers import choose_structure
 from normjax.matrices import arrange, restore
 from normjax.norms import entrywise_exponent
@@ -150,7 +151,7 @@ def _exponent(norm: Norm) -> float:
     if p is None or math.isinf(p):
         raise ValueError(
             "balancing is defined for entrywise Lp norms, 1 <= p < infinity, or 'fro', "
-            f"not {norm!r}"
+            f"not {plain(norm)}"
         )
     return p
 

@@ -6,7 +6,9 @@ A ValueError states the problem with a file in one line.
 import inspect
 import json
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,12 @@ def one_line(error: object, limit: int = 500) -> str:
     """Return an error's text on one line, truncated after `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def expand_user(path: str) -> Path | None:
+    """Return a path with ~ expanded, or None if there is no home folder to put for it."""
+    found = os.path.expanduser(path)
+    return None if found.partition(os.sep)[0] == "~" else Path(found)
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -54,12 +62,39 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Add the file name to every OSError in the block; the error of a full disk has none."""
+    """Add the file name to every error of the system in the block; that of a full disk has none."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or os.fspath(path)
+        if error.errno is not None:  # an OSError of a text alone would lose it
+            error.filename = error.filename or os.fspath(path)
         raise
+
+
+@contextmanager
+def plainly_named(folder: Path) -> Iterator[Path]:
+    """Yield a path to a folder that Orbax, TensorStore and TFDS take literally.
+
+    They take a path for a pattern ("[", "*", "?"), for an address ("gs:") and backslashes for
+    slashes, and then write or read elsewhere. A path with anything but letters, digits and harmless
+    marks is replaced by a symbolic link. The folder is made if there is none.
+
+    Raises:
+      OSError: the link cannot be made.
+    """
+    if _PLAIN.fullmatch(os.fspath(folder)):
+        yield folder
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="normjax_") as temporary:
+        link = Path(temporary).resolve() / "folder"
+        if not _PLAIN.fullmatch(os.fspath(link)):
+            raise OSError(f"{folder}: such a name needs a TMPDIR of plain letters, not {temporary}")
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        yield link
+
+
+_PLAIN = re.compile(r"[\w/.,+=@ -]*")
 
 
 def write_json(path: Path, value: Any) -> None:

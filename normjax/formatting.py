@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 ABSENT = "–"
 
 
@@ -62,6 +64,19 @@ def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
         return ABSENT
     low, high = bounds
     return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def plain(value: object) -> str:
+    """Return the `repr` of a value, with NumPy's numbers as Python writes them.
+
+    Example:
+      >>> import numpy as np
+      >>> from normjax.formatting import plain
+      >>> plain((np.float32(0.5), "2"))
+      "(0.5, '2')"
+    """
+    with np.printoptions(legacy="1.21"):
+        return repr(value)
 
 
 def _without_zeros(text: str) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.tree_util import GetAttrKey
 
 from normjax.exponents import Leaf
+from normjax.formatting import plain
 from normjax.matrices import flax_layout
 from normjax.powers import Powers
 from normjax.structure import LayerMatrix, NetworkStructure, Reads, leaf_kind
@@ -49,7 +50,7 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> NetworkS
         floating-point array, or `layers` does not name every layer once.
     """
     if layers is not None and not _are_paths(layers):
-        raise ValueError(f"layers must be a sequence of paths, not {layers!r}")
+        raise ValueError(f"layers must be a sequence of paths, not {plain(layers)}")
     leaves, treedef = jax.tree.flatten(params)
     kinds = tuple(getattr(leaf, "dtype", type(leaf)) for leaf in leaves)
     return _find_layers(

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from normjax import powers
@@ -95,7 +96,7 @@ def classification_error(logits: Array, labels: Array) -> Array:
       ValueError: shapes or dtypes other than these.
     """
     logits, labels = _checked(logits, labels)
-    is_wrong = (jnp.argmax(logits, axis=-1).astype(labels.dtype) != labels) | jnp.isnan(logits).any(
+    is_wrong = (jnp.argmax(logits, axis=-1).astype(jnp.int32) != labels) | jnp.isnan(logits).any(
         axis=-1
     )
     return is_wrong.astype(logits.dtype)
@@ -120,9 +121,7 @@ def margins(logits: Array, labels: Array) -> Array:
     Raises:
       ValueError: shapes or dtypes other than these.
     """
-    logits, labels = _checked(logits, labels)
-    others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
-    return _label_logits(logits, labels)[..., 0] - jnp.max(others, axis=-1)
+    return _margins(*_checked(logits, labels))
 
 
 class Monitored(NamedTuple):
@@ -262,6 +261,13 @@ def _excess_cross_entropy(logits: Array, labels: Array) -> Array:
     )
 
 
+@jax.jit
+def _margins(logits: Array, labels: Array) -> Array:
+    """Return the logit of the label minus the largest other one."""
+    others = jnp.where(_is_label(logits, labels), -jnp.inf, logits)
+    return _label_logits(logits, labels)[..., 0] - jnp.max(others, axis=-1)
+
+
 def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded `a + b` and its exact rounding error (Knuth, TAOCP 2, 4.2.2)."""
     total = a + b
@@ -302,8 +308,10 @@ def _is_label(logits: Array, labels: Array) -> Array:
 
 
 def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return the arguments as arrays of at least 32 bits, or raise ValueError."""
-    logits, labels = jnp.asarray(logits), jnp.asarray(labels)
+    """Return logits of at least 32 bits and labels int32, or raise ValueError."""
+    logits = jnp.asarray(logits)
+    if not isinstance(labels, Array):
+        labels = np.asarray(labels)
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits must be floating point, not {logits.dtype}")
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -315,6 +323,12 @@ def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
             f"labels of shape {labels.shape} do not match logits of shape {logits.shape}: "
             f"{logits.shape[:-1]} is needed"
         )
-    if labels.dtype.itemsize < 4:
-        labels = labels.astype(jnp.int32)
-    return at_least_float32(logits), labels
+    return at_least_float32(logits), _as_int32(labels, logits.shape[-1])
+
+
+def _as_int32(labels: Any, num_classes: int) -> Array:
+    """Return labels as int32; those out of range stay out of range, whatever their dtype."""
+    if labels.dtype.itemsize >= 4 and labels.dtype != np.int32:  # they may wrap around
+        xp = jnp if isinstance(labels, Array) else np
+        labels = xp.where((labels < 0) | (labels >= num_classes), num_classes, labels)
+    return jnp.asarray(labels.astype(np.int32))

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from normjax.channel_vectors import evaluate, take
+from normjax.formatting import plain
 from normjax.norms import entrywise_exponent, make_norms
 from normjax.structure import LayerMatrix, Layout, NetworkStructure
 from normjax.types import Array, Norm, at_least_float32
@@ -36,7 +37,7 @@ def layer_norms(
         if layer.layout is None and entrywise_exponent(norm) is None:
             raise ValueError(
                 f"how the kernel of layer {layer.path!r} acts could not be read: only entrywise "
-                f"norms are defined for it, not {norm!r}"
+                f"norms are defined for it, not {plain(norm)}"
             )
         matrices.append(layer_matrix(leaves, layer))
     if callable(norm) or norm != "spectral":

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from normjax.formatting import plain
 from normjax.types import Array, Norm, NormFn, at_least_float32
 
 _DECIMAL = r"[0-9]+\.?[0-9]*|\.[0-9]+"
@@ -59,7 +60,7 @@ def make_norms(
 ) -> Callable[[Sequence[Mapping[str, Array]]], list[Array]]:
     """Return the function that computes the norms of several layers; see `make_norm`."""
     if not _is_real(scale) or not 0 < scale < math.inf:
-        raise ValueError(f"scale must be a positive finite number, not {scale!r}")
+        raise ValueError(f"scale must be a positive finite number, not {plain(scale)}")
     unscaled_norms = _norms_function(norm)
 
     def norms_fn(layers: Sequence[Mapping[str, Array]]) -> list[Array]:
@@ -183,10 +184,14 @@ def _transfer_matrices(kernel: Array, input_size: int) -> Array:
     return lax.complex(real, -imaginary).reshape(-1, num_in, num_out)
 
 
-@jax.jit
 def _largest_singular_values(matrices: Array) -> Array:
     """Return the largest singular value of each matrix in [..., m, n]."""
+    with jax.disable_jit(False):  # a loop over frequencies, op by op, takes a minute
+        return _compiled_largest_singular_values(matrices)
 
+
+@jax.jit
+def _compiled_largest_singular_values(matrices: Array) -> Array:
     def largest(matrices):
         return jnp.linalg.svd(matrices, compute_uv=False)[..., 0]
 
@@ -224,7 +229,7 @@ def _norms_function(norm: Norm) -> Callable[[Sequence[Mapping[str, Array]]], Ite
     if p is None:
         raise ValueError(
             f"norm must be a number p >= 1, 'fro', 'spectral' or a function of a layer's leaves, "
-            f"not {norm!r}"
+            f"not {plain(norm)}"
         )
     if p in (1, math.inf):
         return partial(map, _sum_of_magnitudes if p == 1 else _largest_magnitude)

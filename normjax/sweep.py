@@ -56,7 +56,8 @@ def run_sweep(
       OSError: a file cannot be written.
     """
     finish_sweep(config, experiment, model=model, dataset=dataset)
-    return load_run(config.workdir, config.data_dir, model=model, dataset=dataset)
+    own = config.dataset if dataset is None else dataset
+    return load_run(config.workdir, config.data_dir, model=model, dataset=own)
 
 
 def finish_sweep(
@@ -92,10 +93,17 @@ def finish_sweep(
                 stack.enter_context(record.locked(run_dir, is_new))
 
         def is_finished() -> bool:
-            finished = processes.is_first() and record.is_finished(run_dir, experiment, config)
-            if finished and (given or is_reference(config.model)):
-                # Refuse another network or other data of the same name.
-                load_run(run_dir, config.data_dir, model=model, dataset=dataset)
+            finished = processes.is_first() and record.is_finished(
+                run_dir, experiment, config, is_data_checked=dataset is None
+            )
+            if finished and (
+                given
+                or is_reference(config.model)
+                or config.dataset != read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+            ):
+                # Refuse another network and other data.
+                own = config.dataset if dataset is None else dataset
+                load_run(run_dir, config.data_dir, model=model, dataset=own)
             return finished
 
         def start() -> None:
@@ -106,8 +114,7 @@ def finish_sweep(
         if not is_new:
             processes.in_step(lock)
         if processes.all_max(processes.in_step(is_finished)):
-            if processes.is_first():
-                print(f"{run_dir}: this run is finished; nothing to do")
+            processes.say(f"{run_dir}: this run is finished; nothing to do")
             return
         sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))
         if is_new:
@@ -118,16 +125,20 @@ def finish_sweep(
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             table = read_table(sweep, run_dir)
-            write_outputs(run_dir, table, dataset_label(config.dataset))
+            name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+            write_outputs(run_dir, table, dataset_label(name))
             record.finish_run(run_dir, time.monotonic() - started)
             run_page.write_report(run_dir)
-            print(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {run_dir / 'report.html'}")
+            page = run_dir / record.REPORT_FILE
+            processes.say(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {page}")
             num_networks, num_diverged = (
                 len(rows[NETWORK].drop_duplicates()) for rows in (table, table[~is_finite(table)])
             )
             if num_diverged:
                 which = "all" if num_diverged == num_networks else f"{num_diverged} of"
-                print(f"warning: {which} {num_networks} networks diverged: losses are not finite")
+                processes.say(
+                    f"warning: {which} {num_networks} networks diverged: losses are not finite"
+                )
         processes.sync()  # so that all processes end together
 
 
@@ -146,9 +157,11 @@ def set_up(
         run = read_object(path, **kinds)
     members = make_members(experiment, config)
     conv = run["conv"] if run else None
-    sweep = make_sweep(experiment, config, load_data(config, dataset), members, model, conv)
+    where = record.located(config, run, str(path)) if run else config
+    sweep = make_sweep(experiment, config, load_data(where, dataset), members, model, conv)
     if run is None:
         return sweep
+    record.check_random_settings(run, path)
     run_dir = path.parent
     if run["data_digest"] != record.data_digest(sweep.dataset):
         raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
@@ -156,8 +169,8 @@ def set_up(
         raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")
     if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
         raise ValueError(f"{path}: its groups do not hold members 0 to {len(members) - 1}")
-    if processes.is_first() and not checkpoints.has_progress(run_dir):
-        print(f"{run_dir}: no checkpoint yet, starting from the beginning", flush=True)
+    if not checkpoints.has_progress(run_dir):
+        processes.say(f"{run_dir}: no checkpoint yet, starting from the beginning")
     groups = [[members[i] for i in group] for group in run["groups"]]
     return dataclasses.replace(sweep, groups=groups)
 

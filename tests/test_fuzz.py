@@ -23,14 +23,9 @@ from normjax.data.pickles import load_plain_dict, to_matrix
 from normjax.generalization.linear_sweep import ANGLE_COLUMNS
 from normjax.networks.classifier import leaf_shapes
 from normjax.report.run_page import write_report
+from normjax.results.columns import read_columns, write_columns
 from normjax.results.metrics import read_metrics, stopping_epochs
-from normjax.results.table import (
-    COLUMNS,
-    read_columns,
-    read_results,
-    write_columns,
-    write_results,
-)
+from normjax.results.table import COLUMNS, read_results, write_results
 from normjax.training import finished_run as trained
 from normjax.training import record as records
 from normjax.training.config import SweepConfig, to_flagfile

@@ -200,11 +200,40 @@ def test_labels_out_of_range_give_nan_and_not_another_class(fn, label):
     assert jnp.isnan(values[0]) and jnp.isfinite(values[1])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "outside"),
+    [
+        (np.int8, (-1, -56, -128)),
+        (np.uint8, (200, 201, 255)),
+        (np.int16, (200, -200, -(2**15))),
+        (np.uint16, (200, 2**15, 2**16 - 1)),
+        (np.int32, (200, -200, 2**31 - 1)),
+        (np.uint32, (200, 2**32 - 1, 2**32 - 200)),
+        (np.int64, (-(2**32), 2**32 + 5, 2**63 - 1)),
+        (np.uint64, (200, 2**32, 2**64 - 1)),
+    ],
+)
+@pytest.mark.parametrize("x64", [False, True])
+def test_labels_of_no_integer_type_wrap_around(dtype, outside, x64):
+    """With 200 classes, which int8 cannot count."""
+    logits, inside = batch(200, 1.0, num_examples=4)[0], 100
+    with jax.enable_x64(x64):
+        labels = np.array([*outside, inside], dtype)
+        for given in [labels, *([jnp.asarray(labels)] if x64 or labels.itemsize < 8 else [])]:
+            for fn in (*LOSSES, margins):
+                values = np.asarray(fn(logits, given))
+                assert np.isnan(values[:-1]).all(), fn
+                assert values[-1] == fn(logits[-1], np.int32(inside))
+            errors = classification_error(logits, given)
+            assert (errors[:-1] == 1).all()
+            assert errors[-1] == classification_error(logits[-1], np.int32(inside))
+
+
 @pytest.mark.parametrize("fn", [*LOSSES, margins, classification_error])
 @pytest.mark.parametrize(
     ("logits", "labels", "message"),
     [
-        (np.ones((4, 3)), np.ones(4), "labels must be integers, not float32"),
+        (np.ones((4, 3)), np.ones(4), "labels must be integers, not float64"),
         (np.ones((4, 3)), np.ones(4, bool), "labels must be integers, not bool"),
         (np.ones((4, 3), int), np.ones(4, int), "logits must be floating point, not int32"),
         (np.ones((4, 3)), np.ones(3, int), r"labels of shape \(3,\) do not match"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from normjax.results import metrics
 from normjax.results.table import read_results
 from normjax.training import ensemble, groups, plan, record
 from normjax.training.ensemble import Member
+from normjax.training.finished_run import load_run
 from normjax.training.saved import read_rows, rows_path
 from tests.helpers.tables import assert_close
 
@@ -221,6 +223,36 @@ def test_flags_and_data_that_change_the_result_are_refused(run, tmp_path):
     assert said == f"error: --resume: the data differ from those of the run in {folder}"
     (folder / "run.json").write_text((folder / "run.json").read_text()[:-20])
     assert error_of(run, folder, "--resume").startswith(f"error: {folder}/run.json: not JSON (")
+
+
+def test_other_random_numbers_are_refused(run, tmp_path):
+    """They are recorded; a run does not go on with others, nor are initial weights drawn again."""
+    folder = tmp_path / "run"
+    with jax.threefry_partitionable(False):
+        interrupt(run, folder, 0, 3)
+    assert json.loads((folder / "run.json").read_text())["random"] == {
+        "jax_default_prng_impl": "threefry2x32",
+        "jax_threefry_partitionable": False,
+        "jax_random_seed_offset": 0,
+        "jax_enable_x64": False,
+    }
+    of_run = f"error: {folder}/run.json: the run's random numbers are those of "
+    said = error_of(run, folder, "--resume")
+    assert said == of_run + "JAX_THREEFRY_PARTITIONABLE=False, which is True now"
+    with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
+        said = error_of(run, folder, "--resume")
+    assert said == of_run + "JAX_DEFAULT_PRNG_IMPL=threefry2x32, which is rbg now"
+    with jax.threefry_partitionable(False):
+        run(folder, "--resume")
+    with pytest.raises(ValueError, match="JAX_THREEFRY_PARTITIONABLE=False, which is True now"):
+        load_run(folder)
+
+
+def test_switches_for_debugging_do_not_end_healthy_training(run, whole, tmp_path):
+    """NaN and infinity stand there for what was not measured."""
+    with jax.debug_nans(True), jax.debug_infs(True):
+        run(tmp_path / "run", "--test_every=2")
+    assert (tmp_path / "run/results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
 # --- two processes

@@ -209,6 +209,16 @@ def test_data_that_cannot_be_used_are_refused(change, message):
         plan.as_dataset((change(*train), test))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint64])
+def test_labels_of_any_integer_type_are_counted(dtype):
+    """The largest number of int8 and of uint8 too, plus one."""
+    largest = min(np.iinfo(dtype).max, 300)
+    images, labels = np.zeros((2, 4, 4, 1), np.uint8), np.array([0, largest], dtype)
+    data = plan.as_dataset(((images, labels), (images, labels)))
+    assert data.num_classes == largest + 1
+    assert data.train.labels.tolist() == [0, largest] and data.train.labels.dtype == np.int32
+
+
 def test_an_interrupt_comes_after_the_checkpoint(tmp_path, monkeypatch):
     """From the main thread; the same call with resume=True goes on to the same bytes."""
     config = normjax.SweepConfig(tmp_path / "run", checkpoint_every=100, **SMALL)

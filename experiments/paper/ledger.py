@@ -14,8 +14,9 @@ import pandas as pd
 from experiments.paper.figures import FIGURES
 from experiments.paper.networks import Networks
 from normjax.report.render import write_page
+from normjax.results.columns import write_columns
 from normjax.results.metrics import LevelStops
-from normjax.results.table import is_finite, write_columns
+from normjax.results.table import is_finite
 
 LINE = {
     "slope": "slope",

@@ -83,7 +83,9 @@ def train(run: str, command: list[str]) -> str:
     """
     print(f"{run}: python {shlex.join(command)}", flush=True)
     lines = [""]
-    with subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, errors="backslashreplace"
+    ) as process:
         for line in process.stderr or ():
             sys.stderr.write(line)
             if line.strip():

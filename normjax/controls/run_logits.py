@@ -24,21 +24,28 @@ from normjax.types import Params
 
 
 def explain_run(
-    run_dir: str | os.PathLike, line: Explanation, *, data_dir: str | None = None, seed: int = 0
+    run_dir: str | os.PathLike,
+    line: Explanation,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    seed: int = 0,
 ) -> LogitExplanation:
     """Explain a line with the logits of the run's networks with true labels.
 
     Args:
       run_dir: the folder of the finished run.
       line: the result of `explain_line` for this run.
+      dataset: the new name or folder:PATH of the data, if they moved.
       data_dir: the new folder of the data, if they moved.
       seed: seed of the permutations.
 
     Raises:
-      FileNotFoundError: the run or its data cannot be found.
+      FileNotFoundError: the run cannot be found.
+      OtherDataError: the data are not those of the run.
       ValueError: the run, its data or `line` do not match; see `finished_run.load_run`.
     """
-    run = load_run(os.fspath(run_dir), data_dir)
+    run = load_run(os.fspath(run_dir), data_dir, dataset=dataset)
     if line.ln_num_classes is None or run.dataset.num_classes != line.num_classes:
         raise ValueError(
             f"{run_dir}: the data have {run.dataset.num_classes} classes, the results "

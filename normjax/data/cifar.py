@@ -88,7 +88,7 @@ CLASS_NAMES = {name: tuple(text.split()) for name, text in _CLASS_NAMES_TEXT.ite
 
 
 def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
-    """Find an official CIFAR archive in `folder`, or else its unpacked folder.
+    """Find an official CIFAR archive in `folder`, or else its unpacked folder, or `folder` itself.
 
     Archives that TFDS has downloaded to `folder/downloads` are found too; TFDS adds the address
     before the name and a checksum after it.
@@ -100,7 +100,14 @@ def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
         pattern = f"*_{layout.archive.removesuffix('.tar.gz')}*.tar.gz"
         for downloads in (folder / "downloads" / name, folder / "downloads"):
             places += [(layout, path) for path in sorted(downloads.glob(pattern))]
-    return next((place for place in places if place[1].exists()), None)
+    inner = ((layout, folder) for layout in layouts if _is_unpacked(layout, folder))
+    return next((place for place in places if place[1].exists()), next(inner, None))
+
+
+def _is_unpacked(layout: Layout, folder: Path) -> bool:
+    """Return whether a folder is an unpacked archive itself, by its name or its files."""
+    has_test_files = all((folder / name).is_file() for name in layout.test_files)
+    return folder.resolve().name == layout.folder or has_test_files
 
 
 def load_cifar(name: str, layout: Layout, path: Path) -> Dataset:

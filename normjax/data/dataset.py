@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+FOLDER = "folder:"
+"""What the name of a data set starts with if the rest is a folder of images."""
+
 ArrayT = TypeVar("ArrayT", bound=Any)  # NumPy or JAX
 
 
@@ -44,6 +47,13 @@ class Dataset(NamedTuple):
     def image_shape(self) -> tuple[int, int, int]:
         """Return (H, W, C), the shape of every image."""
         return self.train.images.shape[1:]
+
+
+def check_classes(dataset: Dataset) -> None:
+    """Raise ValueError unless a data set has at least two classes."""
+    if dataset.num_classes < 2:
+        known = ", ".join(dataset.class_names) or "none"
+        raise ValueError(f"dataset {dataset.name!r}: at least 2 classes are needed, not {known}")
 
 
 def take_subset(split: Split, size: int | None, which: str) -> Split:
@@ -93,4 +103,4 @@ def standardize_images(images: ArrayT) -> ArrayT:
 
 def dataset_label(name: str) -> str:
     """Return the name of a data set in figures; for folder:PATH, the last part of the path."""
-    return Path(name.removeprefix("folder:")).name if name.startswith("folder:") else name
+    return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name

@@ -43,8 +43,8 @@ def corrupt_labels(
       chosen examples, int64 [round(level * N)].
 
     Raises:
-      ValueError: a level outside [0, 1], an unknown method, or labels that are not a vector of
-        integers 0..num_classes-1.
+      ValueError: a level outside [0, 1], an unknown method, labels that are not a vector of
+        integers 0..num_classes-1, or a dtype that cannot hold these.
     """
     labels = np.asarray(labels)
     if not 0 <= level <= 1:  # also False for NaN
@@ -60,6 +60,8 @@ def corrupt_labels(
             f"labels range from {labels.min()} to {labels.max()}, "
             f"but with num_classes={num_classes} they must lie in 0..{num_classes - 1}"
         )
+    if num_classes - 1 > np.iinfo(labels.dtype).max:
+        raise ValueError(f"labels of {labels.dtype} cannot hold num_classes={num_classes} classes")
 
     chosen = np.sort(rng.permutation(len(labels))[: round(level * len(labels))])
     corrupted = labels.copy()

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from normjax.data.cifar import LAYOUTS, find_cifar, load_cifar
-from normjax.data.dataset import Dataset, take_subset
+from normjax.data.dataset import FOLDER, Dataset, check_classes, take_subset
 from normjax.data.digits import load_digits
 from normjax.data.folder import load_folder
 from normjax.data.idx import CLASS_NAMES as IDX_NAMES
@@ -62,6 +62,7 @@ def load_dataset(
         outside 1..N.
     """
     dataset = _load_whole(name, data_dir)
+    check_classes(dataset)
     return dataset._replace(
         train=take_subset(dataset.train, train_size, "train"),
         test=take_subset(dataset.test, test_size, "test"),
@@ -72,15 +73,17 @@ def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
     """Load the whole data set."""
     if name == "digits":
         return load_digits()
-    if name.startswith("folder:"):
-        return load_folder(name.removeprefix("folder:"))
+    if name.startswith(FOLDER):
+        return load_folder(name.removeprefix(FOLDER))
     if not re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.*]+)?", name):
         raise ValueError(f"unknown dataset {name!r}: {ALLOWED}")
-    folders = [default_dir()]
+    folders = []
     if data_dir is not None:
-        folders.insert(0, Path(data_dir).expanduser())
+        folders.append(Path(os.path.expanduser(data_dir)))
         if not folders[0].is_dir():
             raise ValueError(f"data_dir {data_dir} is not a folder")
+    if (tfds_dir := default_dir()) is not None:
+        folders.append(tfds_dir)
     for folder in folders:
         if name in LAYOUTS and (found := find_cifar(name, folder)):
             return load_cifar(name, *found)
@@ -88,13 +91,17 @@ def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
             return load_idx(name, files)
         if dataset := load_prepared(name, folder):
             return dataset
-    tried = f"prepared TFDS data in {' and '.join(map(str, folders))}"
+    tried = f"prepared TFDS data in {' and '.join(map(str, folders)) or 'no folder'}"
+    if tfds_dir is None:
+        tried += " (without a home folder, TFDS_DATA_DIR says where the TFDS folder is)"
     if name not in LAYOUTS:
         raise ValueError(f"dataset {name!r} is unknown or not prepared: tried {tried}; {ALLOWED}")
     layouts = LAYOUTS[name]
     url = CIFAR_URL + layouts[0].archive
     try:
-        archive = fetch(url, name, default_dir())
+        if tfds_dir is None:
+            raise OSError("there is no folder for it")
+        archive = fetch(url, name, tfds_dir)
     except OSError as error:
         files = [layout.archive for layout in layouts] + [layout.folder for layout in layouts]
         raise ValueError(

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from normjax.data.dataset import Dataset, Split
-from normjax.data.folder import ALLOWED_SIZE, MAX_SIDE
-from normjax.files import one_line
+from normjax.data.images import ALLOWED_SIZE, MAX_SIDE
+from normjax.files import expand_user, one_line, plainly_named
 
 NETWORK_TIMEOUT = 3.0  # seconds
 
 
-def default_dir() -> Path:
-    """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+def default_dir() -> Path | None:
+    """Return the TFDS folder: $TFDS_DATA_DIR, else ~/tensorflow_datasets; None without a home."""
+    return expand_user(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load_prepared(name: str, folder: Path) -> Dataset | None:
@@ -44,10 +44,16 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
     dataset_name = re.match(r"\w+", name)
     if not dataset_name or not (folder / dataset_name.group()).is_dir():
         return None
+    with plainly_named(folder) as data_dir:
+        return _load_prepared(name, folder, data_dir)
+
+
+def _load_prepared(name: str, folder: Path, data_dir: Path) -> Dataset | None:
+    """Read a data set in `data_dir`, which is called `folder` in messages."""
     import tensorflow_datasets as tfds
 
     try:
-        builder: Any = tfds.builder(name, data_dir=folder, try_gcs=False)
+        builder: Any = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except ValueError:  # TFDS does not know the name
         return None
     if not builder.is_prepared():

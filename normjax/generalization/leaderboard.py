@@ -18,11 +18,12 @@ from normjax.generalization.sample import draw_sample
 from normjax.generalization.sharpness import Sharpness, measure_sharpness
 from normjax.generalization.trained_network import TrainedNetwork
 from normjax.results.table import is_finite, level_names, member_names, select
-from normjax.training.ensemble import map_members
+from normjax.training.ensemble import map_members, with_sentinels
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.finished_run import FinishedRun, Network, logits_of, networks_at
+from normjax.training.record import data_digest
 
-SAME_KIND = ("dataset", "train_size", "test_size", "model", "batch_norm", "tied")
+SAME_KIND = ("train_size", "test_size", "model", "batch_norm", "tied")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ def check_same_kind(runs: Sequence[FinishedRun]) -> None:
                     f"--from: runs must have the same data and model, but {run.run_dir} has "
                     f"--{name}={own} and {runs[0].run_dir} has --{name}={first}"
                 )
+        if data_digest(run.dataset) != data_digest(runs[0].dataset):
+            raise ValueError(
+                f"--from: runs must have the same data and model, but the images or labels of "
+                f"{run.run_dir} and {runs[0].run_dir} differ"
+            )
 
 
 def first_selection(run: FinishedRun) -> str:
@@ -273,7 +279,9 @@ def _measure_sharpness(
         samples = [draw_sample(images, n.train_labels, num_images, seed) for n in filled]
         variables = jax.tree.map(lambda *x: np.stack(x), *[n.variables for n in filled])
         labels = np.stack([sample.labels for sample in samples])
-        values = jax.device_get(of_networks(variables, labels, samples[0].x, jax.random.key(seed)))
+        with with_sentinels():
+            values = of_networks(variables, labels, samples[0].x, jax.random.key(seed))
+        values = jax.device_get(values)
         found += [Sharpness(*(float(v[i]) for v in values)) for i in range(len(part))]
         progress(len(part))
     return found

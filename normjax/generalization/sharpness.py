@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from normjax.losses import classification_error, cross_entropy
+from normjax.training.ensemble import with_sentinels
 from normjax.types import ApplyFn, Array
 
 ERROR_RISE = 0.1  # as in Jiang et al. 2020
@@ -224,9 +225,10 @@ def _bisect(
         return ends.at[side].set(middle), errors.at[side].set(error)
 
     # The error at the initial ends is not evaluated; the result is NaN unless both have moved.
-    start = (jnp.log(jnp.array(bounds, jnp.float32)), jnp.full(2, jnp.nan))
-    ends, errors = jax.lax.fori_loop(0, num_steps, halve, start)
-    return jnp.exp(ends[0] + jnp.diff(ends)[0] * (allowed - errors[0]) / jnp.diff(errors)[0])
+    with with_sentinels():
+        start = (jnp.log(jnp.array(bounds, jnp.float32)), jnp.full(2, jnp.nan))
+        ends, errors = jax.lax.fori_loop(0, num_steps, halve, start)
+        return jnp.exp(ends[0] + jnp.diff(ends)[0] * (allowed - errors[0]) / jnp.diff(errors)[0])
 
 
 def _error(apply_fn, params, *, x, labels, batch_size):

@@ -164,6 +164,9 @@ def _check_shapes(variables: Variables, logits: Any, expected: tuple[int, int]) 
     if "params" not in variables:
         raise ValueError("it has no parameters")
     leaves = jax.tree.leaves(variables["params"])
+    names = leaf_names(variables)
+    if len(set(names)) < len(names):  # as of {"a": {"b": x}, "a/b": y}
+        raise ValueError(f"two of its variables have the name {max(names, key=names.count)!r}")
     if any(leaf.dtype != jnp.float32 for leaf in leaves):
         raise ValueError("its parameters must be float32")
     if not hasattr(logits, "shape"):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from normjax.formatting import plain
 from normjax.networks.algorithms import ALGORITHMS, convolve
 
 
@@ -60,7 +61,7 @@ def check_conv(x, kernel, strides, padding, algorithm="platform"):
     if padding not in ("VALID", "SAME"):
         raise ValueError(f"conv2d takes padding 'VALID' or 'SAME', not {padding!r}")
     if len(strides) != 2 or min(strides) < 1:
-        raise ValueError(f"conv2d takes two strides of at least 1, not {strides!r}")
+        raise ValueError(f"conv2d takes two strides of at least 1, not {plain(strides)}")
     if 0 in x.shape or 0 in kernel.shape:
         raise ValueError(f"conv2d takes no empty arrays: {x.shape} and {kernel.shape}")
     if padding == "VALID" and (x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]):

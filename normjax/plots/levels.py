@@ -113,4 +113,4 @@ def add_level_legend(figure: Figure, colors: Mapping[Level, tuple], title: str, 
 
 def _of_level(levels: Sequence[Level], level: Level) -> np.ndarray:
     """Return, per network, whether it has this level."""
-    return np.array([other == level for other in levels])
+    return np.array([other == level for other in levels], dtype=bool)

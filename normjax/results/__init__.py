@@ -1,1 +1,1 @@
-"""The tables of a run: results.csv (`table`) and metrics.jsonl (`metrics`)."""
+"""The tables of a run: results.csv (`table`, on top of `columns`) and metrics.jsonl (`metrics`)."""

@@ -141,7 +141,7 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     path = Path(run_dir) / METRICS_FILE
     lines: dict[tuple[int, int], dict[str, Any]] = {}
     networks: dict[int, tuple] = {}
-    for number, text in enumerate(read_text(path).removesuffix("\n").split("\n"), 1):
+    for number, text in enumerate(read_text(path).rstrip().split("\n"), 1):
         place = f"{path}, line {number}: not a line of metrics"
         line = parse_object(text, place, **_NEEDED)
         if set(_MEASURED) & set(line):

@@ -20,7 +20,6 @@ A network of family `random_labels` is trained on random labels and has rows for
 labels. The losses of a diverged network are NaN.
 """
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -30,8 +29,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from normjax.files import one_line, read_text, replacing
+from normjax.files import one_line
 from normjax.norms import parse_norm
+from normjax.results.columns import DTYPES, read_columns, write_columns
 
 RESULTS_FILE = "results.csv"
 COLUMNS: dict[str, type] = {
@@ -58,7 +58,6 @@ COLUMNS: dict[str, type] = {
 }
 FLOAT_COLUMNS = [name for name, kind in COLUMNS.items() if kind is float]
 RowName = Callable[[int], str]
-_DTYPES = {str: object, int: np.int64, float: np.float64}
 
 # Columns that rows with equal keys must share.
 NETWORK = ["experiment", "member"]
@@ -81,7 +80,7 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     rows = list(rows)
     return pd.DataFrame(
         {
-            name: pd.Series([kind(row[name]) for row in rows], dtype=_DTYPES[kind])
+            name: pd.Series([kind(row[name]) for row in rows], dtype=DTYPES[kind])
             for name, kind in COLUMNS.items()
         }
     )
@@ -90,33 +89,6 @@ def make_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_results(path: str | os.PathLike, table: pd.DataFrame) -> None:
     """Write results.csv and replace the file at `path` atomically."""
     write_columns(path, _in_own_types(table))
-
-
-def write_columns(path: str | os.PathLike, table: pd.DataFrame) -> None:
-    """Write any table as CSV and replace the file at `path` atomically.
-
-    Floats are written with the shortest digits that restore the same float64, NaN as nan. Equal
-    tables give equal bytes.
-    """
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False, na_rep="nan", lineterminator="\n")
-
-
-def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataFrame:
-    """Read a table with these columns, each a str, int or float.
-
-    Columns may be in any order; other columns are dropped.
-
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: the file is not CSV or is truncated, a column is missing, or a value has the wrong
-        type; the message names file and line.
-    """
-    path = Path(path)
-    texts = _read_texts(path, kinds)
-    return pd.DataFrame(
-        {name: _parse_column(path, texts[name], kind) for name, kind in kinds.items()}
-    )
 
 
 def read_results(path: str | os.PathLike) -> pd.DataFrame:
@@ -261,63 +233,17 @@ def _canonical_norm(norm: str | float) -> str:
         return str(norm)
 
 
+def _is_norm(name: str) -> bool:
+    """Return whether a text names a norm; spreadsheets make a date of "1/100"."""
+    try:
+        return bool(parse_norm(name))
+    except ValueError:
+        return name.partition("/")[0].isidentifier()
+
+
 def _in_own_types(table: pd.DataFrame) -> pd.DataFrame:
     """Return the columns of results.csv with their dtypes."""
-    return table[list(COLUMNS)].astype({name: _DTYPES[kind] for name, kind in COLUMNS.items()})
-
-
-def _read_texts(path: Path, needed: Iterable[str]) -> pd.DataFrame:
-    """Return a CSV file as strings; row i is line i + 2 of the file."""
-    text = read_text(path)
-    if not text:
-        raise ValueError(f"{path}: the file is empty; a header line with the columns is needed")
-    if not text.endswith("\n"):
-        line = text.count("\n") + 1
-        raise ValueError(f"{path}, line {line}: the file is truncated: its last line is incomplete")
-    try:
-        # The C engine silently pads short lines.
-        whole = pd.read_csv(
-            io.StringIO(text, newline=""),
-            engine="python",
-            header=None,
-            dtype=str,
-            na_filter=False,
-            skip_blank_lines=False,
-        )
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise ValueError(f"{path}: not CSV ({one_line(error)})") from None
-    if len(whole) != text.count("\n"):
-        raise ValueError(f"{path}: a value contains a line break")
-    header = whole.iloc[0].tolist()
-    if missing := [name for name in needed if name not in header]:
-        raise ValueError(f"{path}, line 1: missing column {', '.join(missing)}")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise ValueError(f"{path}, line 1: column {one_line(repeated[0], 40)} is repeated")
-    table = whole.iloc[1:].set_axis(header, axis=1).reset_index(drop=True)
-    if (cut := table.isna()).any(axis=None):
-        row, column = np.argwhere(cut.to_numpy())[0]
-        raise ValueError(
-            f"{path}, line {row + 2}: {column} values for {len(header)} columns, the line is "
-            f"truncated at column {one_line(header[column], 40)}"
-        )
-    return table
-
-
-def _parse_column(path: Path, texts: pd.Series, kind: type) -> pd.Series:
-    """Return a column of text as strings, int64 or float64."""
-    values = []
-    for row, text in enumerate(texts):
-        place = f"{path}, line {row + 2}, column {texts.name}: {one_line(text, 40)!r}"
-        try:
-            value = kind(text)
-        except ValueError:
-            wanted = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{place} is not {wanted}") from None
-        overflows = kind is float and math.isinf(value) and "inf" not in text.lower()
-        if overflows or (kind is int and abs(value) >= 2**63):
-            raise ValueError(f"{place} needs more than 64 bits")
-        values.append(value)
-    return pd.Series(values, dtype=_DTYPES[kind])
+    return table[list(COLUMNS)].astype({name: DTYPES[kind] for name, kind in COLUMNS.items()})
 
 
 def _first(is_it: Any) -> int:
@@ -336,6 +262,7 @@ def _check_values(table: pd.DataFrame, name_row: RowName) -> None:
 
     for name in ("experiment", "family", "selection", "norm"):
         check(table[name] != "", name, "it must not be empty")
+    check(table["norm"].map(_is_norm), "norm", "2, 1/100, inf or the name of a function")
     check(table["labels"].isin(("natural", "random")), "labels", "natural or random")
     check(table["level"].between(0, math.inf, inclusive="left"), "level", "at least 0 and finite")
     for name in ("member", "seed", "epoch", "product_norm"):

@@ -3,7 +3,8 @@
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
 Orbax does not detect changed bytes in an array's file. Each checkpoint therefore carries a digest
-of its arrays, which is checked on loading.
+of its arrays, which is checked on loading. Nor does it take every path literally: see
+`files.plainly_named`.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from normjax.files import plainly_named
 from normjax.training import processes
 from normjax.training.ensemble import gather_members, take_process_members
 
@@ -57,19 +59,21 @@ def open_progress(
     Raises:
       OSError: the last checkpoint could not be written.
     """
-    folder = _progress_folder(run_dir, group)
-    _drop_unreadable(folder)
-    policies = ocp.training
-    checkpointer = ocp.training.Checkpointer(
-        os.fspath(folder),
-        save_decision_policy=cast(Any, policies.save_decision_policies.FixedIntervalPolicy(every)),
-        preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
-    )
-    try:
-        yield checkpointer
-    finally:
-        with _writing(checkpointer.directory):
-            checkpointer.close()
+    with plainly_named(_progress_folder(run_dir, group)) as folder:
+        _drop_unreadable(folder)
+        policies = ocp.training
+        checkpointer = ocp.training.Checkpointer(
+            os.fspath(folder),
+            save_decision_policy=cast(
+                Any, policies.save_decision_policies.FixedIntervalPolicy(every)
+            ),
+            preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
+        )
+        try:
+            yield checkpointer
+        finally:
+            with _writing(checkpointer.directory):
+                checkpointer.close()
 
 
 def _drop_unreadable(folder: Path) -> None:
@@ -186,6 +190,7 @@ def _writing(folder) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        folder = Path(folder).resolve()  # not the link of `plainly_named`
         raise OSError(f"{folder}: a checkpoint cannot be written: {_one_line(error)}") from error
 
 

@@ -14,7 +14,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
+from normjax.files import expand_user
+from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
 from normjax.training import processes
@@ -31,6 +34,7 @@ def setting(
     allowed: tuple[str, ...] | None = None,
     check: Check | None = None,
     flag: str | None = None,
+    is_path: bool = False,
 ) -> Any:
     """Return a dataclass field for one setting.
 
@@ -40,14 +44,28 @@ def setting(
       allowed: the allowed strings, if they can be listed.
       check: a further check, for values other than None.
       flag: the name of the flag if it differs from the field's, as for `--from`.
+      is_path: whether the value is a path, folder:PATH or a tuple of them; see `expand_home`.
     """
-    metadata = {"help": help, "allowed": allowed, "check": check, "flag": flag}
+    metadata = {"help": help, "allowed": allowed, "check": check, "flag": flag, "is_path": is_path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def flag_name(field: dataclasses.Field) -> str:
     """Return the name of a field's flag."""
     return field.metadata["flag"] or field.name
+
+
+def expand_home(value: Any) -> Any:
+    """Return a path, folder:PATH or a tuple of them with ~ and ~USER expanded as by a shell.
+
+    Without a home folder, ~ stays, and `validate` refuses it.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(expand_home, value))
+    if not isinstance(value, str):
+        return value
+    scheme = FOLDER if value.startswith(FOLDER) else ""
+    return scheme + os.path.expanduser(value.removeprefix(scheme))
 
 
 def validate(config: Any, given: Sequence[str] = ()) -> None:
@@ -72,6 +90,8 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
                 raise ValueError(f"must be of type {name}, not {_type_name(value)}")
             if isinstance(value, str) and not _is_one_line(value):
                 raise ValueError("must be one line of Unicode text")
+            if field.metadata["is_path"] and _needs_home(value):
+                raise ValueError("there is no home folder to expand ~")
             if allowed and value not in (None, *allowed):
                 raise ValueError(f"allowed are {', '.join(allowed)}")
             if check and field.name not in given and value is not None:
@@ -80,6 +100,12 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
             raise ValueError(f"--{flag_name(field)}={_to_text(value)}: {error}") from None
     if hasattr(config, "check_together"):
         config.check_together()
+
+
+def _needs_home(value: Any) -> bool:
+    """Return whether a value of `expand_home` still has a ~ without a name."""
+    values = value if isinstance(value, tuple) else (value,)
+    return any(expand_user(str(each).removeprefix(FOLDER)) is None for each in values)
 
 
 def check_that(is_allowed: Callable[[Any], bool], allowed: str) -> Check:
@@ -162,22 +188,23 @@ def _check_norms(names: tuple[str, ...]) -> None:
         raise ValueError("no norm may be repeated" + "".join(synonyms))
 
 
+DATASET_HELP = "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set."
+DATA_DIR_HELP = "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
+
+
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """All settings of a sweep; each field has a flag of the same name.
 
-    Only `workdir` is required. Paths are converted to strings, lists and arrays to tuples, NumPy
-    scalars to Python's, and norms to their canonical names.
+    Only `workdir` is required. Paths are converted to strings with ~ expanded, lists and arrays to
+    tuples, NumPy scalars to Python's, and norms to their canonical names.
     """
 
-    workdir: str = setting(help="Folder for the output of the run.", check=check_workdir)
-    dataset: str = setting(
-        "digits",
-        "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set.",
+    workdir: str = setting(
+        help="Folder for the output of the run.", check=check_workdir, is_path=True
     )
-    data_dir: str | None = setting(
-        None, "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
-    )
+    dataset: str = setting("digits", DATASET_HELP, is_path=True)
+    data_dir: str | None = setting(None, DATA_DIR_HELP, is_path=True)
     train_size: int | None = setting(
         None, "Number of training images; default: all.", check=at_least(1)
     )
@@ -270,8 +297,11 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         """Convert values to the types of their fields; `validate` refuses what remains."""
-        for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _convert(getattr(self, name), kind))
+        kinds = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = _convert(getattr(self, field.name), kinds[field.name])
+            value = expand_home(value) if field.metadata["is_path"] else value
+            object.__setattr__(self, field.name, value)
         if isinstance(self.norms, tuple):
             names = tuple(str(x) if type(x) in (int, float) else x for x in self.norms)
             with contextlib.suppress(ValueError, AttributeError):
@@ -352,4 +382,4 @@ def _to_text(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int) and value.bit_length() > 10_000:  # Python refuses to print these
         return f"an integer of {value.bit_length()} bits"
-    return repr(value) if isinstance(value, str) and not _is_one_line(value) else str(value)
+    return value if isinstance(value, str) and _is_one_line(value) else plain(value)

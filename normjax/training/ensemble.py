@@ -4,8 +4,9 @@ Members share the images and their order. Each has its own key and labels, and i
 only on its own definition.
 """
 
+import contextlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -233,6 +234,16 @@ def map_members(
         )(*args)
 
     return jax.jit(sharded, donate_argnums=(0,) if donate else ())
+
+
+@contextlib.contextmanager
+def with_sentinels() -> Iterator[None]:
+    """Let results hold NaN (not measured) and infinity (no candidate) on purpose.
+
+    JAX's debugging switches for NaN and infinity see all other results.
+    """
+    with jax.debug_nans(False), jax.debug_infs(False):
+        yield
 
 
 def member_mesh() -> Mesh:

@@ -20,7 +20,12 @@ from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
 from normjax.training.plan import Arrays, load_data
-from normjax.training.record import data_digest
+from normjax.training.record import (
+    KEY_SETTINGS,
+    check_random_settings,
+    data_digest,
+    located,
+)
 from normjax.training.saved import (
     CLASSIFIER_KINDS,
     classifier_of,
@@ -41,6 +46,16 @@ def check_output(workdir: str) -> None:
     check_workdir(workdir)
     if (Path(workdir) / RUN_FILE).exists():
         raise ValueError("it holds a run; give another folder")
+
+
+MOVED_HELP = {
+    "dataset": "New folder:PATH or name of the runs' data, if they moved; they must be the same.",
+    "data_dir": "New folder of the runs' data, if they moved.",
+}
+
+
+class OtherDataError(ValueError):
+    """The data are not those that the run used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +105,7 @@ def load_run(
     data_dir: str | None = None,
     *,
     model: Model | None = None,
-    dataset: Dataset | tuple[Arrays, Arrays] | None = None,
+    dataset: str | Dataset | tuple[Arrays, Arrays] | None = None,
 ) -> FinishedRun:
     """Read a finished run and its data.
 
@@ -98,19 +113,23 @@ def load_run(
       run_dir: the folder of the run.
       data_dir: the new folder of the data, if they moved.
       model: your own network, if the run used it.
-      dataset: your own data, if the run used them.
+      dataset: the new name or folder:PATH of the data, if they moved; or your own data, if the run
+        used them.
 
     Raises:
-      FileNotFoundError: the run or its data cannot be found.
-      ValueError: the run is unfinished or has no networks, a file is damaged, or the data or the
-        network do not match the run.
+      FileNotFoundError: the run cannot be found.
+      OtherDataError: the data are not those of the run.
+      ValueError: the run is unfinished or has no networks, its data cannot be found, a file is
+        damaged, or the network does not match the run.
     """
     run_dir = Path(run_dir)
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
     run = read_object(path, data_digest=str, **CLASSIFIER_KINDS)
-    if ("dataset" in run["given"]) != (dataset is not None):
-        needed = "pass it again" if dataset is None else "do not pass another"
+    check_random_settings(run, path, KEY_SETTINGS)  # initial variables are drawn again
+    name, own = (dataset, None) if isinstance(dataset, str) else (None, dataset)
+    if name is None and ("dataset" in run["given"]) != (own is not None):
+        needed = "pass it again" if own is None else "do not pass another"
         raise ValueError(f"{path}: the run's dataset is {config.dataset}: {needed}")
     classifier = classifier_of(path, run, model)
     table = on_own_labels(read_results(run_dir))
@@ -118,11 +137,15 @@ def load_run(
         raise ValueError(
             f"{run_dir}: member {min(unknown)} of {RESULTS_FILE} is missing from {RUN_FILE}"
         )
-    if data_dir:
-        config = dataclasses.replace(config, data_dir=data_dir)
-    data = load_data(config, dataset)
+    moved = {"dataset": name or config.dataset, "data_dir": data_dir or config.data_dir}
+    where = located(dataclasses.replace(config, **moved), run, str(path))
+    try:
+        data = load_data(where, own)
+    except ValueError as error:
+        hint = "" if own else "; if the data moved, give their --dataset or --data_dir"
+        raise ValueError(f"{error}{hint}") from None
     if data_digest(data) != run["data_digest"]:
-        raise ValueError(f"{path}: the data {config.dataset} differ from those of the run")
+        raise OtherDataError(f"{path}: the data {where.dataset} differ from those of the run")
     return FinishedRun(run_dir, config, data, members, table, classifier, make_apply(classifier))
 
 

@@ -22,6 +22,7 @@ from normjax.training.ensemble import (
     pad_members,
     shard_members,
     share,
+    with_sentinels,
 )
 from normjax.training.interrupts import StoppedError
 from normjax.training.members import first_labels, own_labels
@@ -64,7 +65,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
         diverged_at = shard_members(np.zeros(len(padded), np.int32))
-        progress = Progress(state, ensemble.init_snapshots(state), diverged_at)
+        with with_sentinels():
+            snapshots = ensemble.init_snapshots(state)
+        progress = Progress(state, snapshots, diverged_at)
         return progress, share(dataset.train.images), test
 
     progress, images, test = processes.attempt(start_networks)
@@ -85,7 +88,10 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         is_finite = jnp.isfinite(running.loss)
         if step >= config.pretrain_epochs:
             now = (jnp.int32(epoch), jnp.bool(epoch == config.epochs))
-            snapshots, measured = ensemble.track(snapshots, state, labels, running, images, *now)
+            with with_sentinels():
+                snapshots, measured = ensemble.track(
+                    snapshots, state, labels, running, images, *now
+                )
             values |= {f"train_{name}": value for name, value in measured._asdict().items()}
             state = stop_networks(config, state, snapshots, measured, epoch)
             if epoch == config.epochs:  # no running mean includes the last step's result
@@ -96,7 +102,8 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         is_new = was_trained & ~is_finite & (progress.diverged_at == 0)
         diverged_at = jnp.where(is_new, step + 1, progress.diverged_at)
         if state.stopped_at is not None:
-            values = {k: jnp.where(was_trained, v, jnp.nan) for k, v in values.items()}
+            with with_sentinels():
+                values = {k: jnp.where(was_trained, v, jnp.nan) for k, v in values.items()}
             values["stopped_at"] = state.stopped_at
         values["diverged_at"] = diverged_at
         return Progress(state, snapshots, diverged_at), values

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from normjax.data import Dataset, Split, load_dataset
-from normjax.data.dataset import take_subset
+from normjax.data.dataset import check_classes, take_subset
 from normjax.networks.classifier import (
     Classifier,
     Model,
@@ -181,7 +181,8 @@ def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
     """Return the user's data as a `Dataset`; the class names of bare arrays are the labels.
 
     Raises:
-      ValueError: images are not uint8 [N, H, W, C] of one shape, or labels are not 0 to K - 1.
+      ValueError: there are fewer than 2 classes, images are not uint8 [N, H, W, C] of one shape, or
+        labels are not 0 to K - 1.
     """
     if not isinstance(own, Dataset):
         try:
@@ -190,9 +191,10 @@ def as_dataset(own: Dataset | tuple[Arrays, Arrays]) -> Dataset:
             raise ValueError(
                 "dataset: a Dataset or ((images, labels), (images, labels)) is needed"
             ) from None
-        num_classes = 1 + max(np.max(labels, initial=1), np.max(test_labels, initial=1))
-        names = tuple(map(str, range(int(num_classes))))
+        largest = max(int(np.max(own, initial=1)) for own in (labels, test_labels))
+        names = tuple(map(str, range(1 + largest)))
         own = Dataset(Split(images, labels), Split(test_images, test_labels), names, "own data")
+    check_classes(own)
     splits = {}
     for name in ("train", "test"):
         images, labels = (np.asarray(part) for part in getattr(own, name))

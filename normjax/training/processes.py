@@ -80,6 +80,16 @@ def prepare_cpu() -> None:
     ).strip()
 
 
+def why_no_devices() -> str:
+    """Return, in one line, why JAX cannot start here, or ""."""
+    try:
+        jax.devices()
+    except Exception as error:  # JAX raises several types, some without a text
+        reason = one_line(error) or "JAX finds no such device"
+        return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
+    return ""
+
+
 def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, at most `COMPILED_BYTES`, for later runs.
 
@@ -95,7 +105,7 @@ def keep_compiled() -> None:
         lines = []
     cpu = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
     kind = hashlib.sha256("\n".join([platform.machine(), *sorted(cpu)]).encode()).hexdigest()
-    with contextlib.suppress(OSError, RuntimeError):  # no folder: each run compiles anew
+    with contextlib.suppress(OSError):  # no folder: each run compiles anew
         folder = cache_dir() / f"compiled-{kind[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -173,6 +183,13 @@ def connect(text: str) -> None:
 def is_first() -> bool:
     """Return whether this is process 0, which writes the run's files."""
     return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Print a line in process 0; what the encoding of stdout cannot express is escaped."""
+    if is_first():
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def all_max(value: int) -> int:

@@ -5,13 +5,14 @@ DIR/checkpoints/groups/000.csv          the rows of a finished group
 DIR/checkpoints/groups/000.csv.sha256   the digest of the rows, in the format of sha256sum
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import operator
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import pandas as pd
 
 from normjax.files import make_record, one_line, read_object, replacing
 from normjax.networks.classifier import Classifier, Model, Variables, leaf_names, leaf_shapes
-from normjax.results.table import RESULTS_FILE, read_results, write_results
-from normjax.training.checkpoints import RUN_FILE
+from normjax.results.table import RESULTS_FILE, check_table, read_results, write_results
+from normjax.training import processes
+from normjax.training.checkpoints import RUN_FILE, digest
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import Member
 from normjax.training.plan import choose_classifier
@@ -35,7 +37,7 @@ CLASSIFIER_KINDS |= {"given": list[str], "parameters": dict, "config": dict}
 def save_network(
     run_dir: str | os.PathLike, run_seed: int, member: Member, selection: str, variables: Variables
 ) -> None:
-    """Save a network at one selection.
+    """Save a network at one selection, and read it back.
 
     The comment of the zip archive identifies the network, so that a renamed file is refused.
 
@@ -45,15 +47,35 @@ def save_network(
       member: the definition of the network.
       selection: "final" or "loss=0.0044".
       variables: the trained variables, NumPy arrays.
+
+    Raises:
+      OSError: the file cannot be written, or holds something else afterwards.
     """
+    path, own = network_path(run_dir, member.index, selection), member._asdict()
+    leaves = map(np.asarray, jax.tree.leaves(variables))
+    arrays = dict(zip(leaf_names(variables), leaves, strict=True))
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        archive.comment = identity(run_seed, member._asdict(), selection)
-        for name, leaf in zip(leaf_names(variables), jax.tree.leaves(variables), strict=True):
+        archive.comment = identity(run_seed, own, selection)
+        for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(leaf), allow_pickle=False)
-    with replacing(network_path(run_dir, member.index, selection)) as temporary:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    with replacing(path) as temporary:
         temporary.write_bytes(content.getvalue())
+    with reading_back(path):
+        found = read_arrays(path, identity(run_seed, own, selection))
+        if digest(found) != digest(arrays):
+            raise ValueError("its arrays are not those of the network")
+
+
+@contextlib.contextmanager
+def reading_back(path: Path) -> Iterator[None]:
+    """Turn every error of reading what was just written into an OSError."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = one_line(error)
+        raise OSError(f"{path}: what was written cannot be read back: {text}") from error
 
 
 def network_path(run_dir: str | os.PathLike, number: int, selection: str) -> Path:
@@ -181,19 +203,27 @@ def classifier_of(path: Path, run: dict[str, Any], own: Model | None) -> Classif
         config = make_record(SweepConfig, run["config"], "config")
         classifier = choose_classifier(config, run["image_shape"], run["num_classes"], own)
     except Exception as error:  # a user's network or a damaged record
-        raise ValueError(f"{path}: the network cannot be made: {one_line(error)}") from error
+        reason = processes.why_no_devices() or one_line(error)
+        raise ValueError(f"{path}: the network cannot be made: {reason}") from error
     if leaf_shapes(classifier) != run["parameters"]:
         raise ValueError(f"{path}: the network's variables differ from the run's")
     return classifier
 
 
 def save_rows(run_dir: str | os.PathLike, group: int, table: pd.DataFrame) -> None:
-    """Save the rows of a group, which marks it as finished."""
+    """Save the rows of a group, which marks it as finished, after they were read back.
+
+    Raises:
+      OSError: a file cannot be written, or holds something else afterwards.
+    """
     path = rows_path(run_dir, group)
     with replacing(path) as temporary:
         write_results(temporary, table)
-        with replacing(_digest_path(path)) as digest:
-            digest.write_text(_digest_line(temporary, path.name), encoding="ascii")
+        with reading_back(path):
+            if not read_results(temporary).equals(check_table(table)):
+                raise ValueError("its rows are not those of the group")
+        with replacing(_digest_path(path)) as line:
+            line.write_text(_digest_line(temporary, path.name), encoding="ascii")
 
 
 def read_rows(run_dir: str | os.PathLike, group: int) -> pd.DataFrame:

@@ -69,6 +69,23 @@ def test_unpacked_folder_without_meta_file(tmp_path, name, kind):
     assert data.class_names == CLASS_NAMES[name]
 
 
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("kind", [BINARY, PYTHON])
+@pytest.mark.parametrize("called", ["as unpacked", "[renamed] it"])
+def test_the_unpacked_folder_itself_is_a_data_dir(tmp_path, monkeypatch, name, kind, called):
+    layout, examples = LAYOUTS[name][kind], draw_examples(name)
+    folder = tmp_path / (layout.folder if called == "as unpacked" else called)
+    folder.mkdir()
+    for file, content in write_files(name, layout, examples).items():
+        (folder / file).write_bytes(content)
+    monkeypatch.chdir(folder)
+    for data_dir in (folder, "."):
+        assert_read_as_written(load_dataset(name, data_dir=data_dir), name, examples)
+    (folder / layout.train_files[-1]).unlink()
+    with pytest.raises(ValueError, match=f"it lacks {layout.train_files[-1]}"):
+        load_dataset(name, data_dir=folder)
+
+
 def test_official_class_names():
     assert len(set(CLASS_NAMES["cifar10"])) == 10 and len(set(CLASS_NAMES["cifar100"])) == 100
     assert list(CLASS_NAMES["cifar100"]) == sorted(CLASS_NAMES["cifar100"])

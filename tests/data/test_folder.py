@@ -1,7 +1,9 @@
 """Image folders: pixels, labels and order, the cache, and bad files."""
 
 import os
+import shutil
 import struct
+import unicodedata
 import warnings
 import zlib
 
@@ -10,6 +12,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from normjax.data import load_dataset
+from normjax.data.images import FIRST_FRAME, ON_WHITE
 
 
 @pytest.fixture(autouse=True)
@@ -70,17 +73,68 @@ def test_folder_is_decoded_once_and_cached_outside_it(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.train.images, written["train"])
 
 
-def test_changed_file_of_the_same_size_is_decoded_again(tmp_path):
+def test_changed_file_of_the_same_size_and_time_is_decoded_again(tmp_path):
     write_folder(tmp_path / "data", suffix="bmp")
     load_dataset(f"folder:{tmp_path / 'data'}")
     path = tmp_path / "data/train/apple/0.bmp"
-    before = path.stat().st_size
+    before = path.stat()
     pixels = np.full((4, 6, 3), 7, np.uint8)
     Image.fromarray(pixels).save(path)
-    assert path.stat().st_size == before
-    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     again = load_dataset(f"folder:{tmp_path / 'data'}")
     np.testing.assert_array_equal(again.train.images[0], pixels)
+
+
+def test_exchanged_files_are_decoded_again(tmp_path):
+    written = write_folder(tmp_path / "data", suffix="bmp")
+    load_dataset(f"folder:{tmp_path / 'data'}")
+    one, other = tmp_path / "data/train/apple/0.bmp", tmp_path / "data/test/bear/1.bmp"
+    one.rename(tmp_path / "aside")
+    other.rename(one)
+    (tmp_path / "aside").rename(other)
+    again = load_dataset(f"folder:{tmp_path / 'data'}")
+    np.testing.assert_array_equal(again.train.images[0], written["test"][3])
+    np.testing.assert_array_equal(again.test.images[3], written["train"][0])
+
+
+def test_a_folder_that_was_copied_is_not_decoded_again(tmp_path, monkeypatch):
+    written = write_folder(tmp_path / "data")
+    load_dataset(f"folder:{tmp_path / 'data'}")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    monkeypatch.setattr("PIL.Image.open", None)
+    again = load_dataset(f"folder:{tmp_path / 'copy'}")
+    np.testing.assert_array_equal(again.train.images, written["train"])
+
+
+def test_what_was_not_read_is_said_once_each_time(tmp_path):
+    """A remark for all images together, which the cache keeps."""
+    write_folder(tmp_path)
+    clear = Image.new("RGBA", (6, 4), (0, 0, 255, 0))
+    for place in ("train/apple/1.png", "train/bear/0.png", "test/apple/0.png"):
+        clear.save(tmp_path / place)
+    clear.save(tmp_path / "test/bear/1.png", save_all=True, append_images=[Image.new("1", (6, 4))])
+    for _ in range(2):
+        with pytest.warns(UserWarning) as warned:
+            data = load_dataset(f"folder:{tmp_path}")
+        assert sorted(str(warning.message) for warning in warned) == [
+            f"{tmp_path}: 1 of 10 images, such as test/bear/1.png, {FIRST_FRAME}",
+            f"{tmp_path}: 4 of 10 images, such as train/apple/1.png, {ON_WHITE}",
+        ]
+        assert (data.test.images[3] == 255).all()
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    """Sorted too, so that a copy from another system has the same order."""
+    write_folder(tmp_path)
+    for split, form in (("train", "NFD"), ("test", "NFC")):
+        for name, new in (("apple", "Zoë"), ("bear", "Å")):
+            (tmp_path / split / name).rename(tmp_path / split / unicodedata.normalize(form, new))
+    data = load_dataset(f"folder:{tmp_path}")
+    assert data.class_names == ("Zoë", "Å")
+    (tmp_path / "test" / unicodedata.normalize("NFD", "Å")).mkdir()
+    with pytest.raises(ValueError, match="test has two folders Å, written in two Unicode normal"):
+        load_dataset(f"folder:{tmp_path}")
 
 
 def test_xdg_cache_home_and_unwritable_cache(tmp_path, monkeypatch):
@@ -182,6 +236,18 @@ def break_nested(root):
     (root / "train/bear/more").mkdir()
 
 
+def break_link(root):
+    (root / "test/bear/2.png").symlink_to(root / "gone.png")
+
+
+def break_loop(root):
+    (root / "test/bear/2.png").symlink_to("2.png")
+
+
+def break_class_link(root):
+    (root / "train/cow").symlink_to("/no/such/folder")
+
+
 def break_format(root):
     # A PostScript file, which Pillow would hand to an interpreter.
     Image.new("RGB", (6, 4)).save(root / "train/bear/1.png", format="EPS")
@@ -203,6 +269,9 @@ def break_format(root):
         (break_warning, r"train/bear/1\.png is too large an image; allowed is up to 1024 a side"),
         (break_depth, r"train/bear/1\.png has pixels of mode I;16"),
         (break_nested, r"train/bear/more is not a file"),
+        (break_link, r"test/bear/2\.png is a broken link"),
+        (break_loop, r"test/bear/2\.png is a broken link"),
+        (break_class_link, r"train/cow is a broken link"),
         (break_format, r"train/bear/1\.png is not a readable image"),
     ],
 )

@@ -12,6 +12,7 @@ from sklearn import datasets
 
 from normjax.data import Split, corrupt_labels, load_dataset, standardize_images
 from normjax.data.dataset import take_subset
+from normjax.data.labels import METHODS
 
 # --- subsets and scaling
 
@@ -167,3 +168,12 @@ def test_corruption_repeats_with_the_generators_seed():
 def test_bad_corruption_is_a_clear_error(labels, level, method, message):
     with pytest.raises(ValueError, match=message):
         corrupt_labels(labels, level, method=method, num_classes=10, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_labels_too_narrow_for_the_classes_are_refused(method):
+    """A redrawn label 200 would become -56 in int8."""
+    labels, rng = np.arange(100, dtype=np.int8), np.random.default_rng(0)
+    with pytest.raises(ValueError, match="labels of int8 cannot hold num_classes=201 classes"):
+        corrupt_labels(labels, 0.5, method=method, num_classes=201, rng=rng)
+    assert corrupt_labels(labels, 1.0, method=method, num_classes=128, rng=rng)[0].min() >= 0

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import http.server
 import io
+import re
 import socket
 import subprocess
 import sys
@@ -289,3 +290,15 @@ def test_proxy_is_what_must_be_reachable(monkeypatch):
     with pytest.raises(ValueError, match=r"no network: proxy\.example"):
         load_dataset("cifar10")
     assert asked == [("proxy.example", 3128)]
+
+
+@pytest.mark.parametrize("name", ["[v1]", "a**b", "back\\slash?"])
+def test_prepared_data_are_found_whatever_their_folder_is_called(tmp_path, name):
+    splits = {"train": draw_split(5, (6, 6, 1), 2, 0), "test": draw_split(3, (6, 6, 1), 2, 1)}
+    prepare(tmp_path / "plain", "oddly_placed", ["x", "y"], splits, with_id=True)
+    (tmp_path / "plain").rename(tmp_path / name)
+    data = load_dataset("oddly_placed", data_dir=tmp_path / name)
+    np.testing.assert_array_equal(data.train.images, splits["train"][0])
+    (tmp_path / name / "oddly_placed" / "3.0.2" / "features.json").unlink()
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        load_dataset("oddly_placed", data_dir=tmp_path / name)

@@ -12,7 +12,7 @@ import pytest
 from experiments import fixed_margin as experiment
 from normjax.generalization.fixed_margin import COLUMNS
 from normjax.plots.fixed_margin import plot_fixed_margin
-from normjax.results.table import read_columns
+from normjax.results.columns import read_columns
 from tests.helpers import commands
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from experiments import linear_margin as experiment
 from normjax.generalization import linear_margin, linear_sweep
 from normjax.generalization.linear_sweep import ANGLE_COLUMNS, DRAW_COLUMNS
 from normjax.plots import linear_margin as linear_plots
-from normjax.results.table import read_columns
+from normjax.results.columns import read_columns
 from tests.helpers import commands
 
 ROOT = Path(__file__).parents[2]

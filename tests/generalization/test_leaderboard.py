@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from normjax.data import load_dataset
 from normjax.generalization import leaderboard
 from normjax.generalization.ranking import rank_measures
 from normjax.results.table import COLUMNS, make_table
@@ -159,11 +160,15 @@ def test_the_table_of_the_measures():
 
 
 def test_runs_of_another_kind_are_refused():
-    def run(model):
+    def run(model, train_size=9):
         names = dict.fromkeys(leaderboard.SAME_KIND, 1)
-        return SimpleNamespace(config=SimpleNamespace(**names | {"model": model}), run_dir=model)
+        config = SimpleNamespace(**names | {"model": model})
+        dataset = load_dataset("digits", train_size=train_size)
+        return SimpleNamespace(config=config, run_dir=model, dataset=dataset)
 
     leaderboard.check_same_kind([run("linear"), run("linear")])
+    with pytest.raises(ValueError, match="but the images or labels of linear and linear differ"):
+        leaderboard.check_same_kind([run("linear"), run("linear", train_size=8)])
     with pytest.raises(
         ValueError, match="convnet3 has --model=convnet3 and linear has --model=linear"
     ):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from normjax.generalization import linear_sweep
-from normjax.results.table import read_columns, write_columns
+from normjax.results.columns import read_columns, write_columns
 
 
 @pytest.mark.parametrize("kind", ["classes", "teacher"])

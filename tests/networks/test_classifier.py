@@ -177,6 +177,8 @@ class Broken(nn.Module):
             steps = self.variable("count", "steps", lambda: jnp.zeros(()))
             if train:
                 steps.value = jnp.zeros(2)
+        if self.kind == "names":
+            logits += self.param("Dense_0/bias", nn.initializers.zeros, (1, 3))
         if self.kind == "tanh":
             logits = nn.tanh(logits)
         return (logits, x) if self.kind == "pair" else logits
@@ -194,6 +196,7 @@ class Broken(nn.Module):
         (Broken("low logits"), "dtype bfloat16 for 2 images, not .*2, 3.* and float32"),
         (Broken("bfloat16"), "model Broken: its parameters must be float32"),
         (Broken("no parameters"), "model Broken: it has no parameters"),
+        (Broken("names"), "model Broken: two of its variables have the name 'Dense_0/bias'"),
         (Broken("noise"), "model Broken: .*noise"),
         (Broken("state"), "model Broken: training changes the shapes or dtypes of its variables"),
         (Broken("tanh"), "not all of its layers can be normalized: .*'tanh' in Broken"),

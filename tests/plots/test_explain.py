@@ -257,3 +257,10 @@ def test_divisors_and_temperatures_without_a_line(found, logits):
         logits, temperature_r2=nowhere, reasons={"fits.product_norm": "2 points"}
     )
     assert [text.get_text() for text in plot_logits(found, few).axes[0].texts] == ["2 points"]
+
+
+def test_influence_that_no_network_has_is_an_empty_panel(found):
+    unknown = [dataclasses.replace(one, cooks_distance=None) for one in found.networks]
+    axes = plot_line(dataclasses.replace(found, networks=tuple(unknown))).axes
+    (panel,) = (one for one in axes if one.get_title("left") == "Influence on the line")
+    assert not len(markers(panel, "*"))

@@ -9,6 +9,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from normjax.files import replacing
+from normjax.results.columns import read_columns, write_columns
 from normjax.results.table import (
     COLUMNS,
     check_table,
@@ -19,11 +20,9 @@ from normjax.results.table import (
     member_names,
     num_classes,
     on_own_labels,
-    read_columns,
     read_results,
     select,
     selection_name,
-    write_columns,
     write_results,
 )
 from tests.helpers.synthetic_results import synthetic_table
@@ -169,7 +168,8 @@ def edit_line(path, number, change):
         (5, lambda line: line.replace(",pretrain", ',"pre\ntrain"', 1), "a value contains a line"),
         (5, lambda line: line.replace("pretrain", "pre\rtrain", 1), "a value contains a line"),
         (5, lambda line: "", "line 5: 0 values for 20 columns, the line is truncated"),
-        (25, lambda line: line + "\n", "line 26: 0 values for 20 columns"),
+        (25, lambda line: "\n" + line, "line 25: 0 values for 20 columns"),
+        (25, lambda line: ",," + "\n" + line, "line 25: 3 values for 20 columns"),
         (3, lambda line: line.replace(",100,", ",,", 1), "line 3, column epoch: '' is not a whole"),
         (3, lambda line: line.replace(",100,", f",{10**30},", 1), "column epoch: '100000000000"),
         (3, lambda line: line.replace(",100,", f",{2**63},", 1), "needs more than 64 bits"),
