@@ -110,7 +110,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     ms = row["ms"]
 
     def number(value: float | None, text: str) -> str:
-        return "–" if value is None else format(value, text)
+        return "-" if value is None else format(value, text)
 
     return [
         *(str(row[name]) for name in ("model", "members", "batch", "contender", "precision")),

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for (name, quantities, _, (_, levels, seeds)), job in zip(CASES, jobs, strict=True):
             for quantity, intervals, truth in zip(quantities, *job.result(), strict=True):
                 held, known = coverage(intervals, truth)
-                share = rate(held, known) if known else "–"
+                share = rate(held, known) if known else "-"
                 without = f"{100 * (1 - known / num_lines):.1f}"
                 print(
                     f"| {levels} x {seeds} | {name} | {quantity} | {share} | {without} |",

@@ -22,6 +22,7 @@ labels. The losses of a diverged network are NaN.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,11 +235,11 @@ def _canonical_norm(norm: str | float) -> str:
 
 
 def _is_norm(name: str) -> bool:
-    """Return whether a text names a norm; spreadsheets make a date of "1/100"."""
+    """Return whether a text may name a norm; spreadsheets make a date of "1/100"."""
     try:
         return bool(parse_norm(name))
-    except ValueError:
-        return name.partition("/")[0].isidentifier()
+    except ValueError:  # the name of a function, which may be any
+        return not re.fullmatch(r"\d.*|\w+[ .-]\d+", name)
 
 
 def _in_own_types(table: pd.DataFrame) -> pd.DataFrame:

@@ -109,6 +109,7 @@ def test_norms_written_as_floats(path, table):
         (lambda text: text.replace(",100,1,", ",100,01.01.2000,", 1), "column norm: '01.01.2000' "
                                                                      "is not possible: 2, 1/100"),
         (lambda text: text.replace(",100,1,", ",100,Jan-00,", 1), "column norm: 'Jan-00' is not"),
+        (lambda text: text.replace(",100,1,", ",100,0.01,", 1), "column norm: '0.01' is not"),
         (lambda text: text.replace(",100,", ",1E+02,", 1), "'1E+02' is not a whole number"),
         (lambda text: text.replace(",100,", ",100.5,", 1), "'100.5' is not a whole number"),
         (lambda text: text.replace(",100,", ",,", 1), "column epoch: '' is not a whole number"),
