@@ -70,7 +70,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--members", default="16,64")
     parser.add_argument("--batches", default="128,1024")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
-    parser.add_argument("--minutes", default="8", help="a limit for all measurements")
+    parser.add_argument("--minutes", default="8", help="no case starts later")
     parser.add_argument("--out", default="runs/accelerator", help="without suffix")
     options, stray = parser.parse_known_args(argv)
     try:
@@ -87,6 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 raise ValueError(f"--{name}={','.join(values)}: positive integers are needed")
             setattr(options, name, [int(value) for value in values])
         options.minutes = max(options.minutes)
+        options.out = os.path.expanduser(options.out)
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -101,7 +102,7 @@ def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for line in process.stdout:
             yield json.loads(line)
     if process.returncode:
-        print(f"{task['framework']}: the process ended with exit code {process.returncode}")
+        sys.exit(f"error: {task['framework']}: exit code {process.returncode}")
 
 
 def cells(row: dict[str, Any]) -> list[str]:

@@ -7,9 +7,9 @@
     net5           figures 1, 2, 7 and 8 at the paper's settings
 
 A step ends in time: the run in training gets SIGTERM and writes a checkpoint. What a step has, its
-checkpoints too, is packed into DIR/STEP.tar.xz.00, .01, ... of at most 15 MB. With these parts in
-DIR, the same command goes on where they end, on the same machine or another. docs/gpu.md has the
-order.
+checkpoints too, is packed into DIR/STEP.tar.xz.00, .01, ... of at most 15 MB, also if it fails.
+With these parts in DIR, net3 and net5 go on where they end, on the same machine or another.
+`convolutions` fits its measurements into the time and starts anew. docs/gpu.md has the order.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GRACE_S = 45  # to write a checkpoint and to pack
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one step; an invalid option gives one line on stderr and exit code 1."""
+    """Run one step; an invalid option gives one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_plan", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("step", choices=STEPS)
@@ -43,41 +43,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = Path("runs/gpu_plan")
     folder = work / options.step
     until = time.monotonic() + 60 * options.minutes - GRACE_S
+    if options.data is not None:
+        options.data = options.data.expanduser()
     needs_data = options.step in FIGURES and options.scale != "smoke"
     if needs_data and (options.data is None or not options.data.exists()):
         sys.exit("error: --data: a folder of images or a tar of one is needed")
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.out = options.out.expanduser()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out={options.out}: {error.strerror}")
     unpack(options.out, options.step, work)
-    for command in commands_of(options.step, options.scale, options.data, folder):
+    command = command_of(options.step, options.scale, options.data, folder, options.minutes)
+    try:
         if not run(command, until):
-            print(f"{options.step}: the time is over; the same command goes on", flush=True)
-            break
-    pack(folder, options.out, options.step)
+            print(f"{options.step}: the time is over", flush=True)
+    finally:
+        pack(folder, options.out, options.step)
 
 
-def commands_of(step: str, scale: str, data: Path | None, folder: Path) -> list[list[str]]:
-    """Return the arguments for Python of a step's commands."""
+def command_of(step: str, scale: str, data: Path | None, folder: Path, minutes: float) -> list[str]:
+    """Return the arguments for Python of a step."""
     if step == "convolutions":
         sizes = ["--members=2", "--batches=4"] if scale == "smoke" else []
-        return [["-m", "benchmarks.accelerator", *sizes, f"--out={folder / 'table'}"]]
+        own = [f"--minutes={max(int(minutes) - 1, 1)}", f"--out={folder / 'table'}"]
+        return ["-m", "benchmarks.accelerator", *sizes, *own]
     arguments = [f"--figures={FIGURES[step]}", f"--scale={scale}", f"--workdir={folder}"]
     if data is not None and scale != "smoke":
         arguments.append(f"--cifar10=folder:{images_of(data, folder.parent)}")
-    return [["-m", "experiments.reproduce", *arguments]]
+    return ["-m", "experiments.reproduce", *arguments]
 
 
 def images_of(data: Path, work: Path) -> Path:
-    """Return the folder of the images, unpacked if it is a tar."""
+    """Return the folder with train/ and test/, unpacked from a tar if need be."""
     if data.is_dir():
         return data
-    folder = work / "images"
+    folder = work / f"images_of_{data.name}"
     if not folder.is_dir():
         temporary = work / "images.unpacking"
         shutil.rmtree(temporary, ignore_errors=True)
         with tarfile.open(data) as archive:
             archive.extractall(temporary, filter="data")
         temporary.rename(folder)
-    return folder
+    found = [path.parent for path in (*folder.glob("train"), *folder.glob("*/train"))]
+    if not found:
+        raise SystemExit(f"error: --data={data}: it has no folder train/")
+    return found[0]
 
 
 def run(command: list[str], until: float) -> bool:
@@ -111,11 +122,13 @@ def pack(folder: Path, out: Path, step: str) -> None:
         return
     with tarfile.open(whole, "w:xz", preset=1) as archive:
         archive.add(folder, step)
-    for old in out.glob(f"{step}.tar.xz.*"):
-        old.unlink()
     with whole.open("rb") as stream:
-        for number, part in enumerate(iter(lambda: stream.read(PART_BYTES), b"")):
-            (out / f"{step}.tar.xz.{number:02d}").write_bytes(part)
+        parts = list(enumerate(iter(lambda: stream.read(PART_BYTES), b"")))
+    names = [out / f"{step}.tar.xz.{number:02d}" for number, _ in parts]
+    for name, (_, part) in zip(names, parts, strict=True):
+        name.write_bytes(part)
+    for old in set(out.glob(f"{step}.tar.xz.*")) - set(names):
+        old.unlink()
     whole.unlink()
     print(*sorted(out.glob(f"{step}.tar.xz.*")), sep="\n")
 

@@ -10,6 +10,7 @@ FILE.md and a figure FILE.png. Nothing else should run on the machine.
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -185,7 +186,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, stray = parser.parse_known_args(argv)
     names = options.only.split(",")
     if unknown := [*stray, *(name for name in names if name not in AXES)]:
-        sys.exit(f"error: {unknown[0]}: allowed are --out=FILE and --only of {', '.join(AXES)}")
+        sys.exit(f"error: {unknown[0]!r}: allowed are --out=FILE and --only of {', '.join(AXES)}")
+    options.out = os.path.expanduser(options.out)
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in names:

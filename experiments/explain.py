@@ -73,6 +73,8 @@ def main(config: Config) -> None:
         except OtherDataError:
             raise
         except (ValueError, OSError) as error:
+            if any(moved.values()):  # what was asked for is used or refused
+                raise
             reason = one_line(error)
             print(f"{config.source}: no controls from logits: {reason}")
         write(config, line, logits, reason)

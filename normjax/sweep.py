@@ -21,6 +21,7 @@ from normjax.training.finished_run import FinishedRun, load_run
 from normjax.training.groups import plan_groups, read_table, train_groups, write_groups
 from normjax.training.members import make_members
 from normjax.training.plan import Arrays, Sweep, as_dataset, load_data, make_sweep
+from normjax.training.strategies import STRATEGIES
 
 
 def run_sweep(
@@ -157,6 +158,8 @@ def set_up(
         run = read_object(path, **kinds)
     members = make_members(experiment, config)
     conv = run["conv"] if run else None
+    if conv not in (None, *STRATEGIES):
+        raise ValueError(f"{path}: conv is {conv!r}; allowed are {', '.join(STRATEGIES)}")
     where = record.located(config, run, str(path)) if run else config
     sweep = make_sweep(experiment, config, load_data(where, dataset), members, model, conv)
     if run is None:

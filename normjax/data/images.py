@@ -49,12 +49,14 @@ def decode_image(path: str) -> tuple[np.ndarray, list[str]]:
             raise ValueError(f"{path} is {image.height}x{image.width} pixels; {ALLOWED_SIZE}")
         if image.mode not in (*GRAY_MODES, *COLOR_MODES):
             raise ValueError(f"{path} has pixels of mode {image.mode}; {ALLOWED_DEPTH}")
-        if _is_deep(image):
-            raise ValueError(f"{path} has channels of more than 8 bits; {ALLOWED_DEPTH}")
         try:
-            return _decode(image)
+            is_deep = _is_deep(image)
+            decoded = None if is_deep else _decode(image)
         except Exception as error:
             raise ValueError(f"{path} is a damaged image: {one_line(error)}") from None
+        if decoded is None:
+            raise ValueError(f"{path} has channels of more than 8 bits; {ALLOWED_DEPTH}")
+        return decoded
 
 
 def _is_deep(image: Any) -> bool:

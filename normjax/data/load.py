@@ -4,17 +4,16 @@ import os
 import re
 from pathlib import Path
 
+from normjax.data import fashion_mnist
 from normjax.data.cifar import LAYOUTS, find_cifar, load_cifar
 from normjax.data.dataset import FOLDER, Dataset, check_classes, take_subset
 from normjax.data.digits import load_digits
 from normjax.data.folder import load_folder
-from normjax.data.idx import CLASS_NAMES as IDX_NAMES
-from normjax.data.idx import find_idx, load_idx
 from normjax.data.tfds import default_dir, fetch, load_prepared
 
 CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 ALLOWED = (
-    "allowed are digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH, or a TFDS "
+    "allowed are digits, cifar10, cifar100, fashion_mnist, folder:PATH, or a TFDS "
     "image-classification name prepared with `tfds build NAME --file_format=array_record`"
 )
 
@@ -42,7 +41,7 @@ def load_dataset(
         - "cifar10", "cifar100" (fine labels): the official archives or their unpacked folders in
           `data_dir` or the TFDS folder; else data that TFDS has prepared there; else the archive is
           downloaded to the TFDS folder;
-        - "mnist", "fashion_mnist": the four official IDX files, in `data_dir` or the TFDS folder;
+        - "fashion_mnist": the four official IDX files, in `data_dir` or the TFDS folder;
           else data that TFDS has prepared there;
         - any image classification set that TFDS has prepared as array_record in `data_dir` or the
           TFDS folder.
@@ -87,13 +86,15 @@ def _load_whole(name: str, data_dir: str | os.PathLike | None) -> Dataset:
     for folder in folders:
         if name in LAYOUTS and (found := find_cifar(name, folder)):
             return load_cifar(name, *found)
-        if name in IDX_NAMES and (files := find_idx(folder)):
-            return load_idx(name, files)
+        if name == fashion_mnist.NAME and (files := fashion_mnist.find_files(folder)):
+            return fashion_mnist.load_files(files)
         if dataset := load_prepared(name, folder):
             return dataset
     tried = f"prepared TFDS data in {' and '.join(map(str, folders)) or 'no folder'}"
     if tfds_dir is None:
         tried += " (without a home folder, TFDS_DATA_DIR says where the TFDS folder is)"
+    if name == fashion_mnist.NAME:
+        tried += f" and the files {', '.join(fashion_mnist.SHA256)} there, compressed or not"
     if name not in LAYOUTS:
         raise ValueError(f"dataset {name!r} is unknown or not prepared: tried {tried}; {ALLOWED}")
     layouts = LAYOUTS[name]

@@ -22,7 +22,6 @@ labels. The losses of a diverged network are NaN.
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,8 +237,8 @@ def _is_norm(name: str) -> bool:
     """Return whether a text may name a norm; spreadsheets make a date of "1/100"."""
     try:
         return bool(parse_norm(name))
-    except ValueError:  # the name of a function, which may be any
-        return not re.fullmatch(r"\d.*|\w+[ .-]\d+", name)
+    except ValueError:  # the name of a function
+        return all(part.isidentifier() for part in name.split("."))
 
 
 def _in_own_types(table: pd.DataFrame) -> pd.DataFrame:

@@ -188,8 +188,8 @@ def _check_norms(names: tuple[str, ...]) -> None:
         raise ValueError("no norm may be repeated" + "".join(synonyms))
 
 
-DATASET_HELP = "digits, cifar10, cifar100, mnist, fashion_mnist, folder:PATH or a TFDS image set."
-DATA_DIR_HELP = "Folder of the CIFAR archives or MNIST files, or the data_dir of TFDS."
+DATASET_HELP = "digits, cifar10, cifar100, fashion_mnist, folder:PATH or a TFDS image set."
+DATA_DIR_HELP = "Folder of the CIFAR archives or of Fashion-MNIST, or the data_dir of TFDS."
 
 
 @dataclasses.dataclass(frozen=True)

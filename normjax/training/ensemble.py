@@ -79,7 +79,7 @@ class LossAndError(NamedTuple):
 class Ensemble(NamedTuple):
     """Compiled functions of stacked members: every leaf of a state has a leading axis M.
 
-    `train_epoch`, `pretrain_epoch` and `track` reuse the memory of their first argument.
+    `train_epoch` and `pretrain_epoch` reuse the memory of the state: it can't be used again.
 
     Attributes:
       init: (keys [M], init_stds [M] or None) -> TrainState.
@@ -185,7 +185,7 @@ def make_ensemble(
         train_epoch=map_train_epoch(weight_decay, augment),
         init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One by one on every platform: under vmap, no member could skip its evaluation.
-        track=map_members(track, num_shared=3, at_once=1, donate=True),
+        track=map_members(track, num_shared=3, at_once=1),
         evaluate_plainly=map_members(evaluate_plainly, num_shared=1, at_once=at_once),
         evaluate=map_members(make_evaluate(norms), num_shared=1, at_once=at_once),
     )

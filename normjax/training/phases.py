@@ -104,7 +104,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         if state.stopped_at is not None:
             with with_sentinels():
                 values = {k: jnp.where(was_trained, v, jnp.nan) for k, v in values.items()}
-            values["stopped_at"] = state.stopped_at
+            values["stopped_at"] = jnp.copy(state.stopped_at)  # the next epoch takes the state's
         values["diverged_at"] = diverged_at
         return Progress(state, snapshots, diverged_at), values
 
@@ -129,9 +129,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
             metrics.keep_metrics(run_dir, group, members, start)
         labels = shard_members(first if start < config.pretrain_epochs else second)
         unwritten = []  # metrics of epochs that may still be trained
-        # An accelerator gets its next epoch before the metrics of the last are there. On a CPU an
-        # epoch can take minutes, and a signal must not wait for two.
-        num_ahead = 0 if jax.default_backend() == "cpu" else 1
+        num_ahead = epochs_ahead()
+        if all_have_stopped(progress.state, len(members)):
+            return progress
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
                 labels = shard_members(second)
@@ -160,6 +160,21 @@ def stop_networks(
     has_passed = (measured.loss <= min(config.target_losses)) & (measured.error == 0)
     stops = (state.stopped_at == 0) & has_all & has_passed
     return state._replace(stopped_at=jnp.where(stops, epoch, state.stopped_at))
+
+
+def all_have_stopped(state: TrainState, num_members: int) -> bool:
+    """Return whether no network of the group is trained any more; every process must call this."""
+    if state.stopped_at is None:
+        return False
+    return bool(np.all(gather_members(state.stopped_at, num_members) > 0))
+
+
+def epochs_ahead() -> int:
+    """Return how many epochs start before the metrics of the last one are there.
+
+    On a CPU an epoch can take minutes, and a signal must not wait for two.
+    """
+    return 0 if jax.default_backend() == "cpu" else 1
 
 
 def last_step(sweep: Sweep) -> int:

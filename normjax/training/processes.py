@@ -93,7 +93,7 @@ def why_no_devices() -> str:
 def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, at most `COMPILED_BYTES`, for later runs.
 
-    JAX's own settings of this cache, by environment variables, take precedence. Programs for
+    JAX's own settings of the folder, by environment variables, take precedence. Programs for
     another kind of CPU can crash, so each kind has its own folder.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
@@ -109,7 +109,8 @@ def keep_compiled() -> None:
         folder = cache_dir() / f"compiled-{kind[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+        if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+            jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
 
 
 def parse(text: str) -> Address | None:
@@ -188,7 +189,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Print a line in process 0; what the encoding of stdout cannot express is escaped."""
     if is_first():
-        encoding = sys.stdout.encoding or "utf-8"
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # stdout may be closed
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from normjax.networks.classifier import Classifier, use_algorithm
+from normjax.networks.models import ConvNet3, ConvNet5
 
 ALL = sys.maxsize  # networks
 
@@ -43,6 +44,6 @@ def use_strategy(classifier: Classifier, image_shape: Sequence[int], name: str) 
 
 
 def strategies_of(classifier: Classifier) -> list[str]:
-    """Return the strategies for a network; most need a field `algorithm` of its module."""
-    has_field = hasattr(classifier.module, "algorithm")
-    return [n for n, (algorithm, _) in STRATEGIES.items() if has_field or algorithm == "platform"]
+    """Return the strategies for a network; most are for the paper's convolutional ones."""
+    is_ours = isinstance(classifier.module, ConvNet3 | ConvNet5)
+    return [n for n, (algorithm, _) in STRATEGIES.items() if is_ours or algorithm == "platform"]

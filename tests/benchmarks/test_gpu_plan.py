@@ -49,17 +49,28 @@ def test_a_command_is_stopped_in_time_with_its_children(tmp_path):
         gpu_plan.run(["-c", "import sys; sys.exit(3)"], time.monotonic() + 30)
 
 
-def test_images_from_a_tar(tmp_path):
+def test_what_a_failing_step_has_is_packed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "import os, sys; os.makedirs('runs/gpu_plan/net3'); open('runs/gpu_plan/net3/a', 'w')"
+    monkeypatch.setattr(gpu_plan, "command_of", lambda *_: ["-c", f"{code}; sys.exit(1)"])
+    with pytest.raises(RuntimeError, match="exit code 1"):
+        gpu_plan.main(["net3", "--scale=smoke", "--out=out"])
+    assert (tmp_path / "out" / "net3.tar.xz.00").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "images/"])
+def test_images_from_a_tar(tmp_path, inside):
+    """A tar of train/ and test/, or of a folder with them."""
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "1.png").write_bytes(b"image")
-    with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
-        archive.add(tmp_path / "train", "train")
-    work = tmp_path / "work"
+    data, work = tmp_path / "images.tar.xz", tmp_path / "work"
+    with tarfile.open(data, "w:xz") as archive:
+        archive.add(tmp_path / "train", f"{inside}train")
     work.mkdir()
     for _ in range(2):
-        folder = gpu_plan.images_of(tmp_path / "images.tar.xz", work)
+        folder = gpu_plan.images_of(data, work)
         assert (folder / "train" / "cat" / "1.png").read_bytes() == b"image"
-    assert gpu_plan.images_of(tmp_path / "train", work) == tmp_path / "train"
+    assert gpu_plan.images_of(tmp_path, work) == tmp_path
 
 
 def test_data_are_needed(tmp_path):

@@ -95,6 +95,42 @@ def test_a_resumed_run_is_the_same(runs, tmp_path, invoke, monkeypatch):
     assert lines_again == lines
 
 
+@pytest.mark.slow
+def test_with_an_epoch_ahead_as_on_accelerators(runs, tmp_path, invoke, monkeypatch):
+    """The next epoch takes the memory of a state whose metrics are still to be written."""
+    monkeypatch.setattr(phases, "epochs_ahead", lambda: 1)
+    invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}")
+    kept, final, lines = read(tmp_path / "run")
+    expected_kept, expected_final, expected_lines = read(runs / "stopped")
+    assert kept.equals(expected_kept) and final.equals(expected_final)
+    assert lines[: len(expected_lines)] == expected_lines
+
+
+@pytest.mark.slow
+def test_a_group_that_has_stopped_is_not_trained_again(runs, tmp_path, invoke, monkeypatch):
+    """A signal in the epoch in which the last network stops."""
+    _, final, lines = read(runs / "stopped")
+    last = 3 + final["epoch"].max()
+    original, all_max = phases.metrics.append_metrics, phases.processes.all_max
+    count = 0
+
+    def append(*args):
+        nonlocal count
+        count += 1
+        original(*args)
+
+    monkeypatch.setattr(phases.metrics, "append_metrics", append)
+    monkeypatch.setattr(
+        phases.processes, "all_max", lambda value: 15 if count == last else all_max(value)
+    )
+    with pytest.raises(SystemExit):
+        invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}")
+    monkeypatch.setattr(phases.processes, "all_max", all_max)
+    invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}", "--resume")
+    assert count == last
+    assert read(tmp_path / "run")[1].equals(final) and read(tmp_path / "run")[2] == lines
+
+
 def test_targets_are_needed():
     message = error_of(parse, SweepConfig, "--stop_at_targets", workdir="run")
     assert message == "error: --stop_at_targets=true: --target_losses is needed"

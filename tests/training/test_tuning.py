@@ -2,12 +2,14 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
 import pytest
 
 import normjax
+from normjax.networks.classifier import make_classifier
 from normjax.plots import paper as plotting
 from normjax.training import plan
 from normjax.training.ensemble import make_ensemble, map_members, shard_members, share
@@ -169,3 +171,20 @@ def test_a_strategy_that_the_network_does_not_have(tmp_path):
         run(tmp_path / "run", model="linear", conv="patches")
     assert not (tmp_path / "run").exists()
     assert strategies_of(classifier_of("convnet5")) == list(STRATEGIES)
+
+
+class Own(nn.Module):
+    """A user's network, whose field `algorithm` means something else."""
+
+    algorithm: str = "relu"
+
+    @nn.compact
+    def __call__(self, images):
+        """A dense layer."""
+        return nn.Dense(10, use_bias=False)(images.reshape(len(images), -1))
+
+
+def test_a_users_field_of_the_same_name_is_left_alone():
+    assert strategies_of(make_classifier(Own(), SHAPE, 10)) == [
+        name for name, strategy in STRATEGIES.items() if strategy.algorithm == "platform"
+    ]

@@ -1,12 +1,13 @@
-"""MNIST and Fashion-MNIST from IDX files."""
+"""Fashion-MNIST from IDX files."""
 
 import gzip
+import hashlib
 import struct
 
 import numpy as np
 import pytest
 
-from normjax.data import load_dataset
+from normjax.data import fashion_mnist, load_dataset
 
 NAMES = [f"{a}-{b}-ubyte" for a in ("train", "t10k") for b in ("images-idx3", "labels-idx1")]
 
@@ -33,16 +34,25 @@ def folder(tmp_path, arrays):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_values(folder, arrays, name):
-    dataset = load_dataset(name, data_dir=folder)
+def test_values(folder, arrays):
+    with pytest.warns(UserWarning, match="is not Fashion-MNIST's official") as seen:
+        dataset = load_dataset("fashion_mnist", data_dir=folder)
+    assert [name for name in NAMES if any(name in str(w.message) for w in seen)] == NAMES
     for split, (images, labels) in zip(dataset[:2], (arrays[:2], arrays[2:]), strict=True):
         assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
         np.testing.assert_array_equal(split.images[..., 0], images)
         np.testing.assert_array_equal(split.labels, labels)
     assert dataset.num_classes == 10 and dataset.image_shape == (5, 4, 1)
-    assert dataset.class_names[9] == {"mnist": "9", "fashion_mnist": "Ankle boot"}[name]
-    assert len(load_dataset(name, data_dir=folder, train_size=2).train.labels) == 2
+    assert dataset.class_names[9] == "Ankle boot"
+
+
+def test_official_files_are_read_without_a_warning(folder, monkeypatch):
+    for name in NAMES:
+        path = next(folder.glob(f"{name}*"))
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix else content
+        monkeypatch.setitem(fashion_mnist.SHA256, name, hashlib.sha256(content).hexdigest())
+    assert len(load_dataset("fashion_mnist", data_dir=folder, train_size=2).train.labels) == 2
 
 
 @pytest.mark.parametrize(
@@ -55,11 +65,16 @@ def test_values(folder, arrays, name):
         (NAMES[0], lambda old: old[:4] + b"\xff" * 12, "its header does not match"),
         (NAMES[1], lambda old: idx(np.arange(5)), "5 labels for 6 images"),
         (NAMES[1], lambda old: idx(np.arange(5, 11)), "label 10 of 10 classes"),
-        (NAMES[2], lambda old: idx(np.zeros((3, 4, 4))), "images of another size"),
+        (
+            NAMES[2],
+            lambda old: idx(np.zeros((3, 4, 4))),
+            "another size than that of training images",
+        ),
         (f"{NAMES[3]}.gz", lambda old: old[:-9], "truncated or damaged"),
         (f"{NAMES[3]}.gz", lambda old: b"no gzip", "truncated or damaged"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*official")
 def test_damaged_files_are_named(folder, name, change, message):
     path = folder / name
     path.write_bytes(change(path.read_bytes()))
@@ -71,4 +86,4 @@ def test_damaged_files_are_named(folder, name, change, message):
 def test_missing_files_are_named(folder):
     (folder / NAMES[2]).unlink()
     with pytest.raises(ValueError, match=rf"is incomplete: it lacks {NAMES[2]}$"):
-        load_dataset("mnist", data_dir=folder)
+        load_dataset("fashion_mnist", data_dir=folder)
