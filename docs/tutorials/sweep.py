@@ -21,6 +21,8 @@
 # This sweep has 8 small networks on 250 images of 8x8 digits, so that it takes less than a minute.
 
 # %%
+import contextlib
+import io
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -38,9 +40,8 @@ config = normjax.SweepConfig(
     batch_size=25,
     learning_rate=0.05,
 )
-
-# %% tags=["hide_output"]
-run = normjax.run_sweep(config)
+with contextlib.redirect_stderr(io.StringIO()):  # a line for each epoch
+    run = normjax.run_sweep(config)
 
 # %% [markdown]
 # `run_sweep` writes one folder: the table, the analysis, the figures, the networks and a page,
@@ -66,6 +67,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for axis, kind in zip(axes, ("", "normalized_"), strict=True):
     points = axis.scatter(table[f"{kind}train_loss"], table[f"{kind}test_loss"], c=table["level"])
     axis.set_xlabel("training loss, nats")
+    axis.locator_params(axis="x", nbins=4)
     axis.set_title("normalized" if kind else "as trained")
 axes[0].set_ylabel("test loss, nats")
 figure.colorbar(points, label="corruption level")
