@@ -49,7 +49,7 @@ with contextlib.redirect_stderr(io.StringIO()):  # a line for each epoch
 # a run that was stopped, and returns a finished one at once.
 
 # %%
-print(*sorted(path.name for path in run.run_dir.iterdir() if path.name[0] != "."), sep="\n")
+print(*sorted(path.name for path in run.run_dir.glob("[!.]*")))
 
 # %% [markdown]
 # ## The table
