@@ -75,10 +75,11 @@ published = pd.DataFrame(
 published.head(3).round(4)
 
 # %% [markdown]
-# The columns get the names of `results.csv`. What was not published is not invented: the losses as
-# trained are filled with the normalized ones here, so the fields of the result that use them
-# (`raw_fit` and the rank correlation of `train_loss`) mean nothing and must be ignored. The verdict
-# does not use them.
+# The columns get the names of `results.csv`, and all must be there. Normalization changes no
+# prediction, so the normalized errors are the errors; all networks fit their training labels. The
+# losses as trained were not published. The normalized losses stand in for them, so the fields that
+# use them (`raw_fit` and the ranking by `train_loss`) mean nothing here. The verdict does not use
+# them.
 
 # %%
 table = pd.DataFrame(
