@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test test-slow soak lint gpu-plan
+.PHONY: quickstart test test-slow soak lint docs gpu-plan
 
 quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
@@ -32,6 +32,10 @@ lint: $(VENV)/test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+# Runs the tutorials; a broken link, reference or tutorial is an error.
+docs: $(VENV)/docs
+	$(VENV)/bin/python -m mkdocs build --strict
+
 $(VENV)/base: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed") if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
@@ -41,4 +45,8 @@ $(VENV)/base: setup.cfg pyproject.toml
 
 $(VENV)/test: $(VENV)/base
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/base
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
 	touch $@

@@ -88,7 +88,7 @@ def balance_params(
     output is always 0, gets zero weights. A unit of a later layer with a positive bias and no
     incoming weights is an error, because the limit would change the function.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> params = {"Dense_0": {"kernel": np.array([[8.0, 1.0]], np.float32)},

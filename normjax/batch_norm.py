@@ -49,7 +49,7 @@ def absorb_batch_norm(
     `normalize_params` with a structure normalizes the network as it is; nothing needs to be
     absorbed.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> variables = {

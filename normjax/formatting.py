@@ -14,7 +14,7 @@ def number(value: float | None, digits: int = 3) -> str:
     Thousands are grouped; all digits before the decimal point are kept. Scientific notation is used
     below 0.00001 and from 1e15.
 
-    Example:
+    Examples:
       >>> from normjax.formatting import number
       >>> [number(value) for value in (0.5, 0.00110, 12.345, 12345.6, 4.77e-5, 4.7e-6)]
       ['0.5', '0.0011', '12.3', '12,346', '0.0000477', '4.7e-06']
@@ -38,7 +38,7 @@ def number(value: float | None, digits: int = 3) -> str:
 def fixed(value: float | None, places: int = 2) -> str:
     """Format a number with a given number of decimal places, to compare the rows of a column.
 
-    Example:
+    Examples:
       >>> from normjax.formatting import fixed
       >>> [fixed(value) for value in (0.5, -0.001, 1234.567, float("inf"), None)]
       ['0.50', '0.00', '1,234.57', '∞', '–']
@@ -50,7 +50,7 @@ def fixed(value: float | None, places: int = 2) -> str:
 def percent(value: float | None, digits: int = 3) -> str:
     """Format a fraction as a percentage, like `number`.
 
-    Example:
+    Examples:
       >>> from normjax.formatting import percent
       >>> [percent(value) for value in (0.1234, 0.07, 1e-7)]
       ['12.3%', '7%', '0.00001%']
@@ -69,7 +69,7 @@ def interval(bounds: Sequence[float] | None, digits: int = 3) -> str:
 def plain(value: object) -> str:
     """Return the `repr` of a value, with NumPy's numbers as Python writes them.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> from normjax.formatting import plain
       >>> plain((np.float32(0.5), "2"))

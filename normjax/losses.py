@@ -24,7 +24,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     `m + log1p(sum exp(d_j - m))`, where the sum omits the largest term, which is 1. The gradient is
     `softmax(z) - onehot(y)`.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> logits = np.array([[0.0, 0.0], [40.0, 0.0]], np.float32)
@@ -54,7 +54,7 @@ def excess_cross_entropy(logits: Array, labels: Array) -> Array:
     absolute, about 1e-7 nats, only if logits of order 1 happen to give a loss close to ln K. The
     gradient is `softmax(z) - onehot(y)`.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> excess = normjax.excess_cross_entropy(np.array([[2e-9, 0.0]], np.float32), np.array([0]))
@@ -78,7 +78,7 @@ def excess_cross_entropy(logits: Array, labels: Array) -> Array:
 def classification_error(logits: Array, labels: Array) -> Array:
     """Return 1 where the predicted class (the first maximum of the logits) is wrong, else 0.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> logits = np.array([[1.0, 0.0], [1.0, 0.0]], np.float32)
@@ -105,7 +105,7 @@ def classification_error(logits: Array, labels: Array) -> Array:
 def margins(logits: Array, labels: Array) -> Array:
     """Return the margin `z_y - max_{j != y} z_j` of each example, positive if it is correct.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> normjax.margins(np.array([[3.0, 1.0, 2.0]], np.float32), np.array([0])).tolist()
@@ -157,7 +157,7 @@ def monitor(
     none over the data, works under `jit`, `vmap` and `shard_map`, and has no side effects. The mean
     over the batches of an epoch is the loss of the epoch.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> params = {"Dense_0": {"kernel": np.eye(2, dtype=np.float32)}}

@@ -55,7 +55,7 @@ def param_norms(
     to their layer. Batch normalization in evaluation mode that follows a layer is part of its
     matrix, as `absorb_batch_norm` folds it in.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> params = {"Dense_0": {"kernel": np.full((2, 2), 2, np.float32)},
@@ -105,7 +105,7 @@ def product_norm(
     layer is applied several times. Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in
     `normalize_params`, which keeps eq. 2 exact, and a product that is too large is infinite.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> params = {"Dense_0": {"kernel": np.full((2, 2), 2, np.float32)},
@@ -146,7 +146,7 @@ def log_product_norm(
 ) -> Array:
     """Return the natural logarithm of `product_norm`, which neither overflows nor underflows.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> params = {f"Dense_{k}": {"kernel": np.ones((10, 10), np.float32)} for k in range(60)}
@@ -187,7 +187,7 @@ def normalize_params(
     Inside `jit`, `vmap` and `grad`, a layer of norm 0 is unchanged, with finite gradients. Entries
     too small for their dtype become 0.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import numpy as np
       >>> import normjax
@@ -251,7 +251,7 @@ def check_homogeneity(
 
     Both networks run at the highest matmul precision.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import numpy as np
       >>> import normjax

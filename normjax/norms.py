@@ -77,7 +77,7 @@ def make_norms(
 def parse_norm(text: str) -> NamedNorm:
     """Parse a norm: "2", "fro", "1", "inf", "spectral", "3.5", or "1/100" (L1, scale 100).
 
-    Example:
+    Examples:
       >>> from normjax.norms import parse_norm
       >>> parse_norm("1/100")
       NamedNorm(name='1/100', norm=1.0, scale=100.0)
@@ -136,7 +136,7 @@ def spectral_norm(leaves: Mapping[str, Array], input_size: int = 32) -> Array:
     - `c(n)` samples a function of continuous frequency. The maximum of this function, the limit of
       large n, is the norm on the infinite plane and bounds all of these.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> kernel = np.diag([3.0, 4.0]).astype(np.float32)

@@ -43,7 +43,7 @@ def trace_structure(module: Any, x: Any) -> NetworkStructure:
     The module is traced by `torch.export`, not run; see `normjax.trace_structure` for what is read
     and what a certificate covers.
 
-    Example:
+    Examples:
       >>> from torch import nn
       >>> import normjax.torch
       >>> module = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
@@ -108,7 +108,7 @@ def to_arrays(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
     Tensors that share memory are one leaf, under the first of their names.
 
-    Example:
+    Examples:
       >>> from torch import nn
       >>> import normjax.torch
       >>> module = nn.Linear(2, 2).eval()

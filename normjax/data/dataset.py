@@ -86,7 +86,7 @@ def take_subset(split: Split, size: int | None, which: str) -> Split:
 def standardize_images(images: ArrayT) -> ArrayT:
     """Scale pixels to [-1, 1] as in the paper: `(x / 255 - 0.5) / 0.5`.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> normjax.standardize_images(np.array([0, 255], np.uint8)).tolist()

@@ -20,7 +20,7 @@ def corrupt_labels(
     uniform new label, possibly the true one (as in the code of the paper's authors); at level 1 the
     labels are completely random.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> import normjax
       >>> labels = np.repeat(np.arange(10), 10)

@@ -27,7 +27,7 @@ def load_dataset(
 ) -> Dataset:
     """Load an image classification data set, or a fixed subset of it.
 
-    Example:
+    Examples:
       >>> import normjax
       >>> dataset = normjax.load_dataset("digits", train_size=100)
       >>> dataset.train.images.shape, dataset.test.images.shape

@@ -32,7 +32,7 @@ def make_model(
 ) -> nn.Module:
     """Make one of the paper's networks, a Linen module for float images [N, H, W, C].
 
-    Example:
+    Examples:
       >>> import jax
       >>> import normjax
       >>> model = normjax.make_model("convnet3")

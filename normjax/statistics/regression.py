@@ -108,7 +108,7 @@ def fit_line(x: ArrayLike, y: ArrayLike, levels: Sequence[Hashable] | None = Non
 
     Both axes are centered first, because normalized losses differ from ln K by as little as 1e-4.
 
-    Example:
+    Examples:
       >>> import normjax
       >>> fit = normjax.fit_line([1, 2, 3, 4], [3, 5, 7, 9.5])
       >>> round(fit.slope, 6), round(fit.intercept, 6), fit.n

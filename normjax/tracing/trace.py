@@ -31,7 +31,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
     these shapes. It does not cover overflow and underflow, or Python control flow that depends on
     something else than shapes.
 
-    Example:
+    Examples:
       >>> import jax
       >>> import normjax
       >>> def apply_fn(params, x):

@@ -83,8 +83,8 @@ def test_jackknife_of_a_mean_is_students_interval():
         jackknife_interval(1.0, [1.0, np.nan, 2.0, 1.0])
 
 
-# What docs/is_it_real.md states, in percent of the lines with an interval. Errors that grow, and
-# the skill, have the least coverage.
+# What docs/verdict_errors.md states, in percent of the lines with an interval. Errors that grow,
+# and the skill, have the least coverage.
 LEAST = {"slope": 92, "intercept": 92, "r2": 91, "rmse": 87, "tau": 92, "skill": 85, "r": 92}
 
 

@@ -22,7 +22,7 @@ PAGE = """\
 
 **{total} networks: {certified} certified, {refused} refused.**
 The largest error after normalization is {float32:.1e} in float32 and {bfloat16:.1e} in bfloat16.
-{expected} of {total} are as the [zoo](../tests/zoo) expects, and their outputs are equal bit by bit
+{expected} of {total} are as the zoo (`tests/zoo`) expects, and their outputs are equal bit by bit
 when layers are scaled by powers of two. With powers of 3 in float64, the largest error is
 {float64:.1e} ({num_float64} networks). Of {products} networks with batch normalization, the product
 of norms is that of the absorbed network, computed in float64, to 1e-6.
