@@ -13,6 +13,7 @@ from normjax.files import read_object
 from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
+from normjax.results import metrics, tensorboard
 from normjax.results.table import NETWORK, RESULTS_FILE, is_finite, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
@@ -104,6 +105,9 @@ def finish_sweep(
                 # Refuse another network and other data.
                 own = config.dataset if dataset is None else dataset
                 load_run(run_dir, config.data_dir, model=model, dataset=own)
+            if finished and config.tensorboard:
+                with tensorboard.event_files(run_dir, True) as write_events:
+                    write_events(metrics.read_lines(run_dir))
             return finished
 
         def start() -> None:

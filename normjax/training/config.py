@@ -20,6 +20,7 @@ from normjax.files import expand_user
 from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
+from normjax.results.tensorboard import check_installed
 from normjax.training import processes
 from normjax.training.strategies import STRATEGIES
 
@@ -273,6 +274,11 @@ class SweepConfig:
     test_every: int = setting(
         0, "Epochs between test losses in metrics.jsonl; 0: never.", check=not_negative
     )
+    tensorboard: bool = setting(
+        False,
+        "Write metrics.jsonl for TensorBoard too, into WORKDIR/tensorboard.",
+        check=check_installed,
+    )
     members_per_group: int | None = setting(
         None, "Networks trained at once; default: as many as fit.", check=at_least(1)
     )
@@ -320,6 +326,7 @@ class SweepConfig:
 HOW_NOT_WHAT = (
     "workdir",
     "data_dir",
+    "tensorboard",
     "members_per_group",
     "checkpoint_every",
     "resume",
