@@ -9,7 +9,6 @@ Only run.json, results.csv, summary.json and the main figure of each run are rea
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import flags
@@ -21,19 +20,12 @@ from normjax.training.finished_run import check_output, check_runs
 PAGE_FILE = "comparison.html"
 
 
-def check_several(folders: Sequence[str]) -> None:
-    """Raise ValueError unless the folders of at least two runs are given, each once."""
-    check_runs(folders)
-    if len(folders) < 2:
-        raise ValueError("at least two runs are needed; a run's own page is its report.html")
-
-
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The settings of the command."""
 
     source: tuple[str, ...] = setting(
-        help="Folders of finished runs.", flag="from", check=check_several, is_path=True
+        help="Folders of finished runs.", flag="from", check=check_runs, is_path=True
     )
     workdir: str = setting("runs/report", "Output folder.", check=check_output, is_path=True)
 

@@ -45,12 +45,14 @@ def write_comparison(path: str | os.PathLike, folders: Sequence[str]) -> None:
 
     Args:
       path: the file to write.
-      folders: the runs' folders; the page names the runs by them.
+      folders: the runs' folders, two or more; the page names the runs by them.
 
     Raises:
       FileNotFoundError: a run lacks one of the tables.
-      ValueError: a run is unfinished, or a file is damaged.
+      ValueError: there are fewer than two runs, one is unfinished, or a file is damaged.
     """
+    if len(folders) < 2:
+        raise ValueError("at least two runs are needed; a run's own page is its report.html")
     runs = {folder: read_run(Path(folder)) for folder in folders}
     found = [(each.selection, each.norm) for run in runs.values() for each in run.explanations]
     write_page(

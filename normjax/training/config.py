@@ -98,7 +98,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
             if check and field.name not in given and value is not None:
                 check(value)
         except ValueError as error:
-            raise ValueError(f"--{flag_name(field)}={_to_text(value)}: {error}") from None
+            raise ValueError(f"--{flag_name(field)}={to_text(value)}: {error}") from None
     if hasattr(config, "check_together"):
         config.check_together()
 
@@ -341,7 +341,7 @@ def to_flagfile(config: Any) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is not None and field.name != "distributed":
-            lines.append(f"--{flag_name(field)}={_to_text(value)}\n")
+            lines.append(f"--{flag_name(field)}={to_text(value)}\n")
     return "".join(lines)
 
 
@@ -381,7 +381,7 @@ def _is_one_line(text: str) -> bool:
     return not set(text) & set("\r\n") and text.encode(errors="replace").decode() == text
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
     """Return a value as written on the command line; the `repr` of multi-line text."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))

@@ -20,6 +20,7 @@ from normjax.training.config import (
     SweepConfig,
     check_list,
     check_workdir,
+    to_text,
     validate,
 )
 from normjax.training.ensemble import Member
@@ -184,10 +185,10 @@ def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
 
 
 def different_settings(configs: Mapping[K, SweepConfig]) -> dict[str, dict[K, str]]:
-    """Return {setting: {key: value}} for the settings with several values that change results."""
+    """Return {setting: {key: text}} for settings that change results and have several values."""
     found = {}
     for field in dataclasses.fields(SweepConfig):
-        values = {key: str(getattr(config, field.name)) for key, config in configs.items()}
+        values = {key: to_text(getattr(config, field.name)) for key, config in configs.items()}
         if field.name not in HOW_NOT_WHAT and len(set(values.values())) > 1:
             found[field.name] = values
     return found
