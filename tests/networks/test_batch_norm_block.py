@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jax import lax
 
-from normjax.networks import batch_norm_block
 from normjax.networks.batch_norm_block import Activations, conv_activations, conv_batch_norm
 from normjax.networks.models import make_model
 
@@ -66,15 +65,16 @@ def make_arrays(case, seed=0):
     return images, np.float32(np.arange(num) < counted), params
 
 
-def apply_blocks(case, images, weights, params):
+def apply_blocks(case, images, weights, params, algorithm="platform"):
     """The output, and the statistics of each layer but the last."""
     x, statistics = Activations(images), []
     *layers, (_, _, strides, padding) = case[3]
     for (_, _, *geometry), (kernel, scale, bias) in zip(layers, params, strict=False):
-        geometry = dict(zip(("strides", "padding"), geometry, strict=True))
-        x, moments = conv_batch_norm(x, kernel, scale, bias, weights, **geometry)
+        how = dict(zip(("strides", "padding"), geometry, strict=True)) | {"algorithm": algorithm}
+        x, moments = conv_batch_norm(x, kernel, scale, bias, weights, **how)
         statistics += moments
-    return conv_activations(x, params[-1][0], strides=strides, padding=padding), statistics
+    how = {"strides": strides, "padding": padding, "algorithm": algorithm}
+    return conv_activations(x, params[-1][0], **how), statistics
 
 
 def apply_plainly(case, images, weights, params):
@@ -134,17 +134,14 @@ def test_values_and_gradients_are_those_of_float64(name):
     assert_close(outputs, float64_of(name), 1e-5 if name == "Toom-Cook" else 3e-6)
 
 
-@pytest.mark.parametrize("name", ["odd sizes"])
-def test_accelerators_path_agrees(name, monkeypatch):
-    """The plain formulation that GPU and TPU get, here on a CPU."""
-    monkeypatch.setattr(batch_norm_block, "_block_cpu", batch_norm_block._block_xla)
-    monkeypatch.setattr(batch_norm_block, "_gradients_cpu", batch_norm_block._gradients_xla)
-    monkeypatch.setattr(batch_norm_block, "_compiled_block", batch_norm_block._block)
-    case, arrays = CASES[name], make_arrays(CASES[name])
-    jaxpr = str(jax.make_jaxpr(lambda *args: apply_blocks(case, *args))(*arrays))
-    assert "scan" not in jaxpr and "conv_general_dilated" in jaxpr
-    outputs = run(apply_blocks, case, *arrays)
-    assert_close(outputs, float64_of(name))
+@pytest.mark.parametrize("algorithm", ["xla", "patches"])
+def test_other_algorithms_agree(algorithm):
+    """All images at once, as GPU and TPU compute it, here on a CPU."""
+    case, arrays = CASES["odd sizes"], make_arrays(CASES["odd sizes"])
+    apply = functools.partial(apply_blocks, algorithm=algorithm)
+    jaxpr = str(jax.make_jaxpr(lambda *args: apply(case, *args))(*arrays))
+    assert "scan" not in jaxpr and ("conv_general_dilated" in jaxpr) == (algorithm == "xla")
+    assert_close(run(apply, case, *arrays), float64_of("odd sizes"))
 
 
 def test_values_and_gradients_are_those_of_pytorch_in_float64():
