@@ -1,5 +1,4 @@
-# docker build -t normjax .
-# docker run --gpus=all -v "$PWD/runs:/normjax/runs" normjax experiments.random_pretrain --flagfile=...
+# docker build -t normjax . && docker run --gpus=all -v "$PWD/runs:/normjax/runs" normjax experiments.random_pretrain --flagfile=...
 # The host needs NVIDIA's driver and container toolkit; the wheels of jax[cuda12] bring CUDA.
 FROM python:3.11-slim
 WORKDIR /normjax

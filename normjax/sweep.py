@@ -105,10 +105,12 @@ def finish_sweep(
                 # Refuse another network and other data.
                 own = config.dataset if dataset is None else dataset
                 load_run(run_dir, config.data_dir, model=model, dataset=own)
-            if finished and config.tensorboard:
-                with tensorboard.event_files(run_dir, True) as write_events:
-                    write_events(metrics.read_lines(run_dir))
             return finished
+
+        def write_events() -> None:
+            if processes.is_first():
+                with tensorboard.event_files(run_dir, True) as write:
+                    write(metrics.read_lines(run_dir))
 
         def start() -> None:
             if processes.is_first():
@@ -118,6 +120,8 @@ def finish_sweep(
         if not is_new:
             processes.in_step(lock)
         if processes.all_max(processes.in_step(is_finished)):
+            if config.tensorboard:
+                processes.in_step(write_events)
             processes.say(f"{run_dir}: this run is finished; nothing to do")
             return
         sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))
