@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: quickstart test test-slow soak lint docs gpu-plan
+.PHONY: quickstart test test-slow soak wheel lint docs gpu-plan
 
 quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
@@ -20,6 +20,15 @@ test-slow: $(VENV)/test
 
 soak: $(VENV)/test
 	$(VENV)/bin/python -m tests.helpers.soak --kills=20
+
+# The wheel as a user has it: in an environment of its own, without the checkout on its path.
+wheel: $(VENV)/test
+	rm -rf $(VENV)/dist
+	$(VENV)/bin/python -m build --outdir $(VENV)/dist .
+	$(PYTHON) -m venv --clear $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip install --quiet $(VENV)/dist/*.whl
+	$(VENV)/wheel/bin/python -I -m pip check
+	$(VENV)/wheel/bin/python -I tests/helpers/wheel_smoke.py
 
 # The steps of docs/gpu.md at a tiny size, on any device.
 gpu-plan: $(VENV)/base

@@ -14,7 +14,7 @@ are read.
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -31,8 +31,13 @@ from normjax.report.render import render, write_page
 from normjax.results.columns import write_columns
 from normjax.results.table import read_results, selection_name
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import HOW_NOT_WHAT, SweepConfig, setting
-from normjax.training.finished_run import check_output, check_runs, read_definitions
+from normjax.training.config import SweepConfig, setting
+from normjax.training.finished_run import (
+    check_output,
+    check_runs,
+    different_settings,
+    read_definitions,
+)
 
 TABLE_FILE, NETWORKS_FILE, PAGE_FILE = "sizes.csv", "networks.csv", "sizes.md"
 SAME = {"test_images": int, "num_classes": int, "image_shape": list, "parameters": dict}
@@ -83,6 +88,8 @@ def main(config: Config) -> None:
     title = join_title(
         [dataset_label(first.config.dataset), first.config.model, selection_name(selection)]
     )
+    differing = different_settings({size: one.config for size, one in runs.items()})
+    differing.pop("train_size", None)
     printed = printed_slopes(first, norm, set(networks["family"]))
     page = {
         "title": title,
@@ -91,7 +98,7 @@ def main(config: Config) -> None:
         "quantities": QUANTITIES,
         "present": {row.quantity for row in rows},
         "printed": printed,
-        "differing": settings_that_differ(runs),
+        "differing": differing,
         "missing": [row for row in rows if row.reason],
     }
     names = [field.name for field in dataclasses.fields(SizeRow)]
@@ -130,16 +137,6 @@ def read_runs(folders: Sequence[str]) -> dict[int, SizedRun]:
         if same:
             raise ValueError(f"{first.folder} and {other.folder} differ in {', '.join(same)}")
     return dict(sorted(runs.items()))
-
-
-def settings_that_differ(runs: Mapping[int, SizedRun]) -> dict[str, dict[int, str]]:
-    """Return {setting: {size: value}} for the settings with several values."""
-    found = {}
-    for field in dataclasses.fields(SweepConfig):
-        values = {size: str(getattr(one.config, field.name)) for size, one in runs.items()}
-        if field.name not in (*HOW_NOT_WHAT, "train_size") and len(set(values.values())) > 1:
-            found[field.name] = values
-    return found
 
 
 def printed_slopes(first: SizedRun, norm: str, families: set[str]) -> dict[str, float]:

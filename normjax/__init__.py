@@ -36,7 +36,7 @@ _MODULE_OF = {
     "standardize_images": "data",
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -13,6 +13,7 @@ from normjax.files import read_object
 from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
+from normjax.results import metrics, tensorboard
 from normjax.results.table import NETWORK, RESULTS_FILE, is_finite, write_results
 from normjax.training import checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
@@ -107,6 +108,11 @@ def finish_sweep(
                 load_run(run_dir, config.data_dir, model=model, dataset=own)
             return finished
 
+        def write_events() -> None:
+            if processes.is_first():
+                with tensorboard.event_files(run_dir, True) as write:
+                    write(metrics.read_lines(run_dir))
+
         def start() -> None:
             if processes.is_first():
                 record.start_run(run_dir, sweep, given)
@@ -115,6 +121,8 @@ def finish_sweep(
         if not is_new:
             processes.in_step(lock)
         if processes.all_max(processes.in_step(is_finished)):
+            if config.tensorboard:
+                processes.in_step(write_events)
             processes.say(f"{run_dir}: this run is finished; nothing to do")
             return
         sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))

@@ -112,9 +112,14 @@ def test_heavy_libraries_stay_in_their_rooms():
     assert importers_of("absl") == {"experiments"}
     assert importers_of("orbax") == {"training"}
     assert importers_of("flax") == {"networks"}
+    assert importers_of("tensorboardX") == {"results"}
     assert importers_of("torch", "tensorflow") == set()
     tops = {name for path in FILES for name, is_top in imports_of(path) if is_top}
-    assert not [name for name in tops if name.split(".")[0] in ("tensorflow_datasets", "sklearn")]
+    assert not [
+        name
+        for name in tops
+        if name.split(".")[0] in ("tensorflow_datasets", "sklearn", "tensorboardX")
+    ]
     assert "jax" in tops  # the walk does see imports
 
 

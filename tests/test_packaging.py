@@ -1,5 +1,6 @@
 """What an installation puts on the import path."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -44,13 +45,24 @@ def test_a_wheel_holds_the_library_with_its_data_and_nothing_else(clone, tmp_pat
     with build("build_wheel", clone, tmp_path) as wheel:
         names = set(wheel.namelist())
         (metadata,) = (name for name in names if name.endswith("/METADATA"))
-        assert f"Version: {normjax.__version__}\n" in wheel.read(metadata).decode()
+        text = wheel.read(metadata).decode()
+    assert f"\nVersion: {normjax.__version__}\n" in text
+    for extra in ("torch", "docs", "tensorboard", "cuda12", "tpu"):
+        assert f"\nProvides-Extra: {extra}\n" in text
     assert {name.split("/")[0] for name in names} == {"normjax", metadata.split("/")[0]}
     data = {
         path.relative_to(ROOT).as_posix() for path in ROOT.glob("normjax/**/*") if is_kept(path)
     }
     assert {name for name in names if name.startswith("normjax/")} == data
     assert "normjax/py.typed" in data
+
+
+def test_the_changelog_begins_with_the_version_and_ci_runs_the_pythons_that_are_named():
+    headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == normjax.__version__
+    named = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
+    (matrix,) = re.findall(r"python: \[(.*)\]", (ROOT / ".github/workflows/ci.yml").read_text())
+    assert named == [version.strip(' "') for version in matrix.split(",")]
 
 
 def is_kept(path):

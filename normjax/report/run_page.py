@@ -35,16 +35,10 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         the file.
     """
     run_dir = Path(run_dir)
-    table = read_results(run_dir / RESULTS_FILE)
-    if table.empty:
-        raise ValueError(f"{run_dir / RESULTS_FILE}: it has no networks")
-    explanations = read_summary(run_dir / SUMMARY_FILE)
-    _check_same(table, explanations, run_dir / SUMMARY_FILE)
-    # The page opens with the last epoch and the Frobenius norm.
-    headline = max(explanations, key=lambda found: (found.selection == "final", found.norm == "2"))
+    table, explanations = read_analysis(run_dir)
+    headline = headline_of(explanations)
+    figure = main_figure(run_dir, headline)
     figures = sorted((run_dir / "figures").glob("*.png"))
-    stem = figure_stem("normalized_and_raw", headline.selection, headline.norm)
-    figure = next((path for path in figures if path.stem == stem), None)
     flags, run = run_dir / "flags.txt", run_dir / "run.json"
     write_page(
         run_dir / REPORT_FILE,
@@ -61,6 +55,32 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         run=_pretty(run) if run.exists() else "",
     )
     return run_dir / REPORT_FILE
+
+
+def read_analysis(run_dir: Path) -> tuple[pd.DataFrame, list[Explanation]]:
+    """Return the table of a run and its explanations.
+
+    Raises:
+      FileNotFoundError, ValueError: see `write_report`.
+    """
+    table = read_results(run_dir / RESULTS_FILE)
+    if table.empty:
+        raise ValueError(f"{run_dir / RESULTS_FILE}: it has no networks")
+    explanations = read_summary(run_dir / SUMMARY_FILE)
+    _check_same(table, explanations, run_dir / SUMMARY_FILE)
+    return table, explanations
+
+
+def headline_of(explanations: Sequence[Explanation]) -> Explanation:
+    """Return the explanation that a page opens with: last epoch and Frobenius norm, if present."""
+    return max(explanations, key=lambda found: (found.selection == "final", found.norm == "2"))
+
+
+def main_figure(run_dir: Path, headline: Explanation) -> Path | None:
+    """Return the figure of both lines of an explanation, or None if the run has none."""
+    stem = figure_stem("normalized_and_raw", headline.selection, headline.norm)
+    path = run_dir / "figures" / f"{stem}.png"
+    return path if path.exists() else None
 
 
 def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: Path) -> None:

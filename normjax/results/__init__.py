@@ -1,1 +1,4 @@
-"""The tables of a run: results.csv (`table`, on top of `columns`) and metrics.jsonl (`metrics`)."""
+"""The tables of a run: results.csv (`table`, on top of `columns`) and metrics.jsonl (`metrics`).
+
+`tensorboard` writes the latter for TensorBoard.
+"""

@@ -83,8 +83,10 @@ def append_metrics(
     members: Sequence[Any],
     common: Mapping[str, Any],
     values: Mapping[str, Any],
-) -> None:
-    """Append one line per member for one epoch; numbers that are not finite become null.
+) -> list[dict[str, Any]]:
+    """Append one line per member for one epoch, and return the lines.
+
+    Numbers that are not finite become null.
 
     Args:
       run_dir: the folder of the run.
@@ -93,31 +95,41 @@ def append_metrics(
       values: arrays [M] by name, including diverged_at: the first step with a loss that is not
         finite, or 0 (null in the file).
     """
+    lines = []
+    for i, member in enumerate(members):
+        who = {"member": member.index, "family": member.family}
+        who |= {"level": member.level, "seed": member.seed}
+        own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
+        own["diverged_at"] = own["diverged_at"] or None
+        lines.append({**who, **common, **own})
     path = Path(run_dir) / METRICS_FILE
     with naming(path), open(path, "a", encoding="utf-8") as file:
-        for i, member in enumerate(members):
-            who = {"member": member.index, "family": member.family}
-            who |= {"level": member.level, "seed": member.seed}
-            own = {k: v[i].item() if np.isfinite(v[i]) else None for k, v in values.items()}
-            own["diverged_at"] = own["diverged_at"] or None
-            file.write(json.dumps({**who, **common, **own}) + "\n")
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return lines
 
 
-def keep_metrics(run_dir: str | os.PathLike, group: int, members: Sequence[Any], step: int) -> None:
+def keep_metrics(
+    run_dir: str | os.PathLike, group: int, members: Sequence[Any], step: int
+) -> list[dict[str, Any]]:
     """Drop incomplete lines, and a group's lines after `step`, whose epochs are trained again.
 
     Print a warning if lines of earlier epochs are missing: those epochs are not trained again.
+
+    Returns:
+      The lines of the members that stay.
     """
     path = Path(run_dir) / METRICS_FILE
     before = path.read_bytes() if path.exists() else b""
-    kept = []
+    kept, own = [], []
     missing = {(member.index, epoch) for member in members for epoch in range(1, step + 1)}
     for line in before.splitlines():
         try:
             record = json.loads(line)
             if record["group"] != group or record["step"] <= step:
                 kept.append(line + b"\n")
-                missing.discard((record["member"], record["step"]))
+                if (key := (record["member"], record["step"])) in missing:
+                    missing.remove(key)
+                    own.append(record)
         except (ValueError, TypeError, KeyError):
             continue
     if missing:
@@ -126,12 +138,22 @@ def keep_metrics(run_dir: str | os.PathLike, group: int, members: Sequence[Any],
     if after != before:
         with replacing(path) as temporary:
             temporary.write_bytes(after)
+    return own
 
 
 def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read a run's metrics.jsonl, without the lines of networks with random labels.
+    """Return the lines of a run's metrics.jsonl, without those of networks with random labels.
 
     Random labels do not generalize, so these networks are irrelevant for stopping.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_lines`.
+    """
+    return [line for line in read_lines(run_dir) if line["family"] != "random_labels"]
+
+
+def read_lines(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return all lines of a run's metrics.jsonl.
 
     Raises:
       FileNotFoundError: the file does not exist.
@@ -155,7 +177,7 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
         network = line["family"], line["level"], line["seed"]
         if networks.setdefault(line["member"], network) != network:
             raise ValueError(f"{place}: member {line['member']} was another network before")
-    return [line for line in lines.values() if line["family"] != "random_labels"]
+    return list(lines.values())
 
 
 def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:

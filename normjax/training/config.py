@@ -20,6 +20,7 @@ from normjax.files import expand_user
 from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
+from normjax.results.tensorboard import check_installed
 from normjax.training import processes
 from normjax.training.strategies import STRATEGIES
 
@@ -97,7 +98,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
             if check and field.name not in given and value is not None:
                 check(value)
         except ValueError as error:
-            raise ValueError(f"--{flag_name(field)}={_to_text(value)}: {error}") from None
+            raise ValueError(f"--{flag_name(field)}={to_text(value)}: {error}") from None
     if hasattr(config, "check_together"):
         config.check_together()
 
@@ -273,6 +274,11 @@ class SweepConfig:
     test_every: int = setting(
         0, "Epochs between test losses in metrics.jsonl; 0: never.", check=not_negative
     )
+    tensorboard: bool = setting(
+        False,
+        "Write metrics.jsonl for TensorBoard too, into WORKDIR/tensorboard.",
+        check=check_installed,
+    )
     members_per_group: int | None = setting(
         None, "Networks trained at once; default: as many as fit.", check=at_least(1)
     )
@@ -320,6 +326,7 @@ class SweepConfig:
 HOW_NOT_WHAT = (
     "workdir",
     "data_dir",
+    "tensorboard",
     "members_per_group",
     "checkpoint_every",
     "resume",
@@ -334,7 +341,7 @@ def to_flagfile(config: Any) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value is not None and field.name != "distributed":
-            lines.append(f"--{flag_name(field)}={_to_text(value)}\n")
+            lines.append(f"--{flag_name(field)}={to_text(value)}\n")
     return "".join(lines)
 
 
@@ -374,7 +381,7 @@ def _is_one_line(text: str) -> bool:
     return not set(text) & set("\r\n") and text.encode(errors="replace").decode() == text
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
     """Return a value as written on the command line; the `repr` of multi-line text."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))

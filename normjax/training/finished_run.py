@@ -1,10 +1,10 @@
 """Load the networks and the data of a finished run."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,7 +15,14 @@ from normjax.files import check_types, make_record, read_object
 from normjax.networks.classifier import Classifier, Model, Variables
 from normjax.results.table import RESULTS_FILE, on_own_labels, read_results
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.config import SweepConfig, check_list, check_workdir, validate
+from normjax.training.config import (
+    HOW_NOT_WHAT,
+    SweepConfig,
+    check_list,
+    check_workdir,
+    to_text,
+    validate,
+)
 from normjax.training.ensemble import Member
 from normjax.training.evaluate import choose_evaluation_batch_size
 from normjax.training.members import own_labels
@@ -34,6 +41,8 @@ from normjax.training.saved import (
     network_path,
 )
 from normjax.types import ApplyFn
+
+K = TypeVar("K", bound=Hashable)
 
 
 def check_runs(folders: Sequence[str]) -> None:
@@ -173,6 +182,16 @@ def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:
     if [member.index for member in members] != list(range(len(members))):
         raise ValueError(f"{path}: its members are not numbered from 0")
     return config, dict(enumerate(members))
+
+
+def different_settings(configs: Mapping[K, SweepConfig]) -> dict[str, dict[K, str]]:
+    """Return {setting: {key: text}} for settings that change results and have several values."""
+    found = {}
+    for field in dataclasses.fields(SweepConfig):
+        values = {key: to_text(getattr(config, field.name)) for key, config in configs.items()}
+        if field.name not in HOW_NOT_WHAT and len(set(values.values())) > 1:
+            found[field.name] = values
+    return found
 
 
 def make_apply(classifier: Classifier) -> ApplyFn:

@@ -9,7 +9,7 @@ import jax
 import pandas as pd
 
 from normjax.files import read_object, write_json
-from normjax.results import metrics
+from normjax.results import metrics, tensorboard
 from normjax.results.table import make_table
 from normjax.training import checkpoints, memory, processes, saved
 from normjax.training.checkpoints import RUN_FILE
@@ -176,4 +176,6 @@ def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
         rows = saved.read_rows(run_dir, group)
         # Less than all epochs if all networks were stopped.
         last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
-        metrics.keep_metrics(run_dir, group, sweep.groups[group], last)
+        lines = metrics.keep_metrics(run_dir, group, sweep.groups[group], last)
+        with tensorboard.event_files(run_dir, sweep.config.tensorboard) as write_events:
+            write_events(lines)

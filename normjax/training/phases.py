@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from normjax.results import metrics
+from normjax.results import metrics, tensorboard
 from normjax.training import checkpoints, processes
 from normjax.training.config import SweepConfig
 from normjax.training.ensemble import (
@@ -120,13 +120,16 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
                 phase = "pretrain" if step < config.pretrain_epochs else "train"
                 common = {"group": group, "step": step + 1, "phase": phase}
                 common["epoch"] = epoch_of(sweep, step)
-                metrics.append_metrics(run_dir, members, common, values)
+                write_events(metrics.append_metrics(run_dir, members, common, values))
         return bool(np.all(stopped_at > 0))
 
-    with checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer:
+    with (
+        checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer,
+        tensorboard.event_files(run_dir, config.tensorboard) as write_events,
+    ):
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
-            metrics.keep_metrics(run_dir, group, members, start)
+            write_events(metrics.keep_metrics(run_dir, group, members, start))
         labels = shard_members(first if start < config.pretrain_epochs else second)
         unwritten = []  # metrics of epochs that may still be trained
         num_ahead = epochs_ahead()

@@ -86,6 +86,7 @@ def test_every_flag_arrives():
         "stop_at_targets": True,
         "norms": ("fro", "1/100", "spectral"),
         "test_every": 4,
+        "tensorboard": True,
         "members_per_group": 2,
         "checkpoint_every": 1,
         "conv": "patches",

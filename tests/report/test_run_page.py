@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from normjax.plots.paper import plot_normalized_and_raw, save_figure
 from normjax.report.render import render
 from normjax.report.run_page import write_report
 from normjax.results.table import select, write_results
+from tests.helpers.pages import Page
 from tests.helpers.synthetic_results import synthetic_table
 
 NEEDED = ("num_draws", "norm", "num_test", "num_environments", "error_rise", "sharpness_images")
@@ -25,31 +25,6 @@ LISTS = {"num_noises": 1, "unit": "", "no_interval": "", "factors": [], "ranked"
 LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": [], "not_published": [], "ties": []}
 LISTS |= {"no_comparison": "", "sources": {}}
 HOSTILE = '"><script>alert(1)</script>&'
-
-
-class Page(HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.sources, self.text, self.open = [], [], "", []
-        self.attributes, self.alts = set(), []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        self.alts += [value for name, value in attrs if name == "alt"]
-        self.attributes |= {name for name, _ in attrs}
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture

@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from normjax.results.metrics import read_lines
 from normjax.results.table import read_results
 from normjax.training import processes
 from normjax.training.saved import load_member
+from tests.helpers.events import expected, scalars
 from tests.helpers.tables import assert_close
 
 pytestmark = pytest.mark.slow
@@ -154,8 +156,10 @@ def whole(tmp_path_factory):
 
 def test_two_processes_of_four_devices_are_one_device(whole, tmp_path):
     """In groups of three and two: each is padded, and the second process has copies alone."""
-    ended = run([f"--workdir={tmp_path / 'run'}", "--members_per_group=3"], 4, 2)
+    arguments = [f"--workdir={tmp_path / 'run'}", "--members_per_group=3", "--tensorboard"]
+    ended = run(arguments, 4, 2)
     assert_all_well(ended)
+    assert scalars(tmp_path / "run") == expected(read_lines(tmp_path / "run"))
     assert_same_run(tmp_path / "run", whole)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["groups"] == [[0, 1, 2], [3, 4]] and len(record["devices"]) == 8
