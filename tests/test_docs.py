@@ -1,4 +1,4 @@
-"""The pages of docs/: every public name has its reference, and the snippets run."""
+"""README and docs/: every public name has its reference, snippets run, links exist."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,8 @@ import pytest
 
 import normjax
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 
 def test_the_reference_has_every_public_name_once():
@@ -17,9 +18,15 @@ def test_the_reference_has_every_public_name_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["faq", "index", "theory"])
+@pytest.mark.parametrize("page", ["README", "docs/faq", "docs/index", "docs/theory"])
 def test_the_snippets_of_a_page_run(page):
-    snippets = re.findall(r"^```python\n(.*?)^```", (DOCS / f"{page}.md").read_text(), re.M | re.S)
+    snippets = re.findall(r"^```python\n(.*?)^```", (ROOT / f"{page}.md").read_text(), re.M | re.S)
     assert snippets
     for snippet in snippets:
         exec(snippet, {})
+
+
+def test_links_of_the_readme_exist():
+    """The site's own build checks the links of docs/."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 10 and all((ROOT / link).exists() for link in links)
