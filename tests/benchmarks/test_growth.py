@@ -41,5 +41,5 @@ def test_a_tiny_axis(tmp_path, monkeypatch, capsys):
 
 
 def test_unknown_axis():
-    with pytest.raises(SystemExit, match="width: allowed are --out=FILE and --only of networks"):
+    with pytest.raises(SystemExit, match="'width': allowed are --out=FILE and --only of networks"):
         growth.main(["--only=width"])

@@ -91,7 +91,7 @@ def test_all_text_from_files_is_escaped(make_run):
         experiment=HOSTILE, family=HOSTILE, selection=HOSTILE, train_error=0.1
     )
     table.loc[0, "test_loss"] = float("nan")
-    table = pd.concat([table, table.assign(norm=HOSTILE)])
+    table = pd.concat([table, table.assign(norm="function")])
     run_dir = make_run(
         table, run={HOSTILE: {HOSTILE: [HOSTILE]}}, flags=HOSTILE, figures=("<script>x&",)
     )
