@@ -207,9 +207,9 @@ def test_damaged_image(images, folder, drawn, kind):
     Image.fromarray(images[1][0]).save(stream, format=kind)
     damage = BINARY_EDITS.map(lambda chosen: edited(stream.getvalue(), chosen))
     content = drawn.draw(damage | st.binary(max_size=100))
-    for split in ("train", "test"):
-        (folder / "pictures" / split / "a").mkdir(parents=True, exist_ok=True)
-        path = folder / "pictures" / split / "a" / "0.img"
+    for class_folder in ("train/a", "train/b", "test/a", "test/b"):
+        path = folder / "pictures" / class_folder / "0.img"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("normjax.data.folder._read_cache", lambda *_: None)

@@ -110,4 +110,4 @@ def test_the_benchmark_prints_its_table(capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} == {6}
     assert len(rows) == 2 + sum(len(quantities) for _, quantities, _, _ in CASES)
-    assert "| 4 x 1 | ranks, correlation 0.0 | tau | – | 100.0 |" in rows
+    assert "| 4 x 1 | ranks, correlation 0.0 | tau | - | 100.0 |" in rows

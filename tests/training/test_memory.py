@@ -117,7 +117,7 @@ def test_a_compiler_out_of_memory_says_infinity(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while autotuning")
 
     ensemble = make()
-    monkeypatch.setattr(memory, "_program_bytes", lower)
+    monkeypatch.setattr(memory, "program_bytes", lower)
     assert group_memory(ensemble, 1, **SHAPES) == math.inf
 
 
