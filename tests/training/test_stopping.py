@@ -67,32 +67,30 @@ def test_snapshots_are_those_of_all_epochs(runs):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_same(runs, tmp_path, invoke, monkeypatch):
-    """A signal while one network has stopped and the other has not."""
-    _, final, lines = read(runs / "stopped")
-    last = 3 + final["epoch"].min() + 1
+@pytest.mark.parametrize("when", ["one has stopped", "both have stopped"])
+def test_a_resumed_run_is_the_same(runs, tmp_path, invoke, monkeypatch, when):
+    """A signal after an epoch; a group that has stopped is not trained again."""
+    kept, final, lines = read(runs / "stopped")
+    last = 3 + (final["epoch"].min() + 1 if when == "one has stopped" else final["epoch"].max())
     original, all_max = phases.metrics.append_metrics, phases.processes.all_max
     count = 0
 
     def append(*args):
         nonlocal count
         count += 1
-        original(*args)
+        return original(*args)
 
     monkeypatch.setattr(phases.metrics, "append_metrics", append)
-    monkeypatch.setattr(
-        phases.processes, "all_max", lambda value: 15 if count == last else all_max(value)
-    )
-    folder = tmp_path / "run"
-    with pytest.raises(SystemExit) as stopped:
-        invoke(*COMMON, "--stop_at_targets", f"--workdir={folder}")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(
+            phases.processes, "all_max", lambda value: 15 if count == last else all_max(value)
+        )
+        invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}")
     assert stopped.value.code == 143 and count == last
-    count += 1
-    invoke(*COMMON, "--stop_at_targets", f"--workdir={folder}", "--resume")
-    assert count == 1 + 3 + final["epoch"].max()
-    kept, final_again, lines_again = read(folder)
-    assert kept.equals(read(runs / "stopped")[0]) and final_again.equals(final)
-    assert lines_again == lines
+    invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}", "--resume")
+    assert count == 3 + final["epoch"].max()
+    kept_again, final_again, lines_again = read(tmp_path / "run")
+    assert kept_again.equals(kept) and final_again.equals(final) and lines_again == lines
 
 
 @pytest.mark.slow
@@ -104,31 +102,6 @@ def test_with_an_epoch_ahead_as_on_accelerators(runs, tmp_path, invoke, monkeypa
     expected_kept, expected_final, expected_lines = read(runs / "stopped")
     assert kept.equals(expected_kept) and final.equals(expected_final)
     assert lines[: len(expected_lines)] == expected_lines
-
-
-@pytest.mark.slow
-def test_a_group_that_has_stopped_is_not_trained_again(runs, tmp_path, invoke, monkeypatch):
-    """A signal in the epoch in which the last network stops."""
-    _, final, lines = read(runs / "stopped")
-    last = 3 + final["epoch"].max()
-    original, all_max = phases.metrics.append_metrics, phases.processes.all_max
-    count = 0
-
-    def append(*args):
-        nonlocal count
-        count += 1
-        original(*args)
-
-    monkeypatch.setattr(phases.metrics, "append_metrics", append)
-    monkeypatch.setattr(
-        phases.processes, "all_max", lambda value: 15 if count == last else all_max(value)
-    )
-    with pytest.raises(SystemExit):
-        invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}")
-    monkeypatch.setattr(phases.processes, "all_max", all_max)
-    invoke(*COMMON, "--stop_at_targets", f"--workdir={tmp_path / 'run'}", "--resume")
-    assert count == last
-    assert read(tmp_path / "run")[1].equals(final) and read(tmp_path / "run")[2] == lines
 
 
 def test_targets_are_needed():
