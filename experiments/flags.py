@@ -93,7 +93,7 @@ def _restart_with_utf8_paths() -> None:
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None:  # None where it is closed
             os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -30,6 +30,16 @@ def expand_user(path: str) -> Path | None:
     return None if found.partition(os.sep)[0] == "~" else Path(found)
 
 
+def cache_dir() -> Path:
+    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax.
+
+    Without a home folder, the path cannot exist: nothing is found there, and writing is an OSError.
+    """
+    shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
+    found = expand_user(os.environ.get("NORMJAX_CACHE_DIR") or shared)
+    return found or Path(os.devnull, "no home folder; NORMJAX_CACHE_DIR names another")
+
+
 def read_text(path: str | os.PathLike) -> str:
     """Return the text of a UTF-8 file with its line endings unchanged.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from normjax.data.dataset import Dataset, Split
 from normjax.data.images import decode_image
-from normjax.files import expand_user, one_line
+from normjax.files import cache_dir, one_line
 
 SPLITS = ("train", "test")
 
@@ -53,16 +53,6 @@ def load_folder(path: str | os.PathLike) -> Dataset:
         warnings.warn(f"{root}: {remark}", stacklevel=4)
     splits = [Split(arrays[f"{split}_images"], labels[split]) for split in SPLITS]
     return Dataset(*splits, class_names=class_names, name=f"folder:{path}")
-
-
-def cache_dir() -> Path:
-    """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax.
-
-    Without a home folder, the path cannot exist: nothing is found there, and writing is an OSError.
-    """
-    shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
-    found = expand_user(os.environ.get("NORMJAX_CACHE_DIR") or shared)
-    return found or Path(os.devnull, "no home folder; NORMJAX_CACHE_DIR names another")
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:

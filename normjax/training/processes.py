@@ -24,8 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from normjax.data.folder import cache_dir
-from normjax.files import one_line
+from normjax.files import cache_dir, one_line
 from normjax.training.memory import is_out_of_memory
 
 START_TIMEOUT_S = 120  # for the processes to find each other

@@ -16,8 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from normjax.data.folder import cache_dir
-from normjax.files import one_line, write_json
+from normjax.files import cache_dir, one_line, write_json
 from normjax.training.ensemble import Ensemble, make_order_key, shard_members, share
 
 CACHE_FILE = "strategies.json"
