@@ -27,15 +27,21 @@ def level_text(level: Level) -> str:
     return RANDOM_LABELS if level is None else f"{level:g}"
 
 
-def level_colors(levels: Iterable[Level]) -> dict[Level, tuple]:
+def level_colors(
+    levels: Iterable[Level], shades: tuple[float, float] = (0.0, 0.87)
+) -> dict[Level, tuple]:
     """Return {level: color} in ascending order, from viridis without its brightest colors.
 
     Random labels come last, in a color outside the scale.
+
+    Args:
+      levels: the levels.
+      shades: the part of viridis, from 0 to 1.
     """
     known = set(levels)
     numbers = sorted(level for level in known if level is not None)
-    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.87, len(numbers)))
-    colors = dict(zip(numbers, map(tuple, shades), strict=True))
+    found = matplotlib.colormaps["viridis"](np.linspace(*shades, len(numbers)))
+    colors = dict(zip(numbers, map(tuple, found), strict=True))
     return colors | ({None: to_rgba(TEST_COLOR)} if None in known else {})
 
 

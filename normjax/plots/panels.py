@@ -16,7 +16,7 @@ from normjax.statistics.regression import LineFit
 _LOG_SPAN = 100  # product norms with a larger ratio use a logarithmic axis
 _LEAST_EXCESS, _LEAST_SPREAD = 1e-3, 1e-5  # nats; below these, the axis shows the excess
 
-_AXIS_LABELS = {
+AXIS_LABELS = {
     "train_loss": "Training cross-entropy (nats)",
     "test_loss": "Test cross-entropy (nats)",
     "test_error": "Test error (%)",
@@ -88,7 +88,7 @@ def draw_panel(
         (panel.y, 5, axes.yaxis, axes.set_yscale, axes.set_ylabel),
     ):
         label = _axis_label(name, found.norm)
-        if _needs_log(networks, name):
+        if needs_log(networks, name):
             set_scale("log")
             label += ", log scale"
         else:
@@ -169,7 +169,7 @@ def _draw_fit(axes: Axes, panel: Panel, ends: np.ndarray, found: Explanation) ->
     )
 
 
-def _needs_log(networks: pd.DataFrame, name: str) -> bool:
+def needs_log(networks: pd.DataFrame, name: str) -> bool:
     """Return whether the column is the product of norms and spans more than two decades."""
     values = networks[name]
     return name == "product_norm" and values.max() > _LOG_SPAN * values.min() > 0
@@ -178,6 +178,6 @@ def _needs_log(networks: pd.DataFrame, name: str) -> bool:
 def _axis_label(name: str, norm: str) -> str:
     """Return the name and unit of a column; for the product of norms, also the norm."""
     if name != "product_norm":
-        return _AXIS_LABELS[name]
+        return AXIS_LABELS[name]
     norms = norm_name(norm).replace(" norm", " norms").replace("$", r"\$")
     return rf"Product $\prod_k \|W_k\|$ of the layers' {norms}"

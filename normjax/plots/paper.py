@@ -36,13 +36,13 @@ from normjax.results.table import groups, is_finite, on_own_labels, select, sele
 _PANEL_SIZE, _LONE_PANEL_SIZE = (4.6, 3.6), (6.0, 4.2)  # inches
 _MANY_LEVELS = 9
 
-_NORMALIZED = Panel("Normalized", "normalized_train_loss", "normalized_test_loss", "fit")
-_NORMALIZED_ERROR = Panel(
+NORMALIZED = Panel("Normalized", "normalized_train_loss", "normalized_test_loss", "fit")
+NORMALIZED_ERROR = Panel(
     "Error and normalized loss", "normalized_train_loss", "normalized_test_error"
 )
-_RAW = Panel("Not normalized", "train_loss", "test_loss", "raw_fit")
-_PRODUCT_NORM = Panel("Loss and product of norms", "product_norm", "test_loss")
-_ERROR_PRODUCT_NORM = Panel("Error and product of norms", "product_norm", "test_error")
+RAW = Panel("Not normalized", "train_loss", "test_loss", "raw_fit")
+PRODUCT_NORM = Panel("Loss and product of norms", "product_norm", "test_loss")
+ERROR_PRODUCT_NORM = Panel("Error and product of norms", "product_norm", "test_error")
 
 
 def plot_losses_against_level(
@@ -100,19 +100,19 @@ def plot_normalized_fit(table: pd.DataFrame, found: Explanation, dataset_label: 
 
     See `plot_losses_against_level` for the arguments.
     """
-    return _plot_panels(table, found, dataset_label, [_NORMALIZED, _NORMALIZED_ERROR])
+    return _plot_panels(table, found, dataset_label, [NORMALIZED, NORMALIZED_ERROR])
 
 
 def plot_normalized_and_raw(
     table: pd.DataFrame, found: Explanation, dataset_label: str = ""
 ) -> Figure:
     """Draw test against training loss, normalized (left) and not (right): figures 5 and 6."""
-    return _plot_panels(table, found, dataset_label, [_NORMALIZED, _RAW])
+    return _plot_panels(table, found, dataset_label, [NORMALIZED, RAW])
 
 
 def plot_four_panels(table: pd.DataFrame, found: Explanation, dataset_label: str = "") -> Figure:
     """Draw losses, product of norms, normalized losses and error: figures 7 and 8."""
-    panels = [_RAW, _PRODUCT_NORM, _NORMALIZED, _NORMALIZED_ERROR]
+    panels = [RAW, PRODUCT_NORM, NORMALIZED, NORMALIZED_ERROR]
     return _plot_panels(table, found, dataset_label, panels)
 
 
@@ -120,7 +120,7 @@ def plot_error_against_product_norm(
     table: pd.DataFrame, found: Explanation, dataset_label: str = ""
 ) -> Figure:
     """Draw test error against the product of norms: figure 9."""
-    return _plot_panels(table, found, dataset_label, [_ERROR_PRODUCT_NORM])
+    return _plot_panels(table, found, dataset_label, [ERROR_PRODUCT_NORM])
 
 
 _PER_NORM = (

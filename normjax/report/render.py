@@ -55,6 +55,8 @@ def _environment(suffix: str) -> jinja2.Environment:
     environment.filters |= {name: getattr(formatting, name) for name in names}
     environment.filters |= {"selection_name": selection_name, "norm_name": norm_name}
     environment.filters["data_uri"] = _data_uri
+    # For JSON in a script element; Jinja escapes what would end it.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     return environment
 
 

@@ -1,27 +1,45 @@
 """Write the report of a run: `report.html`, one file that opens offline."""
 
+import itertools
 import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from normjax.controls.explain import MEASURE_NAMES, Explanation
 from normjax.controls.summary import SUMMARY_FILE, read_summary
-from normjax.files import read_object, read_text
+from normjax.data import dataset_label
+from normjax.files import check_types, read_object, read_text
+from normjax.plots.panels import levels_of
 from normjax.plots.paper import figure_stem
+from normjax.report import charts
 from normjax.report.render import write_page
-from normjax.results.metrics import METRICS_FILE, read_stops
+from normjax.results.metrics import METRICS_FILE, level_stops, read_lines
 from normjax.results.table import NETWORK, RESULTS_FILE, groups, on_own_labels, read_results, select
+from normjax.training.checkpoints import RUN_FILE
 from normjax.training.record import REPORT_FILE
+
+# {kind of figure: its caption}
+FIGURES = {
+    "normalized_and_raw": "Test against training loss, normalized (left) and as trained (right)",
+    "losses_against_level": "Training and test loss and error by level",
+    "normalized_fit": "Normalized test loss, and test error, against normalized training loss",
+    "four_panels": "Losses, product of norms, normalized losses and error",
+    "error_against_product_norm": "Test error against the product of norms",
+}
+MOST_FIGURES = 1_000_000  # bytes of PNG on a page; the folder has the others
+_RUN_KINDS = {"experiment": str, "config": dict, "given": list[str]}
 
 
 def write_report(run_dir: str | os.PathLike) -> Path:
     """Write `report.html` from the files of a finished run and replace it atomically.
 
     The report shows results.csv and summary.json, and, if present, run.json, flags.txt,
-    metrics.jsonl and figures/*.png. Images are embedded; nothing is loaded from elsewhere.
+    metrics.jsonl and the figures of `draw_figures`. Nothing is loaded from elsewhere.
 
     Args:
       run_dir: the folder of the run.
@@ -37,22 +55,39 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     run_dir = Path(run_dir)
     table, explanations = read_analysis(run_dir)
     headline = headline_of(explanations)
-    figure = main_figure(run_dir, headline)
-    figures = sorted((run_dir / "figures").glob("*.png"))
-    flags, run = run_dir / "flags.txt", run_dir / "run.json"
+    lines = read_lines(run_dir) if (run_dir / METRICS_FILE).exists() else []
+    flags, run = run_dir / "flags.txt", run_dir / RUN_FILE
+    record = read_object(run) if run.exists() else {}
+    check_types(record, {n: kind for n, kind in _RUN_KINDS.items() if n in record}, str(run))
+    levels = charts.level_styles([*levels_of(table), *map(charts.level_of, lines)])
+    scatters = charts.scatters("panel-", charts.PANELS, table, explanations, list(levels))
+    curves = charts.curves("curve-", lines, list(levels)) if lines else []
+    figures, num_omitted = _figures(run_dir, explanations, headline)
     write_page(
         run_dir / REPORT_FILE,
         "report.html",
-        experiment=table["experiment"].iloc[0],
+        title=", ".join(_title(table, record)),
+        settings=record.get("config", {}) | record,
+        command=_command(record),
+        num_networks=len(table[NETWORK].drop_duplicates()),
+        levels=levels,
         explanations=explanations,
-        headline=headline,
-        figure=figure,
-        more_figures=[path for path in figures if path != figure],
+        main_figure=main_figure(run_dir, headline),
+        panels=charts.PANELS,
+        labels=charts.LABELS,
+        curves=curves,
+        charts=charts.for_script([*scatters, *curves], headline),
+        library=charts.library(),
         measure_names=MEASURE_NAMES,
-        rows=select(table, selection=headline.selection, norm=headline.norm).to_dict("records"),
-        stops=read_stops(run_dir) if (run_dir / METRICS_FILE).exists() else [],
+        stops=level_stops(lines),
+        networks=[
+            select(table, selection=found.selection, norm=found.norm).to_dict("records")
+            for found in explanations
+        ],
+        figures=figures,
+        num_omitted=num_omitted,
         flags=read_text(flags) if flags.exists() else "",
-        run=_pretty(run) if run.exists() else "",
+        run_text=_pretty(record, run) if record else "",
     )
     return run_dir / REPORT_FILE
 
@@ -78,9 +113,48 @@ def headline_of(explanations: Sequence[Explanation]) -> Explanation:
 
 def main_figure(run_dir: Path, headline: Explanation) -> Path | None:
     """Return the figure of both lines of an explanation, or None if the run has none."""
-    stem = figure_stem("normalized_and_raw", headline.selection, headline.norm)
-    path = run_dir / "figures" / f"{stem}.png"
+    path = _figure_path(run_dir, "normalized_and_raw", headline)
     return path if path.exists() else None
+
+
+def _figure_path(run_dir: Path, kind: str, found: Explanation) -> Path:
+    norm = "" if kind == "losses_against_level" else found.norm  # it does not depend on the norm
+    return run_dir / "figures" / f"{figure_stem(kind, found.selection, norm)}.png"
+
+
+def _figures(
+    run_dir: Path, explanations: Sequence[Explanation], headline: Explanation
+) -> tuple[dict[Path, tuple[str, Explanation]], int]:
+    """Return the figures as {path: (caption, explanation)}, the headline's first, and the rest.
+
+    Only as many as fit in `MOST_FIGURES` bytes are returned; the number of the others is.
+    """
+    order = sorted(explanations, key=lambda found: found is not headline)
+    found = {
+        path: (caption, each)
+        for each in order
+        for kind, caption in FIGURES.items()
+        if (path := _figure_path(run_dir, kind, each)).exists()
+    }
+    sizes = itertools.accumulate(path.stat().st_size for path in found)
+    num_shown = sum(size <= MOST_FIGURES for size in sizes)
+    return dict(itertools.islice(found.items(), num_shown)), len(found) - num_shown
+
+
+def _title(table: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
+    """Return the experiments and, if run.json names it, the data set."""
+    name = record.get("dataset")
+    known = [dataset_label(name)] if isinstance(name, str) else []
+    return [*table["experiment"].unique(), *known]
+
+
+def _command(record: Mapping[str, Any]) -> str:
+    """Return the command that repeats a run, from its run.json; "" if none does."""
+    workdir = record.get("config", {}).get("workdir")
+    if not isinstance(workdir, str) or "experiment" not in record or record.get("given"):
+        return ""
+    flags = (f"--flagfile={workdir}/flags.txt", "--workdir=NEW")
+    return shlex.join(["python", "-m", f"experiments.{record['experiment']}", *flags])
 
 
 def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: Path) -> None:
@@ -94,9 +168,9 @@ def _check_same(table: pd.DataFrame, explanations: Sequence[Explanation], path: 
         raise ValueError(f"{path}: {RESULTS_FILE} has other networks, selections or norms")
 
 
-def _pretty(path: Path) -> str:
-    """Return an indented JSON object."""
+def _pretty(record: Mapping[str, Any], path: Path) -> str:
+    """Return an indented JSON object, the content of the file at `path`."""
     try:
-        return json.dumps(read_object(path), indent=2, ensure_ascii=False)
+        return json.dumps(record, indent=2, ensure_ascii=False)
     except RecursionError:
         raise ValueError(f"{path}: too deeply nested to be shown") from None

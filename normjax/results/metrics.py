@@ -149,7 +149,7 @@ def read_metrics(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
     Raises:
       FileNotFoundError, ValueError: see `read_lines`.
     """
-    return [line for line in read_lines(run_dir) if line["family"] != "random_labels"]
+    return _of_true_labels(read_lines(run_dir))
 
 
 def read_lines(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -253,16 +253,21 @@ def stopping_by_level(stops: Sequence[Stop]) -> list[LevelStops]:
 
 
 def read_stops(run_dir: str | os.PathLike) -> list[LevelStops]:
-    """Return the stopping epochs of a run's networks with true labels, by level.
+    """Return `level_stops` of a run's metrics.jsonl.
+
+    Raises:
+      FileNotFoundError, ValueError: see `read_lines`.
+    """
+    return level_stops(read_lines(run_dir))
+
+
+def level_stops(lines: Sequence[Mapping[str, Any]]) -> list[LevelStops]:
+    """Return the stopping epochs of the networks with true labels, by level.
 
     Returns:
       An empty list if there are no such networks, or no test loss was measured.
-
-    Raises:
-      FileNotFoundError: metrics.jsonl does not exist.
-      ValueError: see `read_metrics`.
     """
-    metrics = read_metrics(run_dir)
+    metrics = _of_true_labels(lines)
     return stopping_by_level(stopping_epochs(metrics)) if metrics else []
 
 
@@ -291,3 +296,7 @@ def lines_by_member(metrics: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapp
 def column(lines: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
     """Return one value per line, float64; NaN if it is null or absent."""
     return np.array([line.get(name) for line in lines], np.float64)
+
+
+def _of_true_labels(lines: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return [line for line in lines if line["family"] != "random_labels"]
