@@ -23,7 +23,7 @@ LEVEL = Panel("Error by level", "level", "test_error")
 PANELS = (NORMALIZED, RAW, NORMALIZED_ERROR, PRODUCT_NORM, ERROR_PRODUCT_NORM, LEVEL)
 _VEGA = Path(__file__).parent / "vega"
 MOST_POINTS = 10_000  # of the curves of one quantity
-_LIGHT, _DARK = (0.0, 0.6), (0.4, 1.0)  # parts of viridis with a contrast of 3 to the background
+_LIGHT, _DARK = (0.0, 0.59), (0.4, 1.0)  # parts of viridis with a contrast of 3 to the background
 
 # {quantity in metrics.jsonl: (title, column of results.csv with the same unit)}
 _CURVES = {
@@ -172,6 +172,7 @@ def curves(
       lines: the lines of metrics.jsonl.
       levels: all levels of the page.
     """
+    members = lines_by_member(lines).values()
     num_first = max((line["step"] for line in lines if line["phase"] == "pretrain"), default=0)
     start = {
         "data": {"values": [{"epoch": num_first + 0.5}] if num_first else []},
@@ -179,7 +180,7 @@ def curves(
     }
     found = []
     for name, (title, unit) in _CURVES.items():
-        networks = [_points(own, name) for own in lines_by_member(lines).values()]
+        networks = [_points(own, name) for own in members]
         step = -(-sum(len(values) for *_, values in networks) // MOST_POINTS)
         if not step:
             continue

@@ -5,8 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from normjax.controls.explain import Explanation
 from normjax.files import read_object
+from normjax.plots.panels import levels_of
+from normjax.plots.paper import NORMALIZED, RAW
+from normjax.report import charts
 from normjax.report.render import write_page
 from normjax.report.run_page import headline_of, main_figure, read_analysis
 from normjax.results.table import NETWORK
@@ -25,6 +30,7 @@ class ComparedRun:
       train_images: number of training images.
       test_images: number of test images.
       num_networks: number of networks, those with random labels included.
+      table: its results.
       explanations: its analysis, an entry for each selection and norm.
       headline: the entry that the figure shows.
       figure: the figure of both lines, or None.
@@ -35,6 +41,7 @@ class ComparedRun:
     train_images: int
     test_images: int
     num_networks: int
+    table: pd.DataFrame
     explanations: Sequence[Explanation]
     headline: Explanation
     figure: Path | None
@@ -54,12 +61,28 @@ def write_comparison(path: str | os.PathLike, folders: Sequence[str]) -> None:
     if len(folders) < 2:
         raise ValueError("at least two runs are needed; a run's own page is its report.html")
     runs = {folder: read_run(Path(folder)) for folder in folders}
-    found = [(each.selection, each.norm) for run in runs.values() for each in run.explanations]
+    found = {
+        (each.selection, each.norm): each for run in runs.values() for each in run.explanations
+    }
+    levels = charts.level_styles(level for run in runs.values() for level in levels_of(run.table))
+    panels = (NORMALIZED, RAW)
+    sources = [
+        source
+        for place, run in enumerate(runs.values())
+        for source in charts.scatters(
+            f"run-{place}-", panels, run.table, run.explanations, list(levels)
+        )
+    ]
     write_page(
         path,
         "comparison.html",
         runs=runs,
-        groups=list(dict.fromkeys(found)),
+        groups=list(found.values()),
+        levels=levels,
+        panels=panels,
+        labels=charts.LABELS,
+        charts=charts.for_script(sources, next(iter(runs.values())).headline),
+        library=charts.library(),
         differing=different_settings({folder: run.config for folder, run in runs.items()}),
     )
 
@@ -80,6 +103,7 @@ def read_run(run_dir: Path) -> ComparedRun:
         train_images=run["train_images"],
         test_images=run["test_images"],
         num_networks=len(table[NETWORK].drop_duplicates()),
+        table=table,
         explanations=explanations,
         headline=headline,
         figure=main_figure(run_dir, headline),

@@ -72,7 +72,6 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         num_networks=len(table[NETWORK].drop_duplicates()),
         levels=levels,
         explanations=explanations,
-        main_figure=main_figure(run_dir, headline),
         panels=charts.PANELS,
         labels=charts.LABELS,
         curves=curves,

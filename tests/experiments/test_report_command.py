@@ -59,11 +59,16 @@ def test_runs_are_compared(folder, capsys):
             low, high = found.fit.intervals.r2
             assert f"{fixed(found.fit.r2, 5)}\n[{fixed(low, 5)} to {fixed(high, 5)}]" in page.text
             assert fixed(found.divisor.skill) in page.text
-        # Runs, settings, two norms; the caption.
-        assert page.text.count(f"{folder / name}") == 5
+        # Runs, settings, two norms; the captions of the charts and of the figure.
+        assert page.text.count(f"{folder / name}") == 6
         assert f"{1000 * epochs:,}" in page.text
-    assert page.text.count("not in this run") == page.text.count("this run has no figures") == 1
+    assert page.text.count("this run has no figures") == 1
+    assert page.text.count("not in this run") == 2  # the chart, the table
     assert page.tags.count("img") == 1 and page.sources[0].startswith("data:image/png;base64,")
+    sources = json.loads(page.scripts[0])["sources"]
+    places = [(*source["group"], *source["views"]) for source in sources]
+    first, second = ["run-0-0", "run-0-1"], ["run-1-0", "run-1-1"]
+    assert places == [("final", "2", *first), ("final", "1/100", *first), ("final", "2", *second)]
     # Of the settings, those that differ; each table with its header.
     assert page.tags.count("tr") == (1 + 2) + (1 + 2) + 2 * (1 + 2)
     assert "epochs57norms2,1/1002" in "".join(page.text.split())

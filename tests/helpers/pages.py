@@ -4,12 +4,12 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """Collects tags, attributes and text, and checks that tags are closed in order."""
+    """Collects tags, attributes, text and scripts, and checks that tags are closed in order."""
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.sources, self.text, self.open = [], [], "", []
-        self.attributes, self.alts = set(), []
+        self.attributes, self.alts, self.scripts = set(), [], []
         self.feed(text)
         assert self.open == []
 
@@ -25,4 +25,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
+            self.text += data

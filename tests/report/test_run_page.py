@@ -13,8 +13,10 @@ from normjax.controls.summary import explain_all, write_summary
 from normjax.data import dataset_label
 from normjax.formatting import fixed, number
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
+from normjax.report import run_page
+from normjax.report.charts import library
 from normjax.report.render import render
-from normjax.report.run_page import write_report
+from normjax.report.run_page import FIGURES, write_report
 from normjax.results.table import select, write_results
 from tests.helpers.pages import Page
 from tests.helpers.synthetic_results import synthetic_table
@@ -68,22 +70,59 @@ def test_numbers_and_settings_are_on_the_page(make_run):
         assert f"p = {number(ranking.p_value, 2)}" in page.text
     assert f"R² is {fixed(first.raw_fit.r2, 5)}" in page.text
     assert page.text.count("as trained") >= 1 and page.text.count("12.5") == 1
-    # Verdicts, lines (those as trained once), controls, rankings, networks; each with a header.
-    assert page.tags.count("tr") == (1 + 2) + (1 + 3) + (1 + 2) + (1 + 2) + (1 + 12)
+    # Verdicts, lines (those as trained once), controls, rankings, networks for each norm; each
+    # with a header.
+    assert page.tags.count("tr") == (1 + 2) + (1 + 3) + (1 + 2) + (1 + 2) + 2 * (1 + 12)
     for text in ("--dataset=digits", "cpu:0", "Is the line real?", "leave_out.family"):
         assert text in page.text
 
 
 def test_one_file_that_opens_offline_with_each_figure_once(make_run):
-    names = ("a_figure", "normalized_and_raw__final__2", "z_figure")
+    names = ("normalized_fit__final__1_100", "normalized_and_raw__final__2")
+    names += ("losses_against_level__final", "four_panels__other__2")
     run_dir = make_run(synthetic_table(), figures=names)
-    page = Page(write_report(run_dir).read_text())
+    text = write_report(run_dir).read_text()
+    page = Page(text)
     prefix = "data:image/png;base64,"
-    assert all(source.startswith(prefix) for source in page.sources)
-    embedded = [base64.b64decode(source.removeprefix(prefix)) for source in page.sources]
-    order = ("normalized_and_raw__final__2", "a_figure", "z_figure")  # the headline comes first
+    sources = [source for source in page.sources if not source.startswith("#")]
+    assert all(source.startswith(prefix) for source in sources)
+    embedded = [base64.b64decode(source.removeprefix(prefix)) for source in sources]
+    # The headline comes first; a selection that the run does not have is not shown.
+    order = (names[1], names[2], names[0])
     assert embedded == [(run_dir / "figures" / f"{name}.png").read_bytes() for name in order]
-    assert not re.search(r"https?://|@import|url\(", write_report(run_dir).read_text())
+    assert page.alts[0] in FIGURES.values() and not any(name in page.text for name in names)
+    assert library() in text
+    assert not re.search(r"https?://|@import|url\(", text.replace(library(), ""))
+    # The browser refuses whatever the library might load.
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)
+    scripts = "script-src 'unsafe-inline' 'unsafe-eval'"
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {scripts}"
+
+
+def test_figures_that_would_make_the_page_too_large_are_counted(make_run, monkeypatch):
+    names = [f"{kind}__final__2" for kind in FIGURES if kind != "losses_against_level"]
+    run_dir = make_run(synthetic_table(), figures=names)
+    size = sum((run_dir / "figures" / f"{name}.png").stat().st_size for name in names[:2])
+    monkeypatch.setattr(run_page, "MOST_FIGURES", size)
+    page = Page(write_report(run_dir).read_text())
+    assert page.tags.count("img") == 2
+    assert "PNG and PDF; 2 that would make this page too large are only there" in page.text
+
+
+def test_settings_and_command_are_on_top(make_run):
+    config = {"workdir": "runs/my run", "epochs": 7}
+    run = {"experiment": "init_scale", "dataset": "folder:x/my data", "config": config, "given": []}
+    text = Page(write_report(make_run(synthetic_table(), run=run)).read_text()).text
+    top = text[: text.index("The line")]
+    assert "random_pretrain, my data" in top and "Epochs7" in top
+    assert (
+        "python -m experiments.init_scale '--flagfile=runs/my run/flags.txt' --workdir=NEW" in top
+    )
+    run["given"] = ["model", "dataset"]
+    text = Page(write_report(make_run(synthetic_table(), run=run)).read_text()).text
+    assert "made from Python with its own model and dataset" in text and "--workdir=NEW" not in text
+    with pytest.raises(ValueError, match=r"run\.json: config is 3, not of type dict"):
+        write_report(make_run(synthetic_table(), run={"config": 3}))
 
 
 def test_all_text_from_files_is_escaped(make_run):
@@ -97,9 +136,10 @@ def test_all_text_from_files_is_escaped(make_run):
     )
     text = write_report(run_dir).read_text()
     page = Page(text)
-    assert "script" not in page.tags
-    assert "<script" not in text
+    assert page.tags.count("script") == text.count("<script") == text.count("</script") == 3
     assert page.text.count(HOSTILE) > 10
+    rows = json.loads(page.scripts[0])["sources"][0]["rows"]
+    assert HOSTILE in rows[0]
 
 
 def test_a_data_set_folder_of_any_name(make_run, tmp_path):
@@ -121,10 +161,13 @@ def test_a_data_set_folder_of_any_name(make_run, tmp_path):
     assert f"--dataset={name}\n" in page.text
     assert page.text.count(json.dumps(name)) == 2  # run.json has it in the settings once more
     assert HOSTILE in json.loads(page.text[page.text.index('{\n  "experiment"') :])["experiment"]
-    assert page.attributes <= {"lang", "charset", "name", "content", "class", "alt", "src"}
-    assert not {"script", "iframe", "svg", "object", "link", "base", "form"} & set(page.tags)
-    assert page.tags.count("img") == len(page.alts) == 2
-    assert 'x" onload="alert(1)' in page.alts and "<script" not in text and "<img src=x" not in text
+    allowed = "lang charset name content http-equiv class alt src href id type hidden style value"
+    allowed += " role tabindex aria-hidden aria-label aria-pressed"
+    allowed += " data-selection data-norm data-level"
+    assert page.attributes == set(allowed.split())
+    assert not {"iframe", "svg", "object", "link", "base", "form"} & set(page.tags)
+    assert page.tags.count("img") == len(page.alts) == 1
+    assert text.count("<script") == 3 and 'onload="' not in text and "<img src=x" not in text
 
 
 def test_half_a_character_has_a_place_on_the_page(make_run):
@@ -154,7 +197,8 @@ def test_networks_that_all_diverged_still_make_a_page(make_run):
     table = synthetic_table().assign(test_loss=float("nan"))
     page = Page(write_report(make_run(table, figures=())).read_text())
     assert "No line could be fitted to the 0 networks" in page.text
-    assert page.text.count("Left out: ") == 12
+    assert page.text.count("Left out: ") == 2 * 12  # for each norm
+    assert json.loads(page.scripts[0])["sources"] == []
 
 
 def test_random_labels_have_lines_of_their_own(make_run):
@@ -253,7 +297,7 @@ def test_every_verdict_is_on_the_page(make_run):
     for found in explanations:
         assert found.because in text and (found.missing or "–") in text
     assert f"Verdict: {explanations[0].verdict}: {explanations[0].because}." in text
-    assert text.index("Verdict: ") < text.index("Lines")
+    assert text.index("Verdict: ") < text.index("Verdicts")
     few = Page(write_report(make_run(table[table["member"] < 3])).read_text()).text
     assert "Verdict: undecided: whether margins go together at equal level is unknown" in few
 

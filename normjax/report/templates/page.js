@@ -79,6 +79,7 @@ const show = () => {
     part.hidden = !isChosen(part.dataset.selection, part.dataset.norm);
   }
   chosen = page.sources.filter(({ group }) => group && isChosen(...group)).flatMap(draw);
+  document.querySelector("[role=status]").hidden = chosen.length > 0;
 };
 for (const button of all("[data-level]")) {
   button.onclick = () => {
