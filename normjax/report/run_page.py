@@ -17,7 +17,7 @@ from normjax.files import check_types, read_object, read_text
 from normjax.plots.panels import levels_of
 from normjax.plots.paper import figure_stem
 from normjax.report import charts
-from normjax.report.render import write_page
+from normjax.report.render import render, write_page
 from normjax.results.metrics import METRICS_FILE, level_stops, read_lines
 from normjax.results.table import NETWORK, RESULTS_FILE, groups, on_own_labels, read_results, select
 from normjax.training.checkpoints import RUN_FILE
@@ -31,7 +31,8 @@ FIGURES = {
     "four_panels": "Losses, product of norms, normalized losses and error",
     "error_against_product_norm": "Test error against the product of norms",
 }
-MOST_FIGURES = 1_000_000  # bytes of PNG on a page; the folder has the others
+MOST_BYTES = 2_950_000  # of a page; figures that don't fit are in their folder only
+_Shown = tuple[str, Explanation]  # caption, networks
 _RUN_KINDS = {"experiment": str, "config": dict, "given": list[str]}
 
 
@@ -62,32 +63,32 @@ def write_report(run_dir: str | os.PathLike) -> Path:
     levels = charts.level_styles([*levels_of(table), *map(charts.level_of, lines)])
     scatters = charts.scatters("panel-", charts.PANELS, table, explanations, list(levels))
     curves = charts.curves("curve-", lines, list(levels)) if lines else []
-    figures, num_omitted = _figures(run_dir, explanations, headline)
-    write_page(
-        run_dir / REPORT_FILE,
-        "report.html",
-        title=", ".join(_title(table, record)),
-        settings=record.get("config", {}) | record,
-        command=_command(record),
-        num_networks=len(table[NETWORK].drop_duplicates()),
-        levels=levels,
-        explanations=explanations,
-        panels=charts.PANELS,
-        labels=charts.LABELS,
-        curves=curves,
-        charts=charts.for_script([*scatters, *curves], headline),
-        library=charts.library(),
-        measure_names=MEASURE_NAMES,
-        stops=level_stops(lines),
-        networks=[
+    content: dict[str, Any] = {
+        "title": ", ".join(_title(table, record)),
+        "settings": record.get("config", {}) | record,
+        "command": _command(record),
+        "num_networks": len(table[NETWORK].drop_duplicates()),
+        "levels": levels,
+        "explanations": explanations,
+        "panels": charts.PANELS,
+        "labels": charts.LABELS,
+        "curves": curves,
+        "charts": charts.for_script([*scatters, *curves], headline),
+        "library": charts.library(),
+        "measure_names": MEASURE_NAMES,
+        "stops": level_stops(lines),
+        "networks": [
             select(table, selection=found.selection, norm=found.norm).to_dict("records")
             for found in explanations
         ],
-        figures=figures,
-        num_omitted=num_omitted,
-        flags=read_text(flags) if flags.exists() else "",
-        run_text=_pretty(record, run) if record else "",
-    )
+        "flags": read_text(flags) if flags.exists() else "",
+        "run_text": _pretty(record, run) if record else "",
+    }
+    figures = _figures(run_dir, explanations, headline)
+    room = MOST_BYTES - len(render("report.html", **content, figures={}, num_omitted=0))
+    content["figures"] = shown = _that_fit(figures, room)
+    content["num_omitted"] = len(figures) - len(shown)
+    write_page(run_dir / REPORT_FILE, "report.html", **content)
     return run_dir / REPORT_FILE
 
 
@@ -123,21 +124,20 @@ def _figure_path(run_dir: Path, kind: str, found: Explanation) -> Path:
 
 def _figures(
     run_dir: Path, explanations: Sequence[Explanation], headline: Explanation
-) -> tuple[dict[Path, tuple[str, Explanation]], int]:
-    """Return the figures as {path: (caption, explanation)}, the headline's first, and the rest.
-
-    Only as many as fit in `MOST_FIGURES` bytes are returned; the number of the others is.
-    """
-    order = sorted(explanations, key=lambda found: found is not headline)
-    found = {
-        path: (caption, each)
-        for each in order
+) -> dict[Path, _Shown]:
+    """Return a run's figures as {path: (caption, explanation)}, the headline's first."""
+    return {
+        path: (caption, found)
+        for found in sorted(explanations, key=lambda found: found is not headline)
         for kind, caption in FIGURES.items()
-        if (path := _figure_path(run_dir, kind, each)).exists()
+        if (path := _figure_path(run_dir, kind, found)).exists()
     }
-    sizes = itertools.accumulate(path.stat().st_size for path in found)
-    num_shown = sum(size <= MOST_FIGURES for size in sizes)
-    return dict(itertools.islice(found.items(), num_shown)), len(found) - num_shown
+
+
+def _that_fit(figures: Mapping[Path, _Shown], room: int) -> dict[Path, _Shown]:
+    """Return the first figures that take no more than `room` bytes of a page."""
+    sizes = itertools.accumulate(4 * path.stat().st_size // 3 + 1000 for path in figures)
+    return dict(itertools.islice(figures.items(), sum(size <= room for size in sizes)))
 
 
 def _title(table: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The report: complete, self-contained, and safe whatever the files hold."""
 
 import base64
+import dataclasses
 import json
 import re
 
@@ -13,12 +14,12 @@ from normjax.controls.summary import explain_all, write_summary
 from normjax.data import dataset_label
 from normjax.formatting import fixed, number
 from normjax.plots.paper import plot_normalized_and_raw, save_figure
-from normjax.report import run_page
 from normjax.report.charts import library
 from normjax.report.render import render
 from normjax.report.run_page import FIGURES, write_report
 from normjax.results.table import select, write_results
 from tests.helpers.pages import Page
+from tests.helpers.synthetic_metrics import make_lines
 from tests.helpers.synthetic_results import synthetic_table
 
 NEEDED = ("num_draws", "norm", "num_test", "num_environments", "error_rise", "sharpness_images")
@@ -26,6 +27,12 @@ NEEDED += ("num_compared", "num_worse", "num_orders", "sample_images")
 LISTS = {"num_noises": 1, "unit": "", "no_interval": "", "factors": [], "ranked": []}
 LISTS |= {"not_ranked": [], "left_out": [], "not_fitted": [], "not_published": [], "ties": []}
 LISTS |= {"no_comparison": "", "sources": {}}
+FIGURE_NAMES = [
+    f"{kind}__{selection}{norm}"
+    for kind in FIGURES
+    for selection in ("final", "loss_0.0044")
+    for norm in (("",) if kind == "losses_against_level" else ("__2", "__1_100"))
+]
 HOSTILE = '"><script>alert(1)</script>&'
 
 
@@ -99,14 +106,29 @@ def test_one_file_that_opens_offline_with_each_figure_once(make_run):
     assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {scripts}"
 
 
-def test_figures_that_would_make_the_page_too_large_are_counted(make_run, monkeypatch):
-    names = [f"{kind}__final__2" for kind in FIGURES if kind != "losses_against_level"]
-    run_dir = make_run(synthetic_table(), figures=names)
-    size = sum((run_dir / "figures" / f"{name}.png").stat().st_size for name in names[:2])
-    monkeypatch.setattr(run_page, "MOST_FIGURES", size)
-    page = Page(write_report(run_dir).read_text())
-    assert page.tags.count("img") == 2
-    assert "PNG and PDF; 2 that would make this page too large are only there" in page.text
+@pytest.mark.parametrize("num_networks", [56, 300])
+def test_a_large_run_stays_below_3_megabytes(make_run, num_networks):
+    norms, selections = ("2", "1/100"), ("final", "loss=0.0044")
+    small = synthetic_table((0.0, 1.0), 4, norms, selections)
+    levels = np.linspace(0, 1, num_networks // 4).tolist()
+    large = synthetic_table(levels, 4, norms, selections)
+    run_dir = make_run(small, figures=FIGURE_NAMES)
+    found = [dataclasses.replace(f, num_networks=num_networks) for f in explain_all(small)]
+    write_results(run_dir / "results.csv", large)
+    write_summary(run_dir / "summary.json", found)
+    noise = np.random.default_rng(0).bytes(240_000)
+    for name in FIGURE_NAMES:
+        (run_dir / "figures" / f"{name}.png").write_bytes(noise)
+    second = [(x / 120, -x / 1e3, x / 60) for x in range(118, 0, -1)]
+    lines = [line for m in range(num_networks) for line in make_lines(m, levels[m // 4], second)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = write_report(run_dir)
+    assert 2_500_000 < path.stat().st_size < 3_000_000
+    page = Page(path.read_text())
+    num_omitted = len(FIGURE_NAMES) - page.tags.count("img")
+    assert f"PNG and PDF; {num_omitted} that would make this page too large are" in page.text
+    step = -(-120 * num_networks // 10_000)
+    assert (f"Training loss: one epoch in {step} is drawn" in page.text) == (step > 1)
 
 
 def test_settings_and_command_are_on_top(make_run):
