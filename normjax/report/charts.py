@@ -21,6 +21,7 @@ from normjax.results.table import is_finite, on_own_labels, select
 
 LEVEL = Panel("Error by level", "level", "test_error")
 PANELS = (NORMALIZED, RAW, NORMALIZED_ERROR, PRODUCT_NORM, ERROR_PRODUCT_NORM, LEVEL)
+_IS_SHOWN = "shown === null || shown === datum.level"
 _VEGA = Path(__file__).parent / "vega"
 MOST_POINTS = 10_000  # of the curves of one quantity
 _LIGHT, _DARK = (0.0, 0.59), (0.4, 1.0)  # parts of viridis with a contrast of 3 to the background
@@ -192,7 +193,8 @@ def curves(
         layers = [
             {"mark": {"type": "line", "strokeWidth": 1.3}, "encoding": _colored(levels, 0.8)},
             {
-                "mark": {"type": "line", "strokeWidth": 9, "opacity": 0},
+                "transform": [{"filter": _IS_SHOWN}],
+                "mark": {"type": "line", "strokeWidth": 9, "opacity": 0},  # for the pointer
                 "encoding": {"tooltip": shown},
             },
         ]
@@ -229,7 +231,7 @@ def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 def _frame(layers: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a chart as wide as its place on the page; `shown` is the level that is not faint."""
     params = [{"name": "shown", "value": None}]
-    return {"width": "container", "height": 250, "params": params, "layer": layers}
+    return {"width": "container", "height": 260, "params": params, "layer": layers}
 
 
 def _axis(field: str, unit: str, is_log: bool) -> dict[str, Any]:
@@ -244,8 +246,8 @@ def _colored(levels: Sequence[str], opacity: float) -> dict[str, Any]:
     """Return the encoding of levels by color, and of levels that are not shown by opacity."""
     colors = {"domain": list(levels), "range": [f"var(--level-{i})" for i in range(len(levels))]}
     color = {"field": "level", "type": "nominal", "scale": colors, "legend": None}
-    is_shown = {"test": "shown === null || shown === datum.level", "value": opacity}
-    return {"color": color, "opacity": {"condition": is_shown, "value": 0.06}}
+    shown = {"test": _IS_SHOWN, "value": opacity}
+    return {"color": color, "opacity": {"condition": shown, "value": 0.06}}
 
 
 def _tooltip(shown: Mapping[str, tuple[str, str]]) -> list[dict[str, str]]:

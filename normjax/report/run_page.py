@@ -126,12 +126,12 @@ def _figures(
     run_dir: Path, explanations: Sequence[Explanation], headline: Explanation
 ) -> dict[Path, _Shown]:
     """Return a run's figures as {path: (caption, explanation)}, the headline's first."""
-    return {
-        path: (caption, found)
-        for found in sorted(explanations, key=lambda found: found is not headline)
-        for kind, caption in FIGURES.items()
-        if (path := _figure_path(run_dir, kind, found)).exists()
-    }
+    figures: dict[Path, _Shown] = {}
+    for found in sorted(explanations, key=lambda found: found is not headline):
+        for kind, caption in FIGURES.items():
+            if (path := _figure_path(run_dir, kind, found)).exists():
+                figures.setdefault(path, (caption, found))
+    return figures
 
 
 def _that_fit(figures: Mapping[Path, _Shown], room: int) -> dict[Path, _Shown]:
