@@ -185,7 +185,9 @@ def test_figures_and_report_are_there(run_dir):
             assert min(image.size) > 500 and len(np.unique(np.asarray(image.convert("L")))) > 50
         assert (run_dir / "figures" / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
     page = (run_dir / "report.html").read_text()
-    assert page.startswith("<!DOCTYPE html>") and page.count("data:image/png;base64,") == len(stems)
+    num_shown = page.count("data:image/png;base64,")
+    assert page.startswith("<!DOCTYPE html>") and num_shown > 5 and len(page) < 3e6
+    assert f"; {len(stems) - num_shown} that would make this page too large are only" in page
     assert "digits" in page and "--learning_rate=0.1" in page
 
 
