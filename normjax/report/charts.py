@@ -21,9 +21,9 @@ from normjax.results.table import is_finite, on_own_labels, select
 
 LEVEL = Panel("Error by level", "level", "test_error")
 PANELS = (NORMALIZED, RAW, NORMALIZED_ERROR, PRODUCT_NORM, ERROR_PRODUCT_NORM, LEVEL)
-_IS_SHOWN = "shown === null || shown === datum.level"
-_VEGA = Path(__file__).parent / "vega"
 MOST_POINTS = 10_000  # of the curves of one quantity
+_VEGA = Path(__file__).parent / "vega"
+_IS_SHOWN = "shown === null || shown === datum.level"
 _LIGHT, _DARK = (0.0, 0.59), (0.4, 1.0)  # parts of viridis with a contrast of 3 to the background
 
 # {quantity in metrics.jsonl: (title, column of results.csv with the same unit)}
@@ -45,7 +45,6 @@ _SHOWN = _WHO | {
     "normalized_test_loss": ("Normalized test loss", ".6f"),
 }
 _DRAWN = ("normalized_train_excess", "normalized_test_excess", "normalized_test_error")
-_FOR_THE_POINTER = {"type": "line", "strokeWidth": 9, "opacity": 0}
 LABELS = AXIS_LABELS | {"product_norm": "Product of the layers' norms", "level": "Level"}
 
 _CONFIG = {
@@ -156,8 +155,7 @@ def _scatter(
         x["axis"] = {"labelAngle": 0, "labelOverlap": True}
     else:
         x = _axis(panel.x, panel.x, needs_log(rows, panel.x))
-    y = _axis(panel.y, panel.y, needs_log(rows, panel.y))
-    return _frame(layers) | {"encoding": {"x": x, "y": y}}
+    return _frame(layers) | {"encoding": {"x": x, "y": _axis(panel.y, panel.y)}}
 
 
 def curves(
@@ -181,12 +179,11 @@ def curves(
     }
     found = []
     for name, (title, unit) in _CURVES.items():
-        networks = [_points(own, name) for own in members]
-        step = -(-sum(len(values) for *_, values in networks) // MOST_POINTS)
+        known = [_known(own, name) for own in members]
+        step = -(-sum(map(len, known)) // MOST_POINTS)
         if not step:
             continue
-        kept = slice(None, None, -step)
-        rows = [[*who, epochs[kept][::-1], values[kept][::-1]] for *who, epochs, values in networks]
+        rows = [_curve(own[::-step][::-1], name) for own in known if own]
         shown = _tooltip(_WHO | {"value": (title, ".3~p" if name == "test_error" else ",.4~r")})
         y = _axis("value", unit, name.endswith("_loss"))
         detail = {"y": y, "detail": {"field": "network"}}
@@ -217,15 +214,20 @@ def _source(
     return {"columns": columns, "rows": rows, "views": views, "group": group}
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
-    """Return number, family, level and seed of a network, and epochs and values of its curve."""
+def _known(lines: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """Return the lines whose value can be drawn; logarithmic axes have no place for zero."""
     values = column(lines, name)
-    # Logarithmic axes have no place for zero.
-    known = np.isfinite(values) & ((values > 0) | (not name.endswith("_loss")))
-    epochs = column(lines, "step")[known].astype(int).tolist()
+    is_known = np.isfinite(values) & ((values > 0) | (not name.endswith("_loss")))
+    return [lines[i] for i in np.flatnonzero(is_known)]
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """Return number, family, level and seed of a network, and epochs and values of its curve."""
     who = lines[0]
-    rounded = [float(f"{value:.4g}") for value in values[known]]
-    return [who["member"], who["family"], level_text(level_of(who)), who["seed"], epochs, rounded]
+    values = [float(f"{line[name]:.4g}") for line in lines]
+    level = level_text(level_of(who))
+    epochs = [line["step"] for line in lines]
+    return [who["member"], who["family"], level, who["seed"], epochs, values]
 
 
 def _frame(layers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -234,8 +236,8 @@ def _frame(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return {"width": "container", "height": 260, "params": params, "layer": layers}
 
 
-def _axis(field: str, unit: str, is_log: bool) -> dict[str, Any]:
-    """Return a continuous axis, named as in the figures."""
+def _axis(field: str, unit: str, is_log: bool = False) -> dict[str, Any]:
+    """Return a continuous axis, named like the column `unit` in the figures."""
     label = LABELS[unit].removesuffix(" (%)") + (", log scale" if is_log else "")
     scale = {"padding": 8} | ({"type": "log", "nice": False} if is_log else {"zero": False})
     axis = {"format": "~%"} if unit.endswith("_error") else {}

@@ -8,7 +8,7 @@ const theme = document.getElementById("theme");
 const system = matchMedia("(prefers-color-scheme: dark)");
 const root = document.documentElement.style;
 const isDark = () => (root.colorScheme ? root.colorScheme === "dark" : system.matches);
-const nameTheme = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
+const nameTheme = () => { theme.textContent = isDark() ? "Light colors" : "Dark colors"; };
 theme.onclick = () => { root.colorScheme = isDark() ? "light" : "dark"; nameTheme(); };
 system.onchange = nameTheme;
 nameTheme();
