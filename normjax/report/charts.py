@@ -218,7 +218,7 @@ def _known(lines: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, A
     """Return the lines whose value can be drawn; logarithmic axes have no place for zero."""
     values = column(lines, name)
     is_known = np.isfinite(values) & ((values > 0) | (not name.endswith("_loss")))
-    return [lines[i] for i in np.flatnonzero(is_known)]
+    return [line for line, known in zip(lines, is_known, strict=True) if known]
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
