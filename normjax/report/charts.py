@@ -26,10 +26,11 @@ _VEGA = Path(__file__).parent / "vega"
 _IS_SHOWN = "shown === null || shown === datum.level"
 _LIGHT, _DARK = (0.0, 0.59), (0.4, 1.0)  # parts of viridis with a contrast of 3 to the background
 
-# {quantity in metrics.jsonl: (title, column of results.csv with the same unit)}
+# {quantity in metrics.jsonl: (title, its label in `LABELS`)}
 _CURVES = {
     "running_loss": ("Training loss", "train_loss"),
     "running_normalized_excess": ("Normalized training loss", "normalized_train_excess"),
+    "running_log_product_norm": ("Product of norms", "log_product_norm"),
     "test_loss": ("Test loss", "test_loss"),
     "test_error": ("Test error", "test_error"),
 }
@@ -45,7 +46,11 @@ _SHOWN = _WHO | {
     "normalized_test_loss": ("Normalized test loss", ".6f"),
 }
 _DRAWN = ("normalized_train_excess", "normalized_test_excess", "normalized_test_error")
-LABELS = AXIS_LABELS | {"product_norm": "Product of the layers' norms", "level": "Level"}
+LABELS = AXIS_LABELS | {
+    "level": "Level",
+    "product_norm": "Product of the layers' norms",
+    "log_product_norm": "ln of the product of norms",
+}
 
 _CONFIG = {
     "aria": False,  # the page has a text and a table for each chart
@@ -237,7 +242,7 @@ def _frame(layers: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _axis(field: str, unit: str, is_log: bool = False) -> dict[str, Any]:
-    """Return a continuous axis, named like the column `unit` in the figures."""
+    """Return a continuous axis with the label of `unit`."""
     label = LABELS[unit].removesuffix(" (%)") + (", log scale" if is_log else "")
     scale = {"padding": 8} | ({"type": "log", "nice": False} if is_log else {"zero": False})
     axis = {"format": "~%"} if unit.endswith("_error") else {}
