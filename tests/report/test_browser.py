@@ -117,11 +117,28 @@ def test_selection_and_norm_are_switched_in_place(page, run):
         assert found.because in page.locator("body").inner_text()
 
 
+def test_a_norm_without_networks_is_empty(browser, tmp_path):
+    table = synthetic_table()
+    table.loc[table["norm"] == "1/100", "product_norm"] = float("inf")
+    write_results(tmp_path / "results.csv", table)
+    write_summary(tmp_path / "summary.json", explain_all(table))
+    page = browser.new_page()
+    page.goto(write_report(tmp_path).as_uri())
+    for norm, num_charts in (("1/100", 0), ("2", 6)):
+        page.locator("select").last.select_option(norm)
+        assert page.locator(".chart svg").count() == num_charts
+        assert page.get_by_role("status").is_visible() == (num_charts == 0)
+    page.close()
+
+
 def test_a_level_stands_out(page):
     button = page.get_by_role("button", name="0.5", exact=True)
     button.click()
     faint = page.locator("#panel-0 .mark-symbol path[opacity='0.06']")
     assert button.get_attribute("aria-pressed") == "true" and faint.count() == 9
+    box = faint.first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert page.locator("#tip").is_hidden()
     page.locator("select").last.select_option("1/100")
     assert faint.count() == 9
     button.click()
