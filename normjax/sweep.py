@@ -203,7 +203,8 @@ def set_up(
 
     def make() -> Sweep:
         members = make_members(experiment, config)
-        sweep = make_sweep(experiment, config, data, members, model, run and run["conv"])
+        conv = run["conv"] if run else None
+        sweep = make_sweep(experiment, config, data, members, model, conv)
         if run is None:
             return sweep
         if run["parameters"] != sweep.parameters:

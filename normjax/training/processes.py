@@ -256,7 +256,7 @@ def _text(error: Exception) -> str:
 def _broadcast(data: bytes) -> bytes:
     """Return the bytes of process 0, padded with zeros; every process must call this."""
     width = min(BROADCAST_BYTES, 1 << max(len(data).bit_length(), 2))  # few: each is compiled
-    header = np.int32([-(-len(data) // width), width])
+    header = np.array([-(-len(data) // width), width], np.int32)
     count, width = multihost_utils.broadcast_one_to_all(header)
     parts = np.frombuffer(data.ljust(count * width, b"\0"), np.uint32).reshape(count, -1)
     return b"".join(multihost_utils.broadcast_one_to_all(part).tobytes() for part in parts)
