@@ -10,13 +10,13 @@ import pandas as pd
 
 from normjax.controls.summary import SUMMARY_FILE, explain_all, write_summary
 from normjax.data import Dataset, dataset_label
-from normjax.files import read_object
+from normjax.files import is_address, read_object
 from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
 from normjax.results import metrics, tensorboard
 from normjax.results.table import NETWORK, RESULTS_FILE, is_finite, write_results
-from normjax.training import checkpoints, interrupts, processes, record
+from normjax.training import bucket, checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import SweepConfig, is_reference, validate
 from normjax.training.finished_run import FinishedRun, load_run, load_together
@@ -58,10 +58,10 @@ def run_sweep(
       MemoryError: one network does not fit in memory.
       OSError: a file cannot be written.
     """
-    finish_sweep(config, experiment, model=model, dataset=dataset)
+    run_dir = finish_sweep(config, experiment, model=model, dataset=dataset)
     own = config.dataset if dataset is None else dataset
     return load_together(
-        lambda: load_run(config.workdir, config.data_dir, model=model, dataset=own), model
+        lambda: load_run(run_dir, config.data_dir, model=model, dataset=own), model
     )
 
 
@@ -71,8 +71,11 @@ def finish_sweep(
     *,
     model: Model | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
-) -> None:
+) -> Path:
     """Run a sweep like `run_sweep`, without loading the finished run.
+
+    Returns:
+      The folder of the run in process 0; the local one of a run in a bucket.
 
     Raises:
       StoppedError: a signal arrived.
@@ -88,9 +91,23 @@ def finish_sweep(
         config = dataclasses.replace(config, model=model_name(model))
     validate(config, given)
     processes.connect(config.distributed)
-    run_dir = Path(config.workdir)
+    mirror: bucket.Mirror | None = None
     with processes.together(), contextlib.ExitStack() as stack:
         check_same_settings(config)
+
+        def open_folder() -> Path:
+            nonlocal mirror
+            if not is_address(config.workdir):
+                return Path(config.workdir)
+            mirror = stack.enter_context(bucket.mirrored(config.workdir, config.resume))
+            return mirror.run_dir
+
+        def signal() -> int:
+            if mirror is not None:
+                mirror.check()
+            return received()
+
+        run_dir = processes.from_first(open_folder)
         # A new folder is created and locked only after all settings and data are validated.
         is_new = processes.from_first(lambda: not (config.resume and (run_dir / RUN_FILE).exists()))
 
@@ -114,10 +131,12 @@ def finish_sweep(
         def write_events() -> None:
             with tensorboard.event_files(run_dir, True) as write:
                 write(metrics.read_lines(run_dir))
+            if mirror is not None:
+                mirror.push()
 
         def start() -> None:
             record.start_run(run_dir, sweep, given)
-            write_groups(run_dir, sweep.groups)
+            write_groups(sweep, run_dir)
 
         if not is_new:
             processes.from_first(lock)
@@ -125,13 +144,15 @@ def finish_sweep(
             if config.tensorboard:
                 processes.from_first(write_events)
             processes.say(f"{run_dir}: this run is finished; nothing to do")
-            return
-        sweep = set_up(experiment, config, model, dataset)
+            return run_dir
+        sweep = set_up(experiment, config, run_dir, model, dataset)
+        sweep = dataclasses.replace(sweep, push=mirror.push if mirror else None)
         if is_new:
             processes.from_first(lock)
         sweep = plan_groups(sweep, run_dir)
         processes.from_first(start)
-        sweep = dataclasses.replace(sweep, signal=stack.enter_context(interrupts.delayed()))
+        received = stack.enter_context(interrupts.delayed())
+        sweep = dataclasses.replace(sweep, signal=signal)
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             table = read_table(sweep, run_dir)
@@ -149,7 +170,11 @@ def finish_sweep(
                 processes.say(
                     f"warning: {which} {num_networks} networks diverged: losses are not finite"
                 )
+            if mirror is not None:
+                mirror.push()
+                processes.say(f"{mirror.address}: all of it is there")
         processes.sync()  # so that all processes end together
+    return run_dir
 
 
 def check_same_settings(config: SweepConfig) -> None:
@@ -172,14 +197,17 @@ def check_same_settings(config: SweepConfig) -> None:
 
 
 def set_up(
-    experiment: str, config: SweepConfig, model: Model | None, dataset: Dataset | None
+    experiment: str,
+    config: SweepConfig,
+    run_dir: Path,
+    model: Model | None,
+    dataset: Dataset | None,
 ) -> Sweep:
     """Return the sweep, with the groups of an earlier start if there was one.
 
     Raises:
       SettingsError: settings, data or network cannot be used, or differ from the earlier start.
     """
-    run_dir = Path(config.workdir)
     path = run_dir / RUN_FILE
 
     def read() -> tuple[dict[str, Any] | None, Dataset]:

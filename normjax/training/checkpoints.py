@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,13 @@ def open_progress(run_dir: str | os.PathLike, group: int) -> Iterator[ocp.Checkp
 
 
 def save_progress(
-    checkpointer: ocp.CheckpointManager | None, step: int, state: Any, members: Sequence[int]
+    checkpointer: ocp.CheckpointManager | None,
+    step: int,
+    state: Any,
+    members: Sequence[int],
+    then: Callable[[], None] | None = None,
 ) -> None:
-    """Save a stacked state.
+    """Save a stacked state; if `then` is given, wait for it and call that in process 0.
 
     Every process must call this. The arrays of all processes are saved without padding, together
     with the indices of the members: a checkpoint does not depend on the number of devices or
@@ -93,7 +97,7 @@ def save_progress(
     the sweep has no target losses; they are omitted.
 
     Raises:
-      OSError: the previous checkpoint could not be written.
+      OSError: the previous checkpoint could not be written, or `then` raises it.
     """
     whole = gather_members(state, len(members))
     if checkpointer is not None:
@@ -102,6 +106,10 @@ def save_progress(
         with _writing(checkpointer):
             args = ocp.args.StandardSave(saved)
             checkpointer.save(step, args=args, force=True, custom_metadata=metadata)
+            if then is not None:
+                checkpointer.wait_until_finished()
+        if then is not None:
+            then()
 
 
 def restore_progress(

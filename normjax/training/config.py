@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ import numpy as np
 
 from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
-from normjax.files import expand_user
+from normjax.files import expand_user, is_address
 from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
@@ -128,10 +129,31 @@ positive = check_that(lambda value: 0 < value < math.inf, "must be positive")
 not_negative = check_that(lambda value: value >= 0, "must not be negative")
 # JAX drops the upper bits of a larger seed.
 check_seed = check_that(lambda seed: 0 <= seed < 2**32, "must lie in [0, 2^32)")
-check_workdir = check_that(
+_check_folder = check_that(
     lambda path: path and (os.path.isdir(path) or not os.path.exists(path)),
     "a folder is needed, not a file or an empty name",
 )
+_BUCKET = re.compile(r"(gs|s3)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9.,+=@_-]*)+/?")
+
+
+def check_workdir(path: str) -> None:
+    """Raise ValueError unless a command can write to a local folder of this name."""
+    if is_address(path):
+        raise ValueError("a local folder is needed, not an address")
+    _check_folder(path)
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless it is the address of a folder in a bucket."""
+    if not _BUCKET.fullmatch(address):
+        raise ValueError(
+            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed, of letters, digits and .,+=@_-"
+        )
+
+
+def _check_run_dir(path: str) -> None:
+    """Raise ValueError unless a sweep can write to a folder or bucket of this name."""
+    (check_address if is_address(path) else _check_folder)(path)
 
 
 def check_list(
@@ -202,7 +224,9 @@ class SweepConfig:
     """
 
     workdir: str = setting(
-        help="Folder for the output of the run.", check=check_workdir, is_path=True
+        help="Folder for the output of the run; also gs://BUCKET/FOLDER, s3://BUCKET/FOLDER.",
+        check=_check_run_dir,
+        is_path=True,
     )
     dataset: str = setting("digits", DATASET_HELP, is_path=True)
     data_dir: str | None = setting(None, DATA_DIR_HELP, is_path=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from normjax.data import Dataset, standardize_images
-from normjax.files import check_types, make_record, read_object
+from normjax.files import check_types, local_path, make_record, read_object
 from normjax.networks.classifier import Classifier, Model, Variables
 from normjax.results.table import RESULTS_FILE, on_own_labels, read_results
 from normjax.training import processes
@@ -132,7 +132,7 @@ def load_run(
       ValueError: the run is unfinished or has no networks, its data cannot be found, a file is
         damaged, or the network does not match the run.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
     run = read_object(path, data_digest=str, **CLASSIFIER_KINDS)

@@ -144,7 +144,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
             signum = processes.all_max(sweep.signal())
             if signum or is_checkpoint_due(sweep, step):
                 all_stopped |= write_metrics(unwritten, 0)
-                checkpoints.save_progress(checkpointer, step + 1, progress, numbers)
+                checkpoints.save_progress(checkpointer, step + 1, progress, numbers, sweep.push)
             if signum:
                 raise StoppedError(signum, run_dir)
             if all_stopped:

@@ -43,6 +43,7 @@ class Sweep:
       parameters: the shape of each variable.
       conv: how a device trains many networks, a name in `strategies.STRATEGIES`.
       signal: returns the number of the recorded signal, or 0.
+      push: sends the run's folder to its bucket, if it has one.
     """
 
     experiment: str
@@ -53,6 +54,7 @@ class Sweep:
     parameters: dict[str, list[int]]
     conv: str
     signal: Callable[[], int] = lambda: 0
+    push: Callable[[], None] | None = None
 
 
 def make_sweep(
