@@ -35,6 +35,17 @@ def is_address(path: str | os.PathLike) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
 
 
+def check_address(address: str) -> None:
+    """Raise ValueError unless it is the address of a folder in a bucket."""
+    if not _BUCKET.fullmatch(address):
+        raise ValueError(
+            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed, of letters, digits and .,+=@_-"
+        )
+
+
+_BUCKET = re.compile(r"(gs|s3)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9.,+=@_-]*)+/?")
+
+
 def local_path(path: str | os.PathLike) -> Path:
     """Return a path to read a run from.
 

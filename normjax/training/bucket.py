@@ -30,10 +30,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from normjax.files import cache_dir, one_line, parse_object, read_object, replacing, write_json
+from normjax.files import (
+    cache_dir,
+    check_address,
+    one_line,
+    parse_object,
+    read_object,
+    replacing,
+    write_json,
+)
 from normjax.results import tensorboard
 from normjax.results.table import RESULTS_FILE
-from normjax.training.config import check_address
 from normjax.training.record import LOCK_FILE, kernel_lock
 
 MANIFEST_FILE = "manifest.json"

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,7 +16,7 @@ import numpy as np
 
 from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
-from normjax.files import expand_user, is_address
+from normjax.files import check_address, expand_user, is_address
 from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
@@ -129,31 +128,14 @@ positive = check_that(lambda value: 0 < value < math.inf, "must be positive")
 not_negative = check_that(lambda value: value >= 0, "must not be negative")
 # JAX drops the upper bits of a larger seed.
 check_seed = check_that(lambda seed: 0 <= seed < 2**32, "must lie in [0, 2^32)")
-_check_folder = check_that(
-    lambda path: path and (os.path.isdir(path) or not os.path.exists(path)),
-    "a folder is needed, not a file or an empty name",
-)
-_BUCKET = re.compile(r"(gs|s3)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9.,+=@_-]*)+/?")
 
 
 def check_workdir(path: str) -> None:
-    """Raise ValueError unless a command can write to a local folder of this name."""
+    """Raise ValueError unless it names a local folder or nothing yet."""
     if is_address(path):
         raise ValueError("a local folder is needed, not an address")
-    _check_folder(path)
-
-
-def check_address(address: str) -> None:
-    """Raise ValueError unless it is the address of a folder in a bucket."""
-    if not _BUCKET.fullmatch(address):
-        raise ValueError(
-            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed, of letters, digits and .,+=@_-"
-        )
-
-
-def _check_run_dir(path: str) -> None:
-    """Raise ValueError unless a sweep can write to a folder or bucket of this name."""
-    (check_address if is_address(path) else _check_folder)(path)
+    if not path or (os.path.exists(path) and not os.path.isdir(path)):
+        raise ValueError("a folder is needed, not a file or an empty name")
 
 
 def check_list(
@@ -225,7 +207,7 @@ class SweepConfig:
 
     workdir: str = setting(
         help="Folder for the output of the run; also gs://BUCKET/FOLDER, s3://BUCKET/FOLDER.",
-        check=_check_run_dir,
+        check=lambda path: (check_address if is_address(path) else check_workdir)(path),
         is_path=True,
     )
     dataset: str = setting("digits", DATASET_HELP, is_path=True)
