@@ -175,16 +175,20 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached.
-          ValueError: another process holds the lock.
+          ValueError: another process holds the lock, or the store cannot have one.
         """
         path = self.home / f"owner_{socket.gethostname()}"
         if not path.exists():
             with replacing(path) as temporary:
                 temporary.write_text(uuid.uuid4().hex)
         self.owner = path.read_text()
-        try:
-            self._write(BUCKET_LOCK_FILE, self._sign_of_life(), mode="create")
-        except FileExistsError:
+        if self._owner() is None:
+            with contextlib.suppress(FileExistsError):
+                for _ in range(2):  # where the condition counts, the second one fails
+                    self._write(BUCKET_LOCK_FILE, self._sign_of_life(), mode="create")
+                self._remove([BUCKET_LOCK_FILE])
+                raise ValueError(f"{self.address}: this store cannot create a file only once")
+        if self._owner() != self.owner:
             self._take_over(resume)
         end = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(end,), daemon=True)
@@ -200,8 +204,6 @@ class Mirror:
 
     def _take_over(self, resume: bool) -> None:
         seen = self._read(BUCKET_LOCK_FILE)
-        if self._owner() == self.owner:
-            return
         used = f"--workdir={self.address} is in use by another process"
         if not resume:
             raise ValueError(f"{used}; if that was killed, --resume takes over")
@@ -294,7 +296,9 @@ class Mirror:
         except FileExistsError:
             raise
         except Exception as error:
-            raise OSError(f"{self.address}: {one_line(error) or type(error).__name__}") from error
+            text = one_line(error) or type(error).__name__
+            what = "not found: " if isinstance(error, FileNotFoundError) else ""
+            raise OSError(f"{self.address}: {what}{text}") from error
 
 
 @functools.cache
@@ -363,7 +367,7 @@ def open_mirror(address: str, purpose: str) -> Mirror:
         raise ValueError(f"{address}: {error}; pip install 'normjax[{scheme}]'") from None
     import fsspec
 
-    fs = fsspec.filesystem(scheme, use_listings_cache=False, skip_instance_cache=True)
+    fs = fsspec.filesystem(scheme, use_listings_cache=False)
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
     home = cache_dir() / "buckets" / key / purpose
     run_dir = home / address.rpartition("/")[2]

@@ -20,7 +20,7 @@ from normjax.training.saved import load_member
 from tests.helpers.commands import error_of, parse
 from tests.test_robustness import RUN
 
-pytest.importorskip("s3fs", reason="the extra s3 is not installed")
+s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
 server_module = pytest.importorskip("moto.server", reason="moto, an S3 server, is not installed")
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,7 @@ def s3(server, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
     client = boto3.client("s3")
     client.create_bucket(Bucket="bucket")
     empty(client)
@@ -301,6 +302,18 @@ def test_of_two_that_take_a_lock_over_one_wins(s3, on_machine, monkeypatch):
     assert json.loads(content(s3, "lock.json"))["owner"] == "other"
 
 
+def test_a_store_without_conditions_is_refused(s3, monkeypatch):
+    pipe_file = s3fs.S3FileSystem.pipe_file
+
+    def pipe_whatever(fs, name, data, mode):
+        pipe_file(fs, name, data)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "pipe_file", pipe_whatever)
+    with pytest.raises(ValueError, match="cannot create a file only once"), mirrored(ADDRESS, True):
+        pass
+    assert names(s3) == set()
+
+
 def test_a_process_that_lost_its_lock_hears_of_it(s3, monkeypatch):
     monkeypatch.setattr(bucket, "RENEW_S", 0.02)
     with mirrored(ADDRESS, False) as mirror:
@@ -324,7 +337,7 @@ def test_a_process_that_lost_its_lock_hears_of_it(s3, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("s3://nowhere/run", "s3://nowhere/run: The specified bucket does not exist"),
+        ("s3://nowhere/run", "s3://nowhere/run: not found: The specified bucket does not exist"),
         ("gs://bucket/run", "gs://bucket/run: No module named 'gcsfs_'; pip install 'normjax[gs]'"),
         ("az://bucket/run", "--workdir=az://bucket/run: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
         ("s3://bucket", "--workdir=s3://bucket: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is"),
@@ -339,10 +352,12 @@ def test_what_is_no_folder_of_a_bucket_is_one_line(invoke, monkeypatch, address,
 @pytest.mark.slow
 def test_without_credentials_or_a_network_it_is_one_line(invoke, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
+    s3fs.S3FileSystem.clear_instance_cache()
     said = error_of(invoke, *RUN, f"--workdir={ADDRESS}")
     assert said.startswith(f"error: {ADDRESS}: Could not connect to the endpoint URL: ")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
     said = error_of(invoke, *RUN, f"--workdir={ADDRESS}")
     assert said.startswith(f"error: {ADDRESS}: ") and "credentials" in said
 
