@@ -4,8 +4,9 @@
 
 Normalized losses are drawn on a line of slope 0.6, as in docs/is_it_real.md; half of the variance
 of their errors is common to the networks of one level. Levels are drawn anew for each line, or
-fixed by design, or drawn with errors that grow with the distance from ln K. Ranks are of correlated
-normal numbers, margins of `synthetic_lines`. Coverage is over the lines that have an interval.
+fixed by design, or drawn with errors that grow with the distance from ln K. Ranks and pairs are of
+correlated normal numbers, margins of `synthetic_lines`. Coverage is over the lines that have an
+interval.
 Nothing is trained; 1,000 lines take about one minute on 2 cores.
 """
 
@@ -21,6 +22,7 @@ from benchmarks.synthetic_lines import draw_line
 from benchmarks.verdict_errors import draw_content, rate
 from normjax.controls.content import measure_content
 from normjax.controls.divisor import measure_divisor
+from normjax.controls.picks import OF_LEVELS, OF_ONE_LEVEL, pick_rates
 from normjax.statistics.rank_correlation import rank_correlation
 from normjax.statistics.regression import fit_line
 
@@ -76,6 +78,16 @@ def line_intervals(
     return list(map(list, zip(*found, strict=True))), truth.tolist()
 
 
+def draw_ranks(
+    correlation: float, rng: np.random.Generator, num_levels: int, num_seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return two quantities of num_levels x num_seeds networks, correlated between levels."""
+    shared = rng.normal(size=(2, num_levels if num_levels > 1 else num_seeds))
+    shared[1] = correlation * shared[0] + math.sqrt(1 - correlation**2) * shared[1]
+    x, y = np.repeat(shared, num_seeds if num_levels > 1 else 1, axis=1)
+    return x + 0.3 * rng.normal(size=x.size), y + 0.3 * rng.normal(size=x.size)
+
+
 def tau_intervals(
     correlation: float, num_lines: int, num_levels: int, num_seeds: int, seed: int = 0
 ) -> tuple[list[list[Interval]], list[float]]:
@@ -83,14 +95,30 @@ def tau_intervals(
     rng, found, taus = np.random.default_rng(seed), [], []
     levels = np.repeat(np.arange(num_levels), num_seeds).tolist()
     for _ in range(num_lines):
-        shared = rng.normal(size=(2, num_levels if num_levels > 1 else num_seeds))
-        shared[1] = correlation * shared[0] + math.sqrt(1 - correlation**2) * shared[1]
-        x, y = np.repeat(shared, num_seeds if num_levels > 1 else 1, axis=1)
-        x, y = (v + 0.3 * rng.normal(size=v.size) for v in (x, y))
+        x, y = draw_ranks(correlation, rng, num_levels, num_seeds)
         ranking = rank_correlation(x, y, levels, num_draws=1)
         found.append(ranking.kendall_interval)
         taus.append(ranking.kendall)
     return [found], [float(np.mean(taus))]
+
+
+def pick_intervals(
+    correlation: float, num_lines: int, num_levels: int, num_seeds: int, seed: int = 0
+) -> tuple[list[list[Interval]], list[float]]:
+    """Return the intervals of the rates between and within levels, and their means."""
+    rng = np.random.default_rng(seed)
+    levels = np.repeat(np.arange(num_levels), num_seeds)
+    intervals: list[list[Interval]] = [[], []]
+    rates: list[list[float]] = [[], []]
+    for _ in range(num_lines):
+        x, y = draw_ranks(correlation, rng, num_levels, num_seeds)
+        y += 0.5 * correlation * (x - np.repeat(x.reshape(-1, num_seeds).mean(1), num_seeds))
+        found = pick_rates(x, y, levels)
+        for i, choice in enumerate((OF_LEVELS, OF_ONE_LEVEL)):
+            low, high = found[choice]["low"], found[choice]["high"]
+            intervals[i].append(None if low is None else (low, high))
+            rates[i].append(found[choice]["rate"])
+    return intervals, np.mean(rates, axis=1).tolist()
 
 
 def skill_intervals(
@@ -135,6 +163,11 @@ CASES: tuple[Case, ...] = (
     *(
         (f"ranks, correlation {r}", ("tau",), tau_intervals, (r, *size))
         for size in SIZES
+        for r in (0.0, 0.6, 0.9)
+    ),
+    *(
+        (f"pairs, correlation {r}", ("between levels", "within levels"), pick_intervals, (r, *size))
+        for size in ((6, 2), (6, 8), (12, 2))
         for r in (0.0, 0.6, 0.9)
     ),
     *(

@@ -113,7 +113,7 @@ RUNS = {
         small={
             "train_size": "5000",
             "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
-            "num_seeds": "2",
+            "num_seeds": "8",
             "pretrain_epochs": "20",
             "epochs": "100",
             "batch_size": "128",
@@ -133,7 +133,13 @@ RUNS = {
         "fig06",
         "cifar10",
         shared={},
-        small={"train_size": "5000", "num_seeds": "8", "epochs": "60", "batch_size": "128"},
+        small={
+            "train_size": "5000",
+            "num_seeds": "32",
+            "epochs": "60",
+            "batch_size": "128",
+            "test_every": "5",
+        },
         smoke={
             "train_size": "400",
             "num_seeds": "7",

@@ -106,7 +106,7 @@ def make_step(classifier: Classifier, tx: optax.GradientTransformation) -> Any:
 
     Returns:
       `step(state, batch, key) -> (state, metrics)` for `make_train_epoch`; `metrics.loss` is the
-      mean loss, and `metrics.normalized_excess` is not used.
+      mean loss, and only `metrics.error` is used besides.
     """
 
     def mean_loss(params: Any, batch: Batch, margin: Array, key: Array) -> Any:
@@ -127,7 +127,8 @@ def make_step(classifier: Classifier, tx: optax.GradientTransformation) -> Any:
             updates, opt_state = tx.update(grads, state.opt_state, params)
         moved = {"params": optax.apply_updates(params, updates)}
         variables = normalize_params(moved, structure=classifier.structure)
-        return State(variables, opt_state, state.margin), Metrics(loss, error, jnp.zeros_like(loss))
+        unused = [jnp.zeros_like(loss)] * (len(Metrics._fields) - 2)
+        return State(variables, opt_state, state.margin), Metrics(loss, error, *unused)
 
     return step
 

@@ -54,11 +54,13 @@ class MetricSums(NamedTuple):
       loss: cross entropy, nats.
       error: number of misclassified examples.
       normalized_excess: cross entropy of the normalized network (Frobenius) minus ln K, nats.
+      log_product_norm: ln of the product of norms (Frobenius).
     """
 
     loss: Array
     error: Array
     normalized_excess: Array
+    log_product_norm: Array
 
 
 class Metrics(NamedTuple):
@@ -67,6 +69,7 @@ class Metrics(NamedTuple):
     loss: Array
     error: Array
     normalized_excess: Array
+    log_product_norm: Array
 
 
 def init_state(
@@ -123,7 +126,8 @@ def make_train_step(
         loss = jnp.sum(batch.weights * cross_entropy(logits, batch.labels))
         error = jnp.sum(batch.weights * classification_error(logits, batch.labels))
         excess = jnp.sum(batch.weights * excess_cross_entropy(logits / product, batch.labels))
-        return loss, (MetricSums(loss, error, excess), others)
+        log_product = jnp.sum(batch.weights) * jnp.log(product)
+        return loss, (MetricSums(loss, error, excess, log_product), others)
 
     def grad_sums(params, *args):
         grads, (sums, others) = jax.grad(loss_sums, has_aux=True)(params, *args)
@@ -222,7 +226,7 @@ def unless_stopped(train_epoch: Callable) -> Callable:
     """Make a `train_epoch` that leaves stopped networks as they are; their metrics are NaN."""
 
     def train_or_skip(state, *args):
-        unknown = Metrics(*[jnp.float32(jnp.nan)] * 3)
+        unknown = Metrics(*[jnp.float32(jnp.nan)] * len(Metrics._fields))
         return jax.lax.cond(
             state.stopped_at > 0, lambda: (state, unknown), lambda: train_epoch(state, *args)
         )
@@ -232,22 +236,17 @@ def unless_stopped(train_epoch: Callable) -> Callable:
 
 def _zero_sums() -> MetricSums:
     """Return sums over no examples."""
-    zero = jnp.zeros((), jnp.float32)
-    return MetricSums(zero, zero, zero)
+    return MetricSums(*[jnp.zeros((), jnp.float32)] * len(MetricSums._fields))
 
 
 def _means(sums: MetricSums, count: Array | int) -> Metrics:
     """Return the means over `count` examples."""
-    return Metrics(sums.loss / count, sums.error / count, sums.normalized_excess / count)
+    return Metrics(*(total / count for total in sums))
 
 
 def _add(sums: MetricSums, metrics: Metrics, count: Array) -> MetricSums:
     """Add the means over `count` more examples."""
-    return MetricSums(
-        sums.loss + count * metrics.loss,
-        sums.error + count * metrics.error,
-        sums.normalized_excess + count * metrics.normalized_excess,
-    )
+    return MetricSums(*(total + count * mean for total, mean in zip(sums, metrics, strict=True)))
 
 
 def _batches(key, num_examples, batch_size, padded_size):

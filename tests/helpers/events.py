@@ -20,8 +20,9 @@ def scalars(folder):
 
 
 def expected(lines):
-    names = ("running_loss", "running_error", "running_normalized_excess", "diverged_at")
-    names += ("train_loss", "train_error", "test_loss", "test_error")
+    running = ("loss", "error", "normalized_excess", "log_product_norm")
+    names = [f"running_{name}" for name in running]
+    names += ["diverged_at", "train_loss", "train_error", "test_loss", "test_error"]
     return {
         (tensorboard.network_name(line), name, line["step"]): float(np.float32(line[name]))
         for line in lines

@@ -92,7 +92,7 @@ def test_every_batch_of_every_epoch_is_drawn_anew():
     def record(state, batch, _):
         position, seen = state
         seen = jax.lax.dynamic_update_slice(seen, batch.images, (position, 0, 0, 0))
-        return (position + 16, seen), Metrics(*jnp.zeros(3))
+        return (position + 16, seen), Metrics(*jnp.zeros(4))
 
     for augment, num_versions in ((True, 18), (False, 1)):
         epoch = jax.jit(make_train_epoch(record, 16, augment=augment))

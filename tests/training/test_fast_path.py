@@ -93,7 +93,7 @@ def test_an_epoch_lowers_for_accelerators(name, platform, monkeypatch):
     state = ensemble.init(shard_members(keys), None)
     snapshots = ensemble.init_snapshots(state)
     now = (jnp.int32(1), jnp.bool(True))
-    metrics = Metrics(*[jnp.ones(num_members)] * 3)
+    metrics = Metrics(*[jnp.ones(num_members)] * 4)
     calls = {
         "train_epoch": (state, labels, images, jax.random.key(0)),
         "track": (snapshots, state, labels, metrics, images, *now),

@@ -168,7 +168,7 @@ def test_an_epoch_visits_every_example_once(num_examples, batch_size, microbatch
         metrics = Metrics(
             jnp.sum(batch.weights * batch.labels.astype(jnp.float32)) / number,
             jnp.sum(jnp.where(batch.labels == 3 * pixels, batch.weights, 0)) / number,
-            jnp.sum(batch.weights) / number,
+            *[jnp.sum(batch.weights) / number] * 2,
         )
         counts = counts.at[pixels].add(batch.weights)
         return counts.at[-1].add(jnp.where(number > batch_size, 100, 1)), metrics
@@ -188,7 +188,7 @@ def test_an_epochs_order_comes_from_its_key():
     def record(state, batch, _):
         position, order = state
         order = jax.lax.dynamic_update_slice(order, batch.images[:, 0, 0, 0], (position,))
-        return (position + 4, order), Metrics(*jnp.zeros(3))
+        return (position + 4, order), Metrics(*jnp.zeros(4))
 
     images = np.arange(64, dtype=np.uint8).reshape(-1, 1, 1, 1)
     epoch = jax.jit(make_train_epoch(record, 4))
@@ -219,6 +219,8 @@ def test_an_epochs_metrics_are_means_over_examples():
     normalized = logits / reference.product_norm(state.variables["params"], 2)
     excess = reference.excess(normalized, labels).mean()
     np.testing.assert_allclose(metrics.normalized_excess, excess, rtol=1e-5, atol=0)
+    log_product = np.log(reference.product_norm(state.variables["params"], 2))
+    np.testing.assert_allclose(metrics.log_product_norm, log_product, rtol=1e-5, atol=0)
     assert abs(excess) > 1e-3
 
 
