@@ -91,23 +91,26 @@ def finish_sweep(
         config = dataclasses.replace(config, model=model_name(model))
     validate(config, given)
     processes.connect(config.distributed)
-    mirror: bucket.Mirror | None = None
+    mirror: bucket.Mirror | None = None  # in process 0, of a run in a bucket
     with processes.together(), contextlib.ExitStack() as stack:
         check_same_settings(config)
 
-        def open_folder() -> Path:
+        def open_folder() -> tuple[Path, bool]:
             nonlocal mirror
             if not is_address(config.workdir):
-                return Path(config.workdir)
+                return Path(config.workdir), False
             mirror = stack.enter_context(bucket.mirrored(config.workdir, config.resume))
-            return mirror.run_dir
+            return mirror.run_dir, True
+
+        def push() -> None:
+            processes.from_first(lambda: mirror and mirror.push())
 
         def signal() -> int:
             if mirror is not None:
                 mirror.check()
             return received()
 
-        run_dir = processes.from_first(open_folder)
+        run_dir, is_in_bucket = processes.from_first(open_folder)
         # A new folder is created and locked only after all settings and data are validated.
         is_new = processes.from_first(lambda: not (config.resume and (run_dir / RUN_FILE).exists()))
 
@@ -131,28 +134,27 @@ def finish_sweep(
         def write_events() -> None:
             with tensorboard.event_files(run_dir, True) as write:
                 write(metrics.read_lines(run_dir))
-            if mirror is not None:
-                mirror.push()
 
         def start() -> None:
             record.start_run(run_dir, sweep, given)
-            write_groups(sweep, run_dir)
+            write_groups(run_dir, sweep.groups)
 
         if not is_new:
             processes.from_first(lock)
         if processes.from_first(is_finished):
             if config.tensorboard:
                 processes.from_first(write_events)
+                push()
             processes.say(f"{run_dir}: this run is finished; nothing to do")
             return run_dir
         sweep = set_up(experiment, config, run_dir, model, dataset)
-        sweep = dataclasses.replace(sweep, push=mirror.push if mirror else None)
         if is_new:
             processes.from_first(lock)
         sweep = plan_groups(sweep, run_dir)
         processes.from_first(start)
+        push()
         received = stack.enter_context(interrupts.delayed())
-        sweep = dataclasses.replace(sweep, signal=signal)
+        sweep = dataclasses.replace(sweep, signal=signal, push=push if is_in_bucket else None)
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             table = read_table(sweep, run_dir)
@@ -170,10 +172,9 @@ def finish_sweep(
                 processes.say(
                     f"warning: {which} {num_networks} networks diverged: losses are not finite"
                 )
-            if mirror is not None:
-                mirror.push()
-                processes.say(f"{mirror.address}: all of it is there")
-        processes.sync()  # so that all processes end together
+        push()  # which all processes wait for, so that they end together
+        if is_in_bucket:
+            processes.say(f"{config.workdir}: all of it is there")
     return run_dir
 
 

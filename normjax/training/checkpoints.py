@@ -89,7 +89,7 @@ def save_progress(
     members: Sequence[int],
     then: Callable[[], None] | None = None,
 ) -> None:
-    """Save a stacked state; if `then` is given, wait for it and call that in process 0.
+    """Save a stacked state; if `then` is given, wait until it is written and call that.
 
     Every process must call this. The arrays of all processes are saved without padding, together
     with the indices of the members: a checkpoint does not depend on the number of devices or
@@ -108,8 +108,8 @@ def save_progress(
             checkpointer.save(step, args=args, force=True, custom_metadata=metadata)
             if then is not None:
                 checkpointer.wait_until_finished()
-        if then is not None:
-            then()
+    if then is not None:
+        then()
 
 
 def restore_progress(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from normjax.results import metrics, tensorboard
 from normjax.results.table import make_table
 from normjax.training import checkpoints, memory, processes, saved
 from normjax.training.checkpoints import RUN_FILE
-from normjax.training.ensemble import gather_members, shard_members, take_member
+from normjax.training.ensemble import Member, gather_members, shard_members, take_member
 from normjax.training.interrupts import StoppedError
 from normjax.training.phases import train_group
 from normjax.training.plan import Sweep
@@ -73,15 +74,13 @@ def split_groups(sweep: Sweep, run_dir: Path, start: int, size: int) -> Sweep:
     return dataclasses.replace(sweep, groups=[*groups[:start], *pieces])
 
 
-def write_groups(sweep: Sweep, run_dir: Path) -> None:
+def write_groups(run_dir: Path, groups: Sequence[Sequence[Member]]) -> None:
     """Update the groups in run.json."""
     path = run_dir / RUN_FILE
     run = read_object(path, groups=list)
-    indices = [[member.index for member in group] for group in sweep.groups]
+    indices = [[member.index for member in group] for group in groups]
     if run["groups"] != indices:
         write_json(path, {**run, "groups": indices})
-    if sweep.push:
-        sweep.push()
 
 
 def train_groups(sweep: Sweep, run_dir: Path) -> Sweep:
@@ -136,7 +135,9 @@ def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> Sweep:
         )
     sweep = split_groups(sweep, run_dir, group, size)
     if processes.is_first():
-        write_groups(sweep, run_dir)
+        write_groups(run_dir, sweep.groups)
+    if sweep.push:
+        sweep.push()
     return sweep
 
 
@@ -170,8 +171,8 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
     if processes.is_first():
         saved.save_rows(run_dir, group, make_table(rows))
         checkpoints.drop_progress(run_dir, group)
-        if sweep.push:
-            sweep.push()
+    if sweep.push:
+        sweep.push()
 
 
 def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:

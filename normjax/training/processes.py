@@ -10,6 +10,7 @@ others waiting.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import pickle
 import platform
@@ -34,6 +35,7 @@ SHUTDOWN_TIMEOUT_S = 30  # for the processes to shut down together
 COMPILED_BYTES = 2 * 1024**3
 ALLOWED = "allowed are none, auto and host:port,n,i with 0 <= i < n, as in localhost:12345,2,0"
 ELSEWHERE = "another process failed and reports why"
+WAIT_S = 7 * 24 * 3600  # for process 0, for example to load the data
 BROADCAST_BYTES = 2**24  # at once, because every device holds a copy
 
 T = TypeVar("T")
@@ -203,8 +205,16 @@ def all_max(value: int) -> int:
 
 
 def sync() -> None:
-    """Wait for all processes."""
-    all_max(0)
+    """Wait for all processes, which may take longer than JAX's collectives wait: 30 s on CPUs."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        everyone = set(range(jax.process_count()))
+        wait = multihost.get_barrier_sync_fn(processes=everyone)
+        wait(key=f"normjax_{next(_syncs)}", timeout_ms=WAIT_S * 1000)
+
+
+_syncs = itertools.count()  # a barrier's name is used once
 
 
 def in_step(work: Callable[[], T]) -> T:
@@ -255,6 +265,7 @@ def _text(error: Exception) -> str:
 
 def _broadcast(data: bytes) -> bytes:
     """Return the bytes of process 0, padded with zeros; every process must call this."""
+    sync()
     width = min(BROADCAST_BYTES, 1 << max(len(data).bit_length(), 2))  # few: each is compiled
     header = np.array([-(-len(data) // width), width], np.int32)
     count, width = multihost_utils.broadcast_one_to_all(header)
