@@ -41,6 +41,7 @@ from normjax.files import (
 )
 from normjax.results import tensorboard
 from normjax.results.table import RESULTS_FILE
+from normjax.training.checkpoints import has_progress
 from normjax.training.record import LOCK_FILE, kernel_lock
 
 MANIFEST_FILE = "manifest.json"
@@ -126,6 +127,10 @@ class Mirror:
             raise ValueError(
                 f"--workdir={self.address} already holds a run: give another folder, or --resume "
                 "to continue"
+            )
+        if not is_there and not is_unsent and has_progress(self.run_dir):
+            raise ValueError(
+                f"--workdir={self.address} holds no run any more, but {self.run_dir} does: move it"
             )
         if is_unsent and self._follows():
             print(f"{self.run_dir}: sending what is not in {self.address} yet", file=sys.stderr)
@@ -231,9 +236,12 @@ class Mirror:
         return {"owner": self.owner, "host": socket.gethostname(), "time": time.time()}
 
     def _owner(self) -> str | None:
-        """Return the owner of the lock."""
+        """Return the owner of the lock, None if there is no lock."""
         text = self._read(BUCKET_LOCK_FILE)
-        return None if text is None else json.loads(text)["owner"]
+        try:
+            return None if text is None else parse_object(text, "", owner=str)["owner"]
+        except ValueError:
+            return "somebody else"
 
     def _follows(self) -> bool:
         """Return whether the local folder holds a state that follows the bucket's; say why not."""
@@ -286,7 +294,8 @@ class Mirror:
     def _remove(self, paths: Sequence[str]) -> None:
         with self._reaching():
             for name in self._names(paths):
-                self.fs.rm_file(name)
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.rm_file(name)
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:

@@ -224,6 +224,17 @@ def test_what_was_never_sent_is_no_new_run(s3):
         assert read(mirror.run_dir) == OLD
 
 
+def test_the_last_copy_of_a_run_is_not_removed(s3):
+    with mirrored(ADDRESS, False) as mirror:
+        fill(mirror.run_dir, OLD)
+        mirror.push()
+    empty(s3)
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds no run any more"), mirrored(ADDRESS, resume):
+            pass
+    assert read(mirror.run_dir) == OLD and names(s3) == set()
+
+
 def test_what_the_manifest_does_not_list_does_not_count(s3, on_machine):
     with mirrored(ADDRESS, False) as mirror:
         fill(mirror.run_dir, OLD)
@@ -324,7 +335,7 @@ def test_a_process_that_lost_its_lock_hears_of_it(s3, monkeypatch):
         assert content(s3, "lock.json") != first
         mirror.check()
         while not mirror.is_lost and time.monotonic() < give_up:
-            put(s3, "lock.json", '{"owner": "other"}')
+            put(s3, "lock.json", "damaged")
             time.sleep(0.05)
         with pytest.raises(OSError, match="another process has taken this run over"):
             mirror.check()
@@ -430,7 +441,9 @@ def steps_of(s3):
 
 
 @pytest.mark.slow
-def test_a_network_that_fails_in_the_middle_loses_nothing(invoke, s3, monkeypatch, tmp_path):
+def test_a_network_that_fails_in_the_middle_loses_nothing(
+    invoke, s3, monkeypatch, tmp_path, capsys
+):
     """The second checkpoint cannot be sent."""
     push, count = bucket.Mirror.push, 0
 
@@ -441,7 +454,7 @@ def test_a_network_that_fails_in_the_middle_loses_nothing(invoke, s3, monkeypatc
             mirror.fs = Failing(mirror.fs, 1)
         push(mirror)
 
-    flags = [*RUN, f"--workdir={ADDRESS}", "--members_per_group=2"]
+    flags = [*RUN, f"--workdir={ADDRESS}", "--members_per_group=2", "--tensorboard"]
     with monkeypatch.context() as patch:
         patch.setattr(bucket.Mirror, "push", push_twice)
         said = error_of(invoke, *flags)
@@ -449,4 +462,6 @@ def test_a_network_that_fails_in_the_middle_loses_nothing(invoke, s3, monkeypatc
     assert said.startswith(f"error: {ADDRESS}: the network is down; {where}")
     assert steps_of(s3) == {"2"}
     invoke(*flags, "--resume")
+    said = capsys.readouterr().err
+    assert f"sending what is not in {ADDRESS} yet\n" in said and said.count("epoch 3 of 8") == 1
     assert {"results.csv", "report.html"} <= names(s3)
