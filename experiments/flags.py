@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from normjax.files import one_line, read_text
+from normjax.files import is_address, one_line, read_text
 from normjax.training import processes
 from normjax.training.config import expand_home, flag_name, validate
 from normjax.training.interrupts import StoppedError
@@ -211,4 +211,15 @@ def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
             raise ValueError(
                 f"--{flag_name(field)}={','.join(entries)}: must be numbers separated by commas"
             ) from None
+    if flag_name(field) == "from":
+        value = tuple(map(_fetched, value)) if isinstance(value, tuple) else _fetched(value)
     return expand_home(value) if field.metadata["is_path"] else value
+
+
+def _fetched(source: Any) -> Any:
+    """Return a local folder with the run of an address; anything else as it is."""
+    if not isinstance(source, str) or not is_address(source):
+        return source
+    from normjax.training.bucket import fetch_run
+
+    return str(fetch_run(source))

@@ -30,6 +30,33 @@ def expand_user(path: str) -> Path | None:
     return None if found.partition(os.sep)[0] == "~" else Path(found)
 
 
+def is_address(path: str | os.PathLike) -> bool:
+    """Return whether a path starts with a scheme, such as s3://."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", os.fspath(path)) is not None
+
+
+def check_address(address: str) -> None:
+    """Raise ValueError unless it is the address of a folder in a bucket."""
+    if not _BUCKET.fullmatch(address):
+        raise ValueError(
+            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed, of letters, digits and .,+=@_-"
+        )
+
+
+_BUCKET = re.compile(r"(gs|s3)://[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9.,+=@_-]*)+/?")
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """Return a path to read a run from.
+
+    Raises:
+      ValueError: it is an address.
+    """
+    if is_address(path):
+        raise ValueError(f"{path}: normjax.training.bucket.fetch_run makes it a local folder")
+    return Path(path)
+
+
 def cache_dir() -> Path:
     """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax.
 

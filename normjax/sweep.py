@@ -4,21 +4,22 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from normjax.controls.summary import SUMMARY_FILE, explain_all, write_summary
 from normjax.data import Dataset, dataset_label
-from normjax.files import read_object
+from normjax.files import is_address, read_object
 from normjax.networks.classifier import Model, model_name
 from normjax.plots import paper
 from normjax.report import run_page
 from normjax.results import metrics, tensorboard
 from normjax.results.table import NETWORK, RESULTS_FILE, is_finite, write_results
-from normjax.training import checkpoints, interrupts, processes, record
+from normjax.training import bucket, checkpoints, interrupts, processes, record
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import SweepConfig, is_reference, validate
-from normjax.training.finished_run import FinishedRun, load_run
+from normjax.training.finished_run import FinishedRun, load_run, load_together
 from normjax.training.groups import plan_groups, read_table, train_groups, write_groups
 from normjax.training.members import make_members
 from normjax.training.plan import Arrays, Sweep, as_dataset, load_data, make_sweep
@@ -49,7 +50,7 @@ def run_sweep(
         images, test labels)) with uint8 [N, H, W, C] and integers [N] from 0.
 
     Returns:
-      The finished run.
+      The finished run. Of several processes, only process 0 can load its networks.
 
     Raises:
       ValueError: a setting, the data, the network or the folder cannot be used; nothing is trained.
@@ -57,9 +58,11 @@ def run_sweep(
       MemoryError: one network does not fit in memory.
       OSError: a file cannot be written.
     """
-    finish_sweep(config, experiment, model=model, dataset=dataset)
+    run_dir = finish_sweep(config, experiment, model=model, dataset=dataset)
     own = config.dataset if dataset is None else dataset
-    return load_run(config.workdir, config.data_dir, model=model, dataset=own)
+    return load_together(
+        lambda: load_run(run_dir, config.data_dir, model=model, dataset=own), model
+    )
 
 
 def finish_sweep(
@@ -68,8 +71,11 @@ def finish_sweep(
     *,
     model: Model | None = None,
     dataset: Dataset | tuple[Arrays, Arrays] | None = None,
-) -> None:
+) -> Path:
     """Run a sweep like `run_sweep`, without loading the finished run.
+
+    Returns:
+      The folder of the run in process 0; the local one of a run in a bucket.
 
     Raises:
       StoppedError: a signal arrived.
@@ -85,17 +91,34 @@ def finish_sweep(
         config = dataclasses.replace(config, model=model_name(model))
     validate(config, given)
     processes.connect(config.distributed)
-    run_dir = Path(config.workdir)
+    mirror: bucket.Mirror | None = None  # in process 0, of a run in a bucket
     with processes.together(), contextlib.ExitStack() as stack:
+        check_same_settings(config)
+
+        def open_folder() -> tuple[Path, bool]:
+            nonlocal mirror
+            if not is_address(config.workdir):
+                return Path(config.workdir), False
+            mirror = stack.enter_context(bucket.mirrored(config.workdir, config.resume))
+            return mirror.run_dir, True
+
+        def push() -> None:
+            processes.from_first(lambda: mirror and mirror.push())
+
+        def signal() -> int:
+            if mirror is not None:
+                mirror.check()
+            return received()
+
+        run_dir, is_in_bucket = processes.from_first(open_folder)
         # A new folder is created and locked only after all settings and data are validated.
-        is_new = not (config.resume and (run_dir / RUN_FILE).exists())
+        is_new = processes.from_first(lambda: not (config.resume and (run_dir / RUN_FILE).exists()))
 
         def lock() -> None:
-            if processes.is_first():
-                stack.enter_context(record.locked(run_dir, is_new))
+            stack.enter_context(record.locked(run_dir, is_new))
 
         def is_finished() -> bool:
-            finished = processes.is_first() and record.is_finished(
+            finished = record.is_finished(
                 run_dir, experiment, config, is_data_checked=dataset is None
             )
             if finished and (
@@ -109,28 +132,29 @@ def finish_sweep(
             return finished
 
         def write_events() -> None:
-            if processes.is_first():
-                with tensorboard.event_files(run_dir, True) as write:
-                    write(metrics.read_lines(run_dir))
+            with tensorboard.event_files(run_dir, True) as write:
+                write(metrics.read_lines(run_dir))
 
         def start() -> None:
-            if processes.is_first():
-                record.start_run(run_dir, sweep, given)
-                write_groups(run_dir, sweep.groups)
+            record.start_run(run_dir, sweep, given)
+            write_groups(run_dir, sweep.groups)
 
         if not is_new:
-            processes.in_step(lock)
-        if processes.all_max(processes.in_step(is_finished)):
+            processes.from_first(lock)
+        if processes.from_first(is_finished):
             if config.tensorboard:
-                processes.in_step(write_events)
+                processes.from_first(write_events)
+                push()
             processes.say(f"{run_dir}: this run is finished; nothing to do")
-            return
-        sweep = processes.in_step(lambda: set_up(experiment, config, model, dataset))
+            return run_dir
+        sweep = set_up(experiment, config, run_dir, model, dataset)
         if is_new:
-            processes.in_step(lock)
+            processes.from_first(lock)
         sweep = plan_groups(sweep, run_dir)
-        processes.in_step(start)
-        sweep = dataclasses.replace(sweep, signal=stack.enter_context(interrupts.delayed()))
+        processes.from_first(start)
+        push()
+        received = stack.enter_context(interrupts.delayed())
+        sweep = dataclasses.replace(sweep, signal=signal, push=push if is_in_bucket else None)
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             table = read_table(sweep, run_dir)
@@ -148,42 +172,78 @@ def finish_sweep(
                 processes.say(
                     f"warning: {which} {num_networks} networks diverged: losses are not finite"
                 )
-        processes.sync()  # so that all processes end together
+        push()  # which all processes wait for, so that they end together
+        if is_in_bucket:
+            processes.say(f"{config.workdir}: all of it is there")
+    return run_dir
+
+
+def check_same_settings(config: SweepConfig) -> None:
+    """Refuse processes with different settings; where files are, process 0 alone says.
+
+    Raises:
+      SettingsError: a setting differs.
+    """
+    own = {f"--{name}": value for name, value in dataclasses.asdict(config).items()}
+    own |= {name.upper(): value for name, value in record.random_settings().items()}
+    first = processes.from_first(lambda: own)
+    local = {f"--{name}" for name in ("workdir", *record.DATA_PATHS, "distributed")}
+    other = [name for name in own if name not in local and own[name] != first[name]]
+
+    def check() -> None:
+        if other:
+            raise ValueError(f"process 0 has a different {', '.join(other)}")
+
+    processes.in_step(check)
 
 
 def set_up(
-    experiment: str, config: SweepConfig, model: Model | None, dataset: Dataset | None
+    experiment: str,
+    config: SweepConfig,
+    run_dir: Path,
+    model: Model | None,
+    dataset: Dataset | None,
 ) -> Sweep:
     """Return the sweep, with the groups of an earlier start if there was one.
 
     Raises:
-      ValueError: settings, data or network cannot be used, or differ from the earlier start.
+      SettingsError: settings, data or network cannot be used, or differ from the earlier start.
     """
-    path = Path(config.workdir) / RUN_FILE
-    run = None
-    if path.exists():
+    path = run_dir / RUN_FILE
+
+    def read() -> tuple[dict[str, Any] | None, Dataset]:
+        if not path.exists():
+            return None, load_data(config, dataset)
         kinds = {"groups": list[list[int]], "data_digest": str, "parameters": dict, "conv": str}
         run = read_object(path, **kinds)
-    members = make_members(experiment, config)
-    conv = run["conv"] if run else None
-    if conv not in (None, *STRATEGIES):
-        raise ValueError(f"{path}: conv is {conv!r}; allowed are {', '.join(STRATEGIES)}")
-    where = record.located(config, run, str(path)) if run else config
-    sweep = make_sweep(experiment, config, load_data(where, dataset), members, model, conv)
-    if run is None:
-        return sweep
-    record.check_random_settings(run, path)
-    run_dir = path.parent
-    if run["data_digest"] != record.data_digest(sweep.dataset):
-        raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
-    if run["parameters"] != sweep.parameters:
-        raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")
-    if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
-        raise ValueError(f"{path}: its groups do not hold members 0 to {len(members) - 1}")
-    if not checkpoints.has_progress(run_dir):
-        processes.say(f"{run_dir}: no checkpoint yet, starting from the beginning")
-    groups = [[members[i] for i in group] for group in run["groups"]]
-    return dataclasses.replace(sweep, groups=groups)
+        if run["conv"] not in STRATEGIES:
+            raise ValueError(
+                f"{path}: conv is {run['conv']!r}; allowed are {', '.join(STRATEGIES)}"
+            )
+        record.check_random_settings(run, path)
+        data = load_data(record.located(config, run, str(path)), dataset)
+        if run["data_digest"] != record.data_digest(data):
+            raise ValueError(f"--resume: the data differ from those of the run in {run_dir}")
+        if not checkpoints.has_progress(run_dir):
+            processes.say(f"{run_dir}: no checkpoint yet, starting from the beginning")
+        return run, data
+
+    run, data = processes.from_first(read)
+
+    def make() -> Sweep:
+        members = make_members(experiment, config)
+        conv = run["conv"] if run else None
+        sweep = make_sweep(experiment, config, data, members, model, conv)
+        if run is None:
+            return sweep
+        if run["parameters"] != sweep.parameters:
+            raise ValueError(f"--resume: the network differs from that of the run in {run_dir}")
+        if sorted(i for group in run["groups"] for i in group) != list(range(len(members))):
+            raise ValueError(f"{path}: its groups do not hold members 0 to {len(members) - 1}")
+        groups = [[members[i] for i in group] for group in run["groups"]]
+        return dataclasses.replace(sweep, groups=groups)
+
+    return processes.in_step(make)
 
 
 def write_outputs(run_dir: Path, table: pd.DataFrame, label: str) -> None:

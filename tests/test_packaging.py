@@ -47,7 +47,7 @@ def test_a_wheel_holds_the_library_with_its_data_and_nothing_else(clone, tmp_pat
         (metadata,) = (name for name in names if name.endswith("/METADATA"))
         text = wheel.read(metadata).decode()
     assert f"\nVersion: {normjax.__version__}\n" in text
-    for extra in ("torch", "docs", "tensorboard", "cuda12", "tpu"):
+    for extra in ("torch", "docs", "tensorboard", "cuda12", "tpu", "gs", "s3"):
         assert f"\nProvides-Extra: {extra}\n" in text
     assert {name.split("/")[0] for name in names} == {"normjax", metadata.split("/")[0]}
     data = {

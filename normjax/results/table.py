@@ -23,13 +23,12 @@ labels. The losses of a diverged network are NaN.
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from normjax.files import one_line
+from normjax.files import local_path, one_line
 from normjax.norms import parse_norm
 from normjax.results.columns import DTYPES, read_columns, write_columns
 
@@ -104,7 +103,7 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
       ValueError: a column is missing, a value is invalid, a line is truncated or repeated, or
         lines of one network contradict each other; the message names file and line.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         path = path / RESULTS_FILE
     if not path.exists():

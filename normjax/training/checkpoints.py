@@ -2,9 +2,9 @@
 
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
-Orbax does not detect changed bytes in an array's file. Each checkpoint therefore carries a digest
-of its arrays, which is checked on loading. Nor does it take every path literally: see
-`files.plainly_named`.
+Process 0 alone reads and writes them. Orbax does not detect changed bytes in an array's file. Each
+checkpoint therefore carries a digest of its arrays, which is checked on loading. Nor does it take
+every path literally: see `files.plainly_named`.
 """
 
 import contextlib
@@ -13,19 +13,21 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+from orbax import checkpoint as ocp
 
 from normjax.files import plainly_named
 from normjax.training import processes
 from normjax.training.ensemble import gather_members, take_process_members
 
 RUN_FILE = "run.json"
+# Orbax's newer interface, v1, cannot be used by one process of several.
+ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
 
 def digest(tree: Any, *extra: Any) -> str:
@@ -46,62 +48,48 @@ def has_progress(run_dir: str | os.PathLike) -> bool:
 
 
 @contextlib.contextmanager
-def open_progress(
-    run_dir: str | os.PathLike, group: int, every: int
-) -> Iterator[ocp.training.Checkpointer]:
-    """Open the checkpoints of a group in training; the last two are kept.
+def open_progress(run_dir: str | os.PathLike, group: int) -> Iterator[ocp.CheckpointManager | None]:
+    """Open the checkpoints of a group in training in process 0; yield None in the others.
+
+    The last two are kept. They are written in the background.
 
     Args:
       run_dir: the folder of the run.
       group: the number of the group.
-      every: epochs between checkpoints, which are written in the background.
 
     Raises:
       OSError: the last checkpoint could not be written.
     """
+    if not processes.is_first():
+        yield None
+        return
     with plainly_named(_progress_folder(run_dir, group)) as folder:
-        _drop_unreadable(folder)
-        policies = ocp.training
-        checkpointer = ocp.training.Checkpointer(
-            os.fspath(folder),
-            save_decision_policy=cast(
-                Any, policies.save_decision_policies.FixedIntervalPolicy(every)
+        folder.mkdir(parents=True, exist_ok=True)  # Orbax makes it only for all processes
+        checkpointer = ocp.CheckpointManager(
+            folder,
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                max_to_keep=2,
+                lightweight_initialize=True,  # damaged metadata would make it fail as a whole
+                multiprocessing_options=ALONE,
             ),
-            preservation_policy=cast(Any, policies.preservation_policies.LatestN(2)),
+            item_handlers=ocp.StandardCheckpointHandler(multiprocessing_options=ALONE),
         )
         try:
             yield checkpointer
         finally:
-            with _writing(checkpointer.directory):
+            with _writing(checkpointer):
                 checkpointer.close()
 
 
-def _drop_unreadable(folder: Path) -> None:
-    """Delete checkpoints with damaged metadata, which make Orbax's Checkpointer fail as a whole."""
-    for step in sorted(path for path in folder.glob("*") if path.name.isdecimal()):
-        problem = None
-        try:
-            ocp.metadata(os.fspath(step))
-        except Exception as error:  # a damaged file can raise anything
-            problem = error
-        if processes.all_max(problem is not None) and processes.is_first():
-            _say_unreadable(step.name, problem)
-            shutil.rmtree(step)
-        processes.sync()  # no process opens the folder before the others agree on it
-
-
-def _say_unreadable(epoch: int | str, error: Exception | None) -> None:
-    print(f"checkpoint of epoch {epoch} cannot be read: {_one_line(error)}", file=sys.stderr)
-
-
 def save_progress(
-    checkpointer: ocp.training.Checkpointer,
+    checkpointer: ocp.CheckpointManager | None,
     step: int,
     state: Any,
     members: Sequence[int],
-    force: bool = False,
+    then: Callable[[], None] | None = None,
 ) -> None:
-    """Save a stacked state if a checkpoint is due at this step, or if `force`.
+    """Save a stacked state; if `then` is given, wait until it is written and call that.
 
     Every process must call this. The arrays of all processes are saved without padding, together
     with the indices of the members: a checkpoint does not depend on the number of devices or
@@ -109,38 +97,58 @@ def save_progress(
     the sweep has no target losses; they are omitted.
 
     Raises:
-      OSError: the previous checkpoint could not be written.
+      OSError: the previous checkpoint could not be written, or `then` raises it.
     """
-    if force or checkpointer.should_save(step):
-        whole = gather_members(state, len(members))
+    whole = gather_members(state, len(members))
+    if checkpointer is not None:
         saved = jax.tree.map(lambda x: x if x.size else None, whole)
         metadata = {"members": [*members], "digest": digest(saved, [*members])}
-        with _writing(checkpointer.directory):
-            checkpointer.save_async(step, saved, force=True, custom_metadata=metadata)
+        with _writing(checkpointer):
+            args = ocp.args.StandardSave(saved)
+            checkpointer.save(step, args=args, force=True, custom_metadata=metadata)
+            if then is not None:
+                checkpointer.wait_until_finished()
+    if then is not None:
+        then()
 
 
 def restore_progress(
-    checkpointer: ocp.training.Checkpointer, state: Any, members: Sequence[int]
+    checkpointer: ocp.CheckpointManager | None, state: Any, members: Sequence[int]
 ) -> tuple[Any, int]:
     """Return the latest checkpoint of these members, placed like `state`, and its step.
 
-    An unreadable checkpoint is deleted with a line on stderr; one of other members is deleted
-    silently. If none is left, `state` and 0 are returned.
+    Every process must call this. An unreadable checkpoint is deleted with a line on stderr; one of
+    other members is deleted silently. If none is left, `state` and 0 are returned.
     """
-    for checkpoint in sorted(checkpointer.checkpoints, key=lambda c: c.step, reverse=True):
+    leaves, step = processes.from_first(lambda: _load_latest(checkpointer, state, members))
+    if not step:
+        return state, 0
+
+    def place(own, saved):
+        if saved is None:
+            return own
+        return jax.device_put(take_process_members(saved, len(own)), own.sharding)
+
+    owns, treedef = jax.tree.flatten(state)
+    return treedef.unflatten(map(place, owns, leaves)), step
+
+
+def _load_latest(checkpointer, state, members):
+    """Return the arrays [M, ...] of the latest checkpoint, None for empty ones, and its step."""
+    for step in sorted(checkpointer.all_steps(), reverse=True):
         try:
-            saved = _load_progress(checkpointer, checkpoint.step, state, members)
+            saved = _load_progress(checkpointer, step, state, members)
         except Exception as error:  # a damaged file can raise anything
-            _say_unreadable(checkpoint.step, error)
+            print(f"checkpoint of epoch {step} cannot be read: {_one_line(error)}", file=sys.stderr)
             saved = None
         if saved is not None:
-            return saved, checkpoint.step
-        checkpointer.delete(checkpoint.step)
-    return state, 0
+            return saved, step
+        checkpointer.delete(step)
+    return [], 0
 
 
 def _load_progress(checkpointer, step, state, members):
-    """Return a checkpoint, placed like `state`; None if it lacks some of these members."""
+    """Return the arrays of a checkpoint; None if it lacks some of these members."""
     metadata = checkpointer.metadata(step).custom_metadata or {}
     if metadata.keys() != {"members", "digest"}:
         raise ValueError("it does not say which members it holds")
@@ -149,19 +157,14 @@ def _load_progress(checkpointer, step, state, members):
     def expected(own):
         return np.empty((len(known), *own.shape[1:]), own.dtype) if own.size else None
 
-    whole = checkpointer.load(step, jax.tree.map(expected, state))
+    whole = checkpointer.restore(step, args=ocp.args.StandardRestore(jax.tree.map(expected, state)))
     if digest(whole, known) != metadata["digest"]:
         raise ValueError("it is damaged: its SHA-256 has changed")
     if not set(members) <= set(known):
         return None
     positions = np.array([known.index(member) for member in members])
-
-    def place(own, saved):
-        if saved is None:
-            return own
-        return jax.device_put(take_process_members(saved[positions], len(own)), own.sharding)
-
-    return jax.tree.map(place, state, whole)
+    leaves = jax.tree.structure(state).flatten_up_to(whole)
+    return [None if leaf is None else leaf[positions] for leaf in leaves]
 
 
 def copy_progress(run_dir: str | os.PathLike, group: int, others: Sequence[int]) -> None:
@@ -185,12 +188,12 @@ def drop_progress(run_dir: str | os.PathLike, group: int) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder) -> Iterator[None]:
+def _writing(checkpointer: ocp.CheckpointManager) -> Iterator[None]:
     """Raise OSError for any error of Orbax or TensorStore, such as a full disk."""
     try:
         yield
     except Exception as error:
-        folder = Path(folder).resolve()  # not the link of `plainly_named`
+        folder = Path(checkpointer.directory).resolve()  # not the link of `plainly_named`
         raise OSError(f"{folder}: a checkpoint cannot be written: {_one_line(error)}") from error
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from normjax.data.dataset import FOLDER
 from normjax.data.labels import METHODS
-from normjax.files import expand_user
+from normjax.files import check_address, expand_user, is_address
 from normjax.formatting import plain
 from normjax.networks.models import MODEL_NAMES
 from normjax.norms import parse_norm
@@ -128,10 +128,14 @@ positive = check_that(lambda value: 0 < value < math.inf, "must be positive")
 not_negative = check_that(lambda value: value >= 0, "must not be negative")
 # JAX drops the upper bits of a larger seed.
 check_seed = check_that(lambda seed: 0 <= seed < 2**32, "must lie in [0, 2^32)")
-check_workdir = check_that(
-    lambda path: path and (os.path.isdir(path) or not os.path.exists(path)),
-    "a folder is needed, not a file or an empty name",
-)
+
+
+def check_workdir(path: str) -> None:
+    """Raise ValueError unless it names a local folder or nothing yet."""
+    if is_address(path):
+        raise ValueError("a local folder is needed, not an address")
+    if not path or (os.path.exists(path) and not os.path.isdir(path)):
+        raise ValueError("a folder is needed, not a file or an empty name")
 
 
 def check_list(
@@ -202,7 +206,9 @@ class SweepConfig:
     """
 
     workdir: str = setting(
-        help="Folder for the output of the run.", check=check_workdir, is_path=True
+        help="Folder for the output of the run; also gs://BUCKET/FOLDER, s3://BUCKET/FOLDER.",
+        check=lambda path: (check_address if is_address(path) else check_workdir)(path),
+        is_path=True,
     )
     dataset: str = setting("digits", DATASET_HELP, is_path=True)
     data_dir: str | None = setting(None, DATA_DIR_HELP, is_path=True)

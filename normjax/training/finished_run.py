@@ -1,7 +1,7 @@
 """Load the networks and the data of a finished run."""
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from normjax.data import Dataset, standardize_images
-from normjax.files import check_types, make_record, read_object
+from normjax.files import check_types, local_path, make_record, read_object
 from normjax.networks.classifier import Classifier, Model, Variables
 from normjax.results.table import RESULTS_FILE, on_own_labels, read_results
+from normjax.training import processes
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import (
     HOW_NOT_WHAT,
@@ -131,7 +132,7 @@ def load_run(
       ValueError: the run is unfinished or has no networks, its data cannot be found, a file is
         damaged, or the network does not match the run.
     """
-    run_dir = Path(run_dir)
+    run_dir = local_path(run_dir)
     path = run_dir / RUN_FILE
     config, members = read_definitions(path)
     run = read_object(path, data_digest=str, **CLASSIFIER_KINDS)
@@ -156,6 +157,33 @@ def load_run(
     if data_digest(data) != run["data_digest"]:
         raise OtherDataError(f"{path}: the data {where.dataset} differ from those of the run")
     return FinishedRun(run_dir, config, data, members, table, classifier, make_apply(classifier))
+
+
+def load_together(load: Callable[[], FinishedRun], model: Model | None) -> FinishedRun:
+    """Return a run that process 0 loads; every process must call this.
+
+    Args:
+      load: loads the run.
+      model: your own network, if the run used it.
+
+    Raises:
+      SettingsError: the run cannot be loaded.
+    """
+    if jax.process_count() == 1:
+        return load()
+    loaded = []
+
+    def read() -> tuple[dict[str, Any], dict[str, Any]]:
+        run = load()
+        loaded.append(run)
+        names = ("run_dir", "config", "dataset", "members", "table")
+        return {name: getattr(run, name) for name in names}, read_object(run.run_dir / RUN_FILE)
+
+    values, run = processes.from_first(read)
+    if loaded:
+        return loaded[0]
+    classifier = classifier_of(values["run_dir"] / RUN_FILE, run, model)
+    return FinishedRun(**values, classifier=classifier, apply_fn=make_apply(classifier))
 
 
 def read_definitions(path: Path) -> tuple[SweepConfig, dict[int, Member]]:

@@ -26,8 +26,8 @@ def plan_groups(sweep: Sweep, run_dir: Path) -> Sweep:
     Groups of an earlier start are split, never merged.
     """
     groups = sweep.groups
-    finished = [saved.rows_path(run_dir, group).exists() for group in range(len(groups))]
-    done = processes.all_max(sum(finished))
+    paths = [saved.rows_path(run_dir, group) for group in range(len(groups))]
+    done = processes.from_first(lambda: sum(path.exists() for path in paths))
     largest = max((len(group) for group in groups[done:]), default=0)
     if not largest:
         return sweep
@@ -136,6 +136,8 @@ def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> Sweep:
     sweep = split_groups(sweep, run_dir, group, size)
     if processes.is_first():
         write_groups(run_dir, sweep.groups)
+    if sweep.push:
+        sweep.push()
     return sweep
 
 
@@ -148,8 +150,8 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
       SettingsError: the files of a finished group are damaged.
     """
     members = sweep.groups[group]
-    if processes.all_max(saved.rows_path(run_dir, group).exists()):
-        processes.in_step(lambda: _check_finished(sweep, run_dir, group))
+    if processes.from_first(saved.rows_path(run_dir, group).exists):
+        processes.from_first(lambda: _check_finished(sweep, run_dir, group))
         return
     progress = train_group(sweep, run_dir, group)
     rows = []
@@ -169,13 +171,14 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
     if processes.is_first():
         saved.save_rows(run_dir, group, make_table(rows))
         checkpoints.drop_progress(run_dir, group)
+    if sweep.push:
+        sweep.push()
 
 
 def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
-    if processes.is_first():
-        rows = saved.read_rows(run_dir, group)
-        # Less than all epochs if all networks were stopped.
-        last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
-        lines = metrics.keep_metrics(run_dir, group, sweep.groups[group], last)
-        with tensorboard.event_files(run_dir, sweep.config.tensorboard) as write_events:
-            write_events(lines)
+    rows = saved.read_rows(run_dir, group)
+    # Less than all epochs if all networks were stopped.
+    last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
+    lines = metrics.keep_metrics(run_dir, group, sweep.groups[group], last)
+    with tensorboard.event_files(run_dir, sweep.config.tensorboard) as write_events:
+        write_events(lines)

@@ -124,7 +124,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         return bool(np.all(stopped_at > 0))
 
     with (
-        checkpoints.open_progress(run_dir, group, config.checkpoint_every) as checkpointer,
+        checkpoints.open_progress(run_dir, group) as checkpointer,
         tensorboard.event_files(run_dir, config.tensorboard) as write_events,
     ):
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
@@ -142,10 +142,9 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
             unwritten.append((step, values))
             all_stopped = write_metrics(unwritten, num_ahead)
             signum = processes.all_max(sweep.signal())
-            must_save = signum > 0 or step + 1 in (config.pretrain_epochs, last_step(sweep))
-            if must_save or checkpointer.should_save(step + 1):
+            if signum or is_checkpoint_due(sweep, step):
                 all_stopped |= write_metrics(unwritten, 0)
-            checkpoints.save_progress(checkpointer, step + 1, progress, numbers, must_save)
+                checkpoints.save_progress(checkpointer, step + 1, progress, numbers, sweep.push)
             if signum:
                 raise StoppedError(signum, run_dir)
             if all_stopped:
@@ -183,6 +182,12 @@ def epochs_ahead() -> int:
 def last_step(sweep: Sweep) -> int:
     """Return the total number of epochs in both phases."""
     return sweep.config.pretrain_epochs + sweep.config.epochs
+
+
+def is_checkpoint_due(sweep: Sweep, step: int) -> bool:
+    """Return whether a checkpoint follows an epoch; `step` counts both phases, from 0."""
+    ends = (sweep.config.pretrain_epochs, last_step(sweep))
+    return step + 1 in ends or (step + 1) % sweep.config.checkpoint_every == 0
 
 
 def epoch_of(sweep: Sweep, step: int) -> int:

@@ -43,6 +43,7 @@ class Sweep:
       parameters: the shape of each variable.
       conv: how a device trains many networks, a name in `strategies.STRATEGIES`.
       signal: returns the number of the recorded signal, or 0.
+      push: sends the run's folder to its bucket, if it has one; every process must call this.
     """
 
     experiment: str
@@ -53,6 +54,7 @@ class Sweep:
     parameters: dict[str, list[int]]
     conv: str
     signal: Callable[[], int] = lambda: 0
+    push: Callable[[], None] | None = None
 
 
 def make_sweep(
@@ -118,17 +120,15 @@ def fastest_strategy(
     """Return how the devices train the networks fastest; every process must call this."""
     if jax.default_backend() == "cpu":
         return "one_by_one"
-    choice = 0
-    if processes.is_first():
-        names = ("batch_size", "matmul_precision", "weight_decay", "augment")
-        fastest = find_fastest(
+    names = ("batch_size", "matmul_precision", "weight_decay", "augment")
+    return processes.from_first(
+        lambda: find_fastest(
             make,
             allowed,
             num_networks=-(-num_members // jax.device_count()) * len(jax.local_devices()),
             settings={**network, **{name: getattr(config, name) for name in names}},
         )
-        choice = allowed.index(fastest)
-    return allowed[processes.all_max(choice)]
+    )
 
 
 def choose_classifier(

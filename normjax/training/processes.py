@@ -2,14 +2,17 @@
 
 Networks are independent: each process trains its own share on its own devices, and the compiled
 functions involve one process only. `ensemble.gather_members` collects metrics, checkpoints and
-evaluations, and process 0 writes them. Processes agree on what to call next through `all_max`; a
-process that decided alone would leave the others waiting.
+evaluations. Only process 0 reads and writes files; `from_first` gives the others what it read.
+Processes agree on what to call next through `all_max`; a process that decided alone would leave the
+others waiting.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
+import pickle
 import platform
 import socket
 import sys
@@ -32,6 +35,8 @@ SHUTDOWN_TIMEOUT_S = 30  # for the processes to shut down together
 COMPILED_BYTES = 2 * 1024**3
 ALLOWED = "allowed are none, auto and host:port,n,i with 0 <= i < n, as in localhost:12345,2,0"
 ELSEWHERE = "another process failed and reports why"
+WAIT_S = 7 * 24 * 3600  # for process 0, for example to load the data
+BROADCAST_BYTES = 2**24  # at once, because every device holds a copy
 
 T = TypeVar("T")
 
@@ -200,8 +205,16 @@ def all_max(value: int) -> int:
 
 
 def sync() -> None:
-    """Wait for all processes."""
-    all_max(0)
+    """Wait for all processes, which may take longer than JAX's collectives wait: 30 s on CPUs."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        everyone = set(range(jax.process_count()))
+        wait = multihost.get_barrier_sync_fn(processes=everyone)
+        wait(key=f"normjax_{next(_syncs)}", timeout_ms=WAIT_S * 1000)
+
+
+_syncs = itertools.count()  # a barrier's name is used once
 
 
 def in_step(work: Callable[[], T]) -> T:
@@ -217,9 +230,47 @@ def in_step(work: Callable[[], T]) -> T:
     except (ValueError, OSError) as error:
         problem = error
     if all_max(problem is not None):
-        text = ELSEWHERE if problem is None else one_line(problem) or type(problem).__name__
+        raise SettingsError(ELSEWHERE if problem is None else _text(problem)) from problem
+    return result
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return what `work` returns in process 0, where alone it runs; every process must call this.
+
+    Files are read this way: the other processes need not see them. The result is pickled for them.
+
+    Raises:
+      SettingsError: `work` raised ValueError or OSError; all processes have the same text.
+    """
+    result: Any = None
+    problem = None
+    if is_first():
+        try:
+            result = work()
+        except (ValueError, OSError) as error:
+            problem = error
+    text = None if problem is None else _text(problem)
+    if jax.process_count() > 1:
+        sent = _broadcast(pickle.dumps((result, text)) if is_first() else b"")
+        result, text = (result, text) if is_first() else pickle.loads(sent)
+    if text is not None:
         raise SettingsError(text) from problem
     return result
+
+
+def _text(error: Exception) -> str:
+    """Return an error's text on one line, or its type if it has none."""
+    return one_line(error) or type(error).__name__
+
+
+def _broadcast(data: bytes) -> bytes:
+    """Return the bytes of process 0, padded with zeros; every process must call this."""
+    sync()
+    width = min(BROADCAST_BYTES, 1 << max(len(data).bit_length(), 2))  # few: each is compiled
+    header = np.array([-(-len(data) // width), width], np.int32)
+    count, width = multihost_utils.broadcast_one_to_all(header)
+    parts = np.frombuffer(data.ljust(count * width, b"\0"), np.uint32).reshape(count, -1)
+    return b"".join(multihost_utils.broadcast_one_to_all(part).tobytes() for part in parts)
 
 
 def attempt(work: Callable[[], T]) -> T:

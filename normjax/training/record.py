@@ -95,23 +95,40 @@ def locked(run_dir: Path, is_new: bool) -> Iterator[None]:
     was_there = run_dir.exists()
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK_FILE
+    with kernel_lock(path, f"--workdir={run_dir} is in use by another process"):
+        try:
+            if is_new and (run_dir / RUN_FILE).exists():
+                raise ValueError(f"--workdir={run_dir} was just used by another process")
+            yield
+        finally:
+            if is_new and not (run_dir / RUN_FILE).exists():
+                path.unlink(missing_ok=True)
+                if not was_there:
+                    with contextlib.suppress(OSError):  # it is not empty
+                        run_dir.rmdir()
+
+
+@contextlib.contextmanager
+def kernel_lock(path: Path, problem: str) -> Iterator[None]:
+    """Lock a file; the kernel releases the lock when the process ends.
+
+    Args:
+      path: the file.
+      problem: the error message if another process holds the lock.
+
+    Raises:
+      ValueError: another process holds the lock.
+    """
     # A soft lock would outlive a killed process.
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         with naming(path):
             lock.acquire()
     except Timeout:
-        raise ValueError(f"--workdir={run_dir} is in use by another process") from None
+        raise ValueError(problem) from None
     try:
-        if is_new and (run_dir / RUN_FILE).exists():
-            raise ValueError(f"--workdir={run_dir} was just used by another process")
         yield
     finally:
-        if is_new and not (run_dir / RUN_FILE).exists():
-            path.unlink(missing_ok=True)
-            if not was_there:
-                with contextlib.suppress(OSError):  # it is not empty
-                    run_dir.rmdir()
         lock.release()
 
 

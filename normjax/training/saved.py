@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from normjax.files import make_record, one_line, read_object, replacing
+from normjax.files import local_path, make_record, one_line, read_object, replacing
 from normjax.networks.classifier import Classifier, Model, Variables, leaf_names, leaf_shapes
 from normjax.results.table import RESULTS_FILE, check_table, read_results, write_results
 from normjax.training import processes
@@ -147,7 +147,7 @@ def load_member(
         missing.
     """
     member = operator.index(member)
-    path = Path(run_dir) / RUN_FILE
+    path = local_path(run_dir) / RUN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{run_dir}: no run here ({RUN_FILE} is missing)")
     kinds = {"groups": list[list[int]], "members": list[dict], "seed": int, "finished": bool}

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ from normjax.training.checkpoints import (
     restore_progress,
     save_progress,
 )
+from normjax.training.config import SweepConfig
+from normjax.training.phases import is_checkpoint_due
 from normjax.training.saved import load_member, rows_path
 from tests.helpers import soak
 
@@ -65,15 +68,15 @@ def assert_same(actual, expected):
 @pytest.mark.parametrize(("saved_as", "restored_as"), [(3, 3), (4, 3), (3, 8), (4, 4)])
 def test_progress_is_restored_whatever_the_number_of_devices(tmp_path, saved_as, restored_as):
     """Three members, padded to a multiple of the devices before and after."""
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         start = progress_at(-1, saved_as)
         state, step = restore_progress(checkpointer, start, MEMBERS)
         assert step == 0
         assert_same(state, start)
-        for step in range(1, 8):
+        for step in (2, 4, 6):
             save_progress(checkpointer, step, progress_at(step, saved_as), MEMBERS)
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
-        assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [4, 6]
+    with open_progress(tmp_path, 0) as checkpointer:
+        assert checkpointer.all_steps() == [4, 6]
         state, step = restore_progress(checkpointer, progress_at(0, restored_as), MEMBERS)
     assert step == 6
     assert_same(state, progress_at(6, restored_as))
@@ -81,63 +84,59 @@ def test_progress_is_restored_whatever_the_number_of_devices(tmp_path, saved_as,
 
 def test_a_checkpoint_serves_a_part_of_its_members_and_no_others(tmp_path):
     """Members 5 and 7 of a checkpoint of 4, 5 and 7, in either order, and padded."""
-    with open_progress(tmp_path, 0, every=1) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         save_progress(checkpointer, 3, progress_at(3), MEMBERS)
     whole = progress_at(3)
     for members, places in (([5, 7], [1, 2, 2]), ([7, 5], [2, 1, 1]), ([4], [0, 0, 0])):
-        with open_progress(tmp_path, 0, every=1) as checkpointer:
+        with open_progress(tmp_path, 0) as checkpointer:
             state, step = restore_progress(checkpointer, progress_at(0), members)
         assert step == 3
         assert_same(state, jax.tree.map(lambda x, i=places: x[np.array(i)], whole))
-    with open_progress(tmp_path, 0, every=1) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         start = progress_at(0)
         state, step = restore_progress(checkpointer, start, [5, 8])
         assert step == 0
         assert_same(state, start)
         # What is no use is gone: it would keep those of earlier epochs from being saved.
-        assert checkpointer.checkpoints == []
+        assert checkpointer.all_steps() == []
         save_progress(checkpointer, 1, progress_at(1), [5, 8, 9])
-    with open_progress(tmp_path, 0, every=1) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         assert restore_progress(checkpointer, progress_at(0), [5, 8, 9])[1] == 1
 
 
-def test_a_checkpoint_can_be_forced_between_the_regular_ones(tmp_path):
-    with open_progress(tmp_path, 0, every=10) as checkpointer:
-        for step in range(1, 24):
-            save_progress(checkpointer, step, progress_at(step), MEMBERS, step in (13, 22))
-    with open_progress(tmp_path, 0, every=10) as checkpointer:
-        assert [checkpoint.step for checkpoint in checkpointer.checkpoints] == [20, 22]
-        state, _ = restore_progress(checkpointer, progress_at(0), MEMBERS)
-    assert_same(state, progress_at(22))
+def test_a_checkpoint_is_due_at_its_interval_and_at_the_ends_of_phases():
+    config = SweepConfig("run", pretrain_epochs=5, epochs=8, checkpoint_every=4)
+    sweep = SimpleNamespace(config=config)
+    assert [step + 1 for step in range(13) if is_checkpoint_due(sweep, step)] == [4, 5, 8, 12, 13]
 
 
 def test_a_checkpoint_that_cannot_be_read_gives_way_to_the_one_before(tmp_path, capsys):
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
-        for step in range(1, 7):
+    with open_progress(tmp_path, 0) as checkpointer:
+        for step in (2, 4, 6):
             save_progress(checkpointer, step, progress_at(step), MEMBERS)
     folder = tmp_path / "checkpoints" / "progress" / "000"
     damaged = [path for path in (folder / "6").rglob("*") if path.is_file()]
     for path in damaged:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         state, step = restore_progress(checkpointer, progress_at(0), MEMBERS)
         assert step == 4
         assert_same(state, progress_at(4))
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("checkpoint of epoch 6 cannot be read: ")
         save_progress(checkpointer, 6, progress_at(6), MEMBERS)  # in its place
-    with open_progress(tmp_path, 0, every=2) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         assert restore_progress(checkpointer, progress_at(0), MEMBERS)[1] == 6
 
 
 def test_progress_is_copied_to_the_groups_that_a_group_is_split_into(tmp_path):
     def progress_of(group, members):
-        with open_progress(tmp_path, group, every=1) as checkpointer:
+        with open_progress(tmp_path, group) as checkpointer:
             return restore_progress(checkpointer, progress_at(0, 1), members)
 
     copy_progress(tmp_path, 0, [1])  # there is none yet
     for group, members in ((0, MEMBERS), (2, [8, 9, 10])):
-        with open_progress(tmp_path, group, every=1) as checkpointer:
+        with open_progress(tmp_path, group) as checkpointer:
             save_progress(checkpointer, 3, progress_at(3), members)
     copy_progress(tmp_path, 0, [1, 2])
     for group, member in enumerate(MEMBERS):
@@ -150,10 +149,10 @@ def test_progress_is_copied_to_the_groups_that_a_group_is_split_into(tmp_path):
 
 def test_each_group_has_its_own_progress_until_it_is_dropped(tmp_path):
     def step_of(group):
-        with open_progress(tmp_path, group, every=1) as checkpointer:
+        with open_progress(tmp_path, group) as checkpointer:
             return restore_progress(checkpointer, progress_at(0), MEMBERS)[1]
 
-    with open_progress(tmp_path, 0, every=1) as checkpointer:
+    with open_progress(tmp_path, 0) as checkpointer:
         save_progress(checkpointer, 5, progress_at(5), MEMBERS)
     assert (step_of(0), step_of(1)) == (5, 0)
     drop_progress(tmp_path, 0)

@@ -70,7 +70,7 @@ def is_same(ours, theirs):
 def saved(tmp_path_factory):
     """Checkpoints of epochs 1 and 2, and finished networks."""
     folder = tmp_path_factory.mktemp("saved")
-    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+    with checkpoints.open_progress(folder, 0) as checkpointer:
         for epoch in (1, 2):
             checkpoints.save_progress(checkpointer, epoch, as_jax(random_tree(epoch)), [0, 1, 2])
     members = [Member(index, index, "pretrain", 0.5) for index in range(3)]
@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_gives_way_and_never_wrong_numbers(
     folder = fresh_copy(saved, tmp_path)
     files = files_of(folder / "checkpoints" / "progress" / "000" / "2")
     damage(files[int(which * len(files))], place, change)
-    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+    with checkpoints.open_progress(folder, 0) as checkpointer:
         start = as_jax(random_tree(0))
         state, epoch = checkpoints.restore_progress(checkpointer, start, [0, 1, 2])
     assert epoch in (1, 2) and is_same(state, random_tree(epoch))
@@ -135,7 +135,7 @@ def test_one_flipped_bit_is_found(saved, tmp_path, capsys):
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    with checkpoints.open_progress(folder, 0, every=1) as checkpointer:
+    with checkpoints.open_progress(folder, 0) as checkpointer:
         state, epoch = checkpoints.restore_progress(checkpointer, as_jax(random_tree(0)), [0, 1, 2])
     assert epoch == 1 and is_same(state, random_tree(1))
     assert capsys.readouterr().err == (

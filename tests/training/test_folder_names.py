@@ -37,7 +37,7 @@ def tree_of(value):
 def test_checkpoints_are_found_again(tmp_path, capfd, name):
     run_dir = tmp_path / name / "run"
     for epoch in (1, 2):
-        with open_progress(run_dir, 0, every=1) as checkpointer:
+        with open_progress(run_dir, 0) as checkpointer:
             state, before = restore_progress(checkpointer, tree_of(0.0), MEMBERS)
             assert before == epoch - 1
             np.testing.assert_array_equal(jax.tree.leaves(state)[0], float(before))
@@ -49,11 +49,11 @@ def test_checkpoints_are_found_again(tmp_path, capfd, name):
 def test_a_folder_for_links_that_has_no_plain_name_itself_is_refused(tmp_path, monkeypatch):
     (tmp_path / "tmp[0]").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp[0]"))
-    with open_progress(tmp_path / "plain", 0, every=1):
+    with open_progress(tmp_path / "plain", 0):
         pass
     with (
         pytest.raises(OSError, match=r"such a name needs a TMPDIR of plain letters, not .*tmp\[0"),
-        open_progress(tmp_path / "run*", 0, every=1),
+        open_progress(tmp_path / "run*", 0),
     ):
         pass
     assert not list((tmp_path / "tmp[0]").iterdir())

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from normjax.data.cifar import LAYOUTS
 from normjax.results.metrics import read_lines
 from normjax.results.table import read_results
 from normjax.training import processes
 from normjax.training.saved import load_member
+from tests.helpers.cifar_archives import BINARY, draw_examples, write_files
 from tests.helpers.events import expected, scalars
 from tests.helpers.tables import assert_close
 
@@ -42,11 +44,12 @@ RUN = [
     "--checkpoint_every=100",
 ]
 
-# An experiment without figures, which at a step does as it is told: a signal's number, or 0: raise.
+# A sweep without figures, which at a step does as it is told: a signal's number, or 0: raise.
 DRIVER = """
 import os, sys
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-from experiments import flags, random_pretrain
+import normjax
+from experiments import flags
 from normjax.training import ensemble
 from normjax.plots import paper as plotting
 from normjax.report import run_page as report
@@ -64,8 +67,12 @@ def act(sweep, now):
         os.kill(os.getpid(), number)
     return epoch_of(sweep, now)
 
+def main(config):
+    run = normjax.run_sweep(config)
+    print("loaded", len(run.table), len(run.members), len(run.dataset.test.labels))
+
 phases.epoch_of = act
-flags.run(random_pretrain.main, SweepConfig, workdir="runs/random_pretrain")
+flags.run(main, SweepConfig, workdir="runs/random_pretrain")
 """
 NOTHING = (0, 1)
 LIMIT_S = 100
@@ -99,15 +106,16 @@ def launch(commands, num_devices):
             process.communicate()
 
 
-def run(arguments, num_devices, num_processes=1, acts=(NOTHING, NOTHING)):
-    """Runs an experiment to its end: how each process ended."""
+def run(arguments, num_devices, num_processes=1, acts=(NOTHING, NOTHING), own=((), ())):
+    """Runs an experiment to its end, with each process's own arguments last: how each ended."""
     commands = []
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    for i, act in zip(range(num_processes), acts, strict=False):
+    for i, act, last in zip(range(num_processes), acts, own, strict=False):
         place = [f"--distributed=localhost:{port},{num_processes},{i}"] if num_processes > 1 else []
-        commands.append([sys.executable, "-c", DRIVER, *map(str, act), *RUN, *arguments, *place])
+        given = [*RUN, *arguments, *place, *last]
+        commands.append([sys.executable, "-c", DRIVER, *map(str, act), *given])
     with launch(commands, num_devices) as launched:
         return [Ended(process) for process in launched]
 
@@ -196,21 +204,45 @@ def checkpoints_of(run_dir):
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
-def test_processes_that_cannot_start_end_together(tmp_path):
-    """The second one lacks its data; the first says that it is another's fault."""
-    arguments = [f"--workdir={tmp_path / 'run'}"]
-    commands = []
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    for i, data in enumerate(["--dataset=digits", "--dataset=folder:no/such/folder"]):
-        place = f"--distributed=localhost:{port},2,{i}"
-        commands.append([sys.executable, "-c", DRIVER, "0", "1", *RUN, *arguments, data, place])
-    with launch(commands, 1) as launched:
-        first, second = [Ended(process) for process in launched]
-    assert (first.code, second.code) == (1, 1)
-    assert "error: another process failed and reports why" in first.stderr
-    assert "error: " in second.stderr and "no/such/folder" in second.stderr
+def test_only_process_0_needs_the_folder_and_the_data(tmp_path):
+    """From the start through SIGTERM to the end; the second process can make neither folder."""
+    layout = LAYOUTS["cifar10"][BINARY]
+    files = write_files("cifar10", layout, draw_examples("cifar10", (20, 20, 20, 20, 20, 40)))
+    (tmp_path / "data" / layout.folder).mkdir(parents=True)
+    for name, content in files.items():
+        (tmp_path / "data" / layout.folder / name).write_bytes(content)
+
+    def places(run_dir):
+        return [f"--workdir={run_dir}", f"--data_dir={tmp_path / 'data'}"]
+
+    flags = ["--dataset=cifar10", "--learning_rate=0.001"]
+    assert_all_well(run([*flags, *places(tmp_path / "whole")], 2))
+    own = [places(tmp_path / "run"), ["--workdir=/proc/none/run", "--data_dir=/proc/none/data"]]
+    ended = run(flags, 2, 2, acts=[NOTHING, (6, signal.SIGTERM)], own=own)
+    assert [process.code for process in ended] == [143, 143], ended[-1].stderr
+    assert checkpoints_of(tmp_path / "run") == [3, 6]
+    ended = run([*flags, "--resume"], 2, 2, own=own)
+    assert_all_well(ended)
+    assert "epoch 7 of 8" in ended[0].stderr and "epoch 6 of 8" not in ended[0].stderr
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    loaded = f"loaded {len(read_results(tmp_path / 'whole'))} 5 40\n"
+    assert all(process.stdout.endswith(loaded) for process in ended)
+
+
+@pytest.mark.parametrize(
+    ("own", "messages"),
+    [
+        ((["--dataset=folder:no/such"], []), ["no/such", "no/such"]),
+        (([], ["--epochs=6"]), [processes.ELSEWHERE, "process 0 has a different --epochs"]),
+    ],
+)
+def test_processes_that_cannot_start_end_together(tmp_path, own, messages):
+    """Process 0 lacks its data, and all say so; or the other one has another setting."""
+    ended = run([f"--workdir={tmp_path / 'run'}"], 1, 2, own=own)
+    for process, message in zip(ended, messages, strict=True):
+        assert process.code == 1
+        line = process.stderr.splitlines()[-1]
+        assert line.startswith("error: ") and message in line
     assert not (tmp_path / "run").exists()
 
 
