@@ -54,7 +54,7 @@ class Config:
     )
     scale: str = setting(
         "small",
-        "full: the paper's settings. small: about an hour on 2 cores. smoke: minutes, on digits.",
+        "full: the paper's settings. small: hours on 2 cores. smoke: minutes, on digits.",
         allowed=SCALES,
     )
     workdir: str | None = setting(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,33 +118,17 @@ def finish_sweep(
         def lock() -> None:
             stack.enter_context(record.locked(run_dir, is_new))
 
-        def is_finished() -> bool:
-            finished = record.is_finished(
-                run_dir, experiment, config, is_data_checked=dataset is None
-            )
-            if finished and (
-                given
-                or is_reference(config.model)
-                or config.dataset != read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
-            ):
-                # Refuse another network and other data.
-                own = config.dataset if dataset is None else dataset
-                load_run(run_dir, config.data_dir, model=model, dataset=own)
-            return finished
-
-        def write_events() -> None:
-            with tensorboard.event_files(run_dir, True) as write:
-                write(metrics.read_lines(run_dir))
-
         def start() -> None:
             record.start_run(run_dir, sweep, given)
             write_groups(run_dir, sweep.groups)
 
         if not is_new:
             processes.from_first(lock)
-        if processes.from_first(is_finished):
+        if processes.from_first(
+            lambda: is_finished(run_dir, experiment, config, given, model, dataset)
+        ):
             if config.tensorboard:
-                processes.from_first(write_events)
+                processes.from_first(lambda: write_events(run_dir))
                 push()
             processes.say(f"{run_dir}: this run is finished; nothing to do")
             return run_dir
@@ -157,21 +142,7 @@ def finish_sweep(
         sweep = dataclasses.replace(sweep, signal=signal, push=push if is_in_bucket else None)
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
-            table = read_table(sweep, run_dir)
-            name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
-            write_outputs(run_dir, table, dataset_label(name))
-            record.finish_run(run_dir, time.monotonic() - started)
-            run_page.write_report(run_dir)
-            page = run_dir / record.REPORT_FILE
-            processes.say(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {page}")
-            num_networks, num_diverged = (
-                len(rows[NETWORK].drop_duplicates()) for rows in (table, table[~is_finite(table)])
-            )
-            if num_diverged:
-                which = "all" if num_diverged == num_networks else f"{num_diverged} of"
-                processes.say(
-                    f"warning: {which} {num_networks} networks diverged: losses are not finite"
-                )
+            write_up(run_dir, sweep, started)
         push()  # which all processes wait for, so that they end together
         if is_in_bucket:
             processes.say(f"{config.workdir}: all of it is there")
@@ -244,6 +215,50 @@ def set_up(
         return dataclasses.replace(sweep, groups=groups)
 
     return processes.in_step(make)
+
+
+def is_finished(
+    run_dir: Path,
+    experiment: str,
+    config: SweepConfig,
+    given: Sequence[str],
+    model: Model | None,
+    dataset: Dataset | None,
+) -> bool:
+    """Return whether the folder holds this run, finished; refuse another network and other data.
+
+    Raises:
+      ValueError, OSError: see `record.is_finished` and `load_run`.
+    """
+    if not record.is_finished(run_dir, experiment, config, is_data_checked=dataset is None):
+        return False
+    name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+    if given or is_reference(config.model) or config.dataset != name:
+        own = config.dataset if dataset is None else dataset
+        load_run(run_dir, config.data_dir, model=model, dataset=own)
+    return True
+
+
+def write_events(run_dir: Path) -> None:
+    """Write TensorBoard's files of a finished run from its metrics.jsonl."""
+    with tensorboard.event_files(run_dir, True) as write:
+        write(metrics.read_lines(run_dir))
+
+
+def write_up(run_dir: Path, sweep: Sweep, started: float) -> None:
+    """Write the tables, the figures and the page of a trained sweep; say where they are."""
+    table = read_table(sweep, run_dir)
+    name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
+    write_outputs(run_dir, table, dataset_label(name))
+    record.finish_run(run_dir, time.monotonic() - started)
+    page = run_page.write_report(run_dir)
+    processes.say(f"{run_dir / RESULTS_FILE}: {len(table)} rows; page: {page}")
+    num_networks, num_diverged = (
+        len(rows[NETWORK].drop_duplicates()) for rows in (table, table[~is_finite(table)])
+    )
+    if num_diverged:
+        which = "all" if num_diverged == num_networks else f"{num_diverged} of"
+        processes.say(f"warning: {which} {num_networks} networks diverged: losses are not finite")
 
 
 def write_outputs(run_dir: Path, table: pd.DataFrame, label: str) -> None:
