@@ -76,16 +76,16 @@ def main(config: Config) -> None:
 def tables_of(picks: Sequence[PickRate]) -> list[dict[str, Any]]:
     """Return the rates of each choice and selection, by quantity and outcome."""
     tables = []
-    for choice, selection in dict.fromkeys((pick.choice, pick.selection) for pick in picks):
-        own = [p for p in picks if (p.choice, p.selection) == (choice, selection)]
+    for place in dict.fromkeys((pick.choice, pick.selection) for pick in picks):
+        own = [pick for pick in picks if (pick.choice, pick.selection) == place]
         rows: dict[str, dict[str, PickRate | None]] = {}
         for pick in own:
             rows.setdefault(pick.quantity, dict.fromkeys(OUTCOMES))[pick.outcome] = pick
         tables.append(
             {
-                "choice": choice,
-                "selection": selection,
+                **{name: getattr(own[0], name) for name in ("choice", "selection", "norm")},
                 "rows": rows,
+                "num_networks": own[0].num_networks,
                 "num_pairs": max(pick.num_pairs for pick in own),
                 "reasons": list(dict.fromkeys(pick.reason for pick in own if pick.reason)),
             }

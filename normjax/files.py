@@ -39,7 +39,8 @@ def check_address(address: str) -> None:
     """Raise ValueError unless it is the address of a folder in a bucket."""
     if not _BUCKET.fullmatch(address):
         raise ValueError(
-            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed, of letters, digits and .,+=@_-"
+            "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed; names may have letters, digits "
+            "and .,+=@_-"
         )
 
 

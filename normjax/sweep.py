@@ -61,9 +61,10 @@ def run_sweep(
     """
     run_dir = finish_sweep(config, experiment, model=model, dataset=dataset)
     own = config.dataset if dataset is None else dataset
-    return load_together(
-        lambda: load_run(run_dir, config.data_dir, model=model, dataset=own), model
-    )
+    with processes.together():
+        return load_together(
+            lambda: load_run(run_dir, config.data_dir, model=model, dataset=own), model
+        )
 
 
 def finish_sweep(

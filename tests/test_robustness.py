@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,16 @@ def test_a_flipped_digit_in_a_groups_rows_is_found(run, whole, tmp_path):
     expected = [json.loads(x) for x in (whole / "metrics.jsonl").read_text().splitlines()]
     in_order = sorted(lines, key=lambda line: (line["group"], line["step"]))
     assert in_order == expected
+
+
+def test_rows_of_another_group_are_refused(run, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    record = json.loads((folder / "run.json").read_text())
+    merged = record | {"groups": [[0, 1]], "finished": False}
+    (folder / "run.json").write_text(json.dumps(merged))
+    said = error_of(run, folder, "--resume")
+    assert said.endswith("000.csv: its networks are not those of group 0 in run.json")
 
 
 @pytest.mark.parametrize("cut", [1, 30])

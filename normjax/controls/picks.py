@@ -40,6 +40,7 @@ class PickRate:
     Attributes:
       choice: `OF_LEVELS`, `OF_ONE_LEVEL` or `OF_EPOCHS`.
       selection: as in results.csv; "" for epochs.
+      norm: as in results.csv; "2", the Frobenius norm, for epochs.
       outcome: what makes a choice better, if it is lower: a key of `OUTCOMES`.
       quantity: the name of the quantity; of epochs, the later one is a choice too.
       rate: fraction of pairs, with half of those in which the quantities are equal; 0.5 is chance.
@@ -47,7 +48,9 @@ class PickRate:
       low: lower end of the 95% jackknife interval over levels, or None.
       high: upper end, or None.
       loss: outcome at the smallest value of all that can be chosen, minus the best outcome; a
-        mean over levels or networks where the choice is among one level's or one network's.
+        mean over levels or networks where the choice is among one level's or one network's, as far
+        as there is one.
+      num_networks: number of networks with true labels and finite losses.
       num_pairs: number of pairs with different outcomes.
       unit: the unit of the interval, "levels" or "networks".
       reason: why there is no interval, or "".
@@ -55,12 +58,14 @@ class PickRate:
 
     choice: str
     selection: str
+    norm: str
     outcome: str
     quantity: str
     rate: float
     low: float | None
     high: float | None
     loss: float
+    num_networks: int
     num_pairs: int
     unit: str
     reason: str
@@ -90,10 +95,10 @@ def network_picks(
     Args:
       table: the results of a run.
       selection: as in results.csv; None: the last epoch.
-      norm: as in results.csv; None: the Frobenius norm.
+      norm: as in results.csv; None: the Frobenius norm, or the first one if there are others only.
 
     Raises:
-      ValueError: the selection or norm is missing.
+      ValueError: the selection or norm is missing, or there are fewer than two networks.
     """
     rows = choose_rows(table, selection, norm)
     rows = rows[is_finite(rows) & (rows["family"] != "random_labels")]
@@ -104,7 +109,8 @@ def network_picks(
     for outcome, (quantity, name) in itertools.product(OUTCOMES, NETWORK_QUANTITIES.items()):
         values, outcomes = (rows[column].to_numpy(np.float64) for column in (quantity, outcome))
         for choice, rate in pick_rates(values, outcomes, levels).items():
-            found.append(PickRate(choice, rows["selection"].iloc[0], outcome, name, **rate))
+            place = choice, *rows[["selection", "norm"]].iloc[0]
+            found.append(PickRate(*place, outcome, name, num_networks=len(rows), **rate))
     return found
 
 
@@ -162,7 +168,8 @@ def epoch_picks(metrics: Sequence[Mapping[str, Any]]) -> list[PickRate]:
             for number, (_, late) in zip(units, members, strict=True)
         ]
         if rate := _rate(pools, [None] * len(pools), unit):
-            found.append(PickRate(OF_EPOCHS, "", outcome, EPOCH_QUANTITIES[quantity], **rate))
+            place = OF_EPOCHS, "", "2", outcome, EPOCH_QUANTITIES[quantity]
+            found.append(PickRate(*place, num_networks=len(members), **rate))
     return found
 
 
@@ -181,19 +188,23 @@ def _rate(
         picked = (1 + better * np.sign(pool.values[i] - pool.values[j])) / 2
         weights = np.full(len(i), 1 / max(used.sum(), 1))
         pairs.append(np.array([picked, weights, pool.units[i], pool.units[j]])[:, used])
-        losses.append(pool.outcomes[pool.values.argmin()] - pool.outcomes.min())
+        if used.any():
+            losses.append(pool.outcomes[pool.values.argmin()] - pool.outcomes.min())
     picked, weights, first, second = np.concatenate(pairs, axis=1)
     if not picked.size:
         return None
     units = np.concatenate([pool.units for pool in pools])
-    weights = weights * np.vstack(
-        [
-            np.ones(picked.size),
-            *((first != unit) & (second != unit) for unit in range(max(units) + 1)),
-        ]
-    )
-    with np.errstate(invalid="ignore"):  # without a unit no pair may be left
-        rates = weights @ picked / weights.sum(axis=1)
+    ends = first.astype(int), second.astype(int), first[first == second].astype(int)
+
+    def sums(terms: np.ndarray) -> np.ndarray:
+        """Return the sum of all pairs, and those of the pairs without each unit."""
+        parts = terms, terms, -terms[first == second]
+        of_unit = [np.bincount(e, p, units.max() + 1) for e, p in zip(ends, parts, strict=True)]
+        return terms.sum() - np.concatenate([[0], np.sum(of_unit, axis=0)])
+
+    totals = sums(weights)
+    has_pairs = totals > 1e-9 * totals[0]  # without a unit no pair may be left
+    rates = np.divide(sums(weights * picked), totals, np.full(totals.size, np.nan), where=has_pairs)
     found = {"rate": float(rates[0]), "low": None, "high": None, "loss": float(np.mean(losses))}
     found |= {"num_pairs": picked.size, "unit": unit, "reason": ""}
     try:

@@ -14,7 +14,15 @@ import pandas as pd
 
 from normjax.controls.explain import Explanation
 from normjax.plots.levels import Level, level_colors, level_text
-from normjax.plots.panels import AXIS_LABELS, Panel, in_excess, levels_of, needs_excess, needs_log
+from normjax.plots.panels import (
+    AXIS_LABELS,
+    Panel,
+    in_excess,
+    level_name,
+    levels_of,
+    needs_excess,
+    needs_log,
+)
 from normjax.plots.paper import ERROR_PRODUCT_NORM, NORMALIZED, NORMALIZED_ERROR, PRODUCT_NORM, RAW
 from normjax.results.metrics import column, lines_by_member
 from normjax.results.table import is_finite, on_own_labels, select
@@ -155,8 +163,8 @@ def _scatter(
             values = pd.DataFrame({panel.x: ends, panel.y: heights}).to_dict("records")
             line = {"type": "line", "color": "var(--line)", "strokeWidth": 1.3}
             layers = [{"data": {"values": values}, "mark": line}, networks]
-    if panel is LEVEL:
-        x = {"field": "level", "type": "ordinal", "sort": list(levels), "title": LABELS["level"]}
+    if panel.x == "level":
+        x = {"field": "level", "type": "ordinal", "sort": list(levels), "title": level_name(rows)}
         x["axis"] = {"labelAngle": 0, "labelOverlap": True}
     else:
         x = _axis(panel.x, panel.x, needs_log(rows, panel.x))

@@ -13,7 +13,7 @@ import pandas as pd
 from normjax.controls.explain import MEASURE_NAMES, Explanation
 from normjax.controls.summary import SUMMARY_FILE, read_summary
 from normjax.data import dataset_label
-from normjax.files import check_types, read_object, read_text
+from normjax.files import check_types, is_address, read_object, read_text
 from normjax.plots.panels import levels_of
 from normjax.plots.paper import figure_stem
 from normjax.report import charts
@@ -152,7 +152,8 @@ def _command(record: Mapping[str, Any]) -> str:
     workdir = record.get("config", {}).get("workdir")
     if not isinstance(workdir, str) or "experiment" not in record or record.get("given"):
         return ""
-    flags = (f"--flagfile={workdir}/flags.txt", "--workdir=NEW")
+    folder = "" if is_address(workdir) else f"{workdir}/"
+    flags = (f"--flagfile={folder}flags.txt", "--workdir=NEW")
     return shlex.join(["python", "-m", f"experiments.{record['experiment']}", *flags])
 
 

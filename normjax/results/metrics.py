@@ -109,9 +109,9 @@ def append_metrics(
 
 
 def keep_metrics(
-    run_dir: str | os.PathLike, group: int, members: Sequence[Any], step: int
+    run_dir: str | os.PathLike, members: Sequence[Any], step: int
 ) -> list[dict[str, Any]]:
-    """Drop incomplete lines, and a group's lines after `step`, whose epochs are trained again.
+    """Drop incomplete lines, and the members' lines after `step`, whose epochs are trained again.
 
     Print a warning if lines of earlier epochs are missing: those epochs are not trained again.
 
@@ -121,11 +121,12 @@ def keep_metrics(
     path = Path(run_dir) / METRICS_FILE
     before = path.read_bytes() if path.exists() else b""
     kept, own = [], []
-    missing = {(member.index, epoch) for member in members for epoch in range(1, step + 1)}
+    numbers = {member.index for member in members}
+    missing = {(number, epoch) for number in numbers for epoch in range(1, step + 1)}
     for line in before.splitlines():
         try:
             record = json.loads(line)
-            if record["group"] != group or record["step"] <= step:
+            if record["member"] not in numbers or record["step"] <= step:
                 kept.append(line + b"\n")
                 if (key := (record["member"], record["step"])) in missing:
                     missing.remove(key)

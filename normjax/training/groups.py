@@ -176,9 +176,12 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
 
 
 def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
-    rows = saved.read_rows(run_dir, group)
+    rows, members = saved.read_rows(run_dir, group), sweep.groups[group]
+    if set(rows["member"]) != {member.index for member in members}:
+        path = saved.rows_path(run_dir, group)
+        raise ValueError(f"{path}: its networks are not those of group {group} in {RUN_FILE}")
     # Less than all epochs if all networks were stopped.
     last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
-    lines = metrics.keep_metrics(run_dir, group, sweep.groups[group], last)
+    lines = metrics.keep_metrics(run_dir, members, last)
     with tensorboard.event_files(run_dir, sweep.config.tensorboard) as write_events:
         write_events(lines)

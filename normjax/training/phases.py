@@ -129,7 +129,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     ):
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
-            write_events(metrics.keep_metrics(run_dir, group, members, start))
+            write_events(metrics.keep_metrics(run_dir, members, start))
         labels = shard_members(first if start < config.pretrain_epochs else second)
         unwritten = []  # metrics of epochs that may still be trained
         num_ahead = epochs_ahead()

@@ -205,7 +205,7 @@ def all_max(value: int) -> int:
 
 
 def sync() -> None:
-    """Wait for all processes, which may take longer than JAX's collectives wait: 30 s on CPUs."""
+    """Wait for all processes, also for longer than the 30 s of JAX's first collective on CPUs."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 

@@ -93,6 +93,15 @@ def test_epochs_of_each_network_count_alike():
     assert product.rate == pytest.approx(1 - raw.rate)
 
 
+def test_where_there_is_no_choice_nothing_is_lost():
+    """One level of two networks, the better one with the larger loss; two levels of one network."""
+    table = synthetic_table(levels=(0.0, 0.5, 1.0), num_seeds=2, norms=("2",)).iloc[[0, 1, 2, 4]]
+    table.loc[[0, 1], "train_loss"], table.loc[[0, 1], "test_loss"] = [0.1, 0.2], [3.0, 2.0]
+    found = by_key(network_picks(table))
+    pick = found[picks.OF_ONE_LEVEL, "test_loss", "training loss as trained"]
+    assert (pick.rate, pick.loss, pick.num_pairs, pick.num_networks) == (0, 1, 1, 4)
+
+
 def test_epochs_that_cannot_be_compared_are_left_out():
     assert epoch_picks([]) == []
     lines = make_lines(0, 0.5, [(0.9, -0.1, 3.0), (0.5, -0.3, None)])

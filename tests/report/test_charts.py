@@ -87,6 +87,9 @@ def test_losses_close_to_ln_k_are_shown_as_excess():
     view = source["views"]["panel-0"]
     assert view["encoding"]["y"]["field"] == "normalized_test_excess"
     assert view["encoding"]["y"]["title"].endswith("- ln K (nats)")
+    of_level = source["views"]["panel-5"]["encoding"]["x"]
+    assert (of_level["field"], of_level["type"]) == ("level", "ordinal")
+    assert of_level["title"] == "Fraction of corrupted labels in pretraining"
     for end in view["layer"][0]["data"]["values"]:
         x, y = end["normalized_train_excess"], end["normalized_test_excess"]
         expected = found.fit.intercept + found.fit.slope * (x + np.log(10)) - np.log(10)

@@ -106,7 +106,7 @@ def test_one_file_that_opens_offline_with_each_figure_once(make_run):
     assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; {scripts}"
 
 
-@pytest.mark.parametrize("num_networks", [56, 300])
+@pytest.mark.parametrize("num_networks", [56, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_large_run_stays_below_3_megabytes(make_run, num_networks):
     norms, selections = ("2", "1/100"), ("final", "loss=0.0044")
     small = synthetic_table((0.0, 1.0), 4, norms, selections)

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from normjax.results.metrics import (
     LevelStops,
     Stop,
+    append_metrics,
+    keep_metrics,
     read_metrics,
     stopping_by_level,
     stopping_epochs,
 )
+from normjax.training.ensemble import Member
 from tests.helpers.synthetic_metrics import BETTER, EXCESS, make_lines
 
 # The same with the normalized loss least at 1.
@@ -101,3 +105,14 @@ def test_metrics_are_read_without_random_labels(tmp_path):
         where = rf"metrics.jsonl, line {len(lines) + 1}: not a line of metrics: "
         with pytest.raises(ValueError, match=where + message):
             read_metrics(tmp_path)
+
+
+def test_lines_of_members_that_train_again_go(tmp_path):
+    """Whatever group they were in when it was split: no epoch may be there twice."""
+    kept, again = Member(0, 0, "pretrain", 0.0, None), Member(1, 0, "pretrain", 0.5, None)
+    for step in (1, 2):
+        values = {"running_loss": np.ones(2), "diverged_at": np.zeros(2)}
+        append_metrics(tmp_path, [kept, again], {"group": 0, "step": step}, values)
+    assert [line["step"] for line in keep_metrics(tmp_path, [again], 1)] == [1]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["member"], line["step"]) for line in lines] == [(0, 1), (1, 1), (0, 2)]

@@ -18,7 +18,8 @@ for (const part of all("#theme, .controls, .charts")) part.hidden = false;
 const number = /^-?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?(e[-+]\d+)?(?=%|\s|$)/;
 const valueOf = (text) => {
   const [found] = text.match(number) ?? [];
-  if (found || text.includes("∞")) return [0, found ? Number(found.replaceAll(",", "")) : Infinity];
+  if (found) return [0, Number(found.replaceAll(",", ""))];
+  if (text.includes("∞")) return [0, text.includes("-∞") ? -Infinity : Infinity];
   return text === "–" ? [2, ""] : [1, text];
 };
 const sortBy = (head) => {
