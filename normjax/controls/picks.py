@@ -109,8 +109,17 @@ def network_picks(
     for outcome, (quantity, name) in itertools.product(OUTCOMES, NETWORK_QUANTITIES.items()):
         values, outcomes = (rows[column].to_numpy(np.float64) for column in (quantity, outcome))
         for choice, rate in pick_rates(values, outcomes, levels).items():
-            place = choice, *rows[["selection", "norm"]].iloc[0]
-            found.append(PickRate(*place, outcome, name, num_networks=len(rows), **rate))
+            found.append(
+                PickRate(
+                    choice=choice,
+                    selection=rows["selection"].iloc[0],
+                    norm=rows["norm"].iloc[0],
+                    outcome=outcome,
+                    quantity=name,
+                    num_networks=len(rows),
+                    **rate,
+                )
+            )
     return found
 
 
