@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 
-import fsspec
 import pytest
 
 from normjax.training import bucket
@@ -154,7 +153,7 @@ def test_the_last_copy_of_a_run_is_not_removed(s3, capsys, is_unsent):
 
 
 class Overtaken:
-    """A file system in which something happens before the last file is sent."""
+    """A file system that stalls before it sends files, so that something happens first."""
 
     def __init__(self, fs, event):
         self.fs, self.event = fs, event
@@ -193,6 +192,8 @@ def test_who_was_overtaken_while_sending_writes_no_manifest(s3, on_machine, is_l
 
 
 def test_two_stores_may_have_the_same_names(monkeypatch):
+    import fsspec
+
     def home():
         s3fs.S3FileSystem.clear_instance_cache()
         return open_mirror(ADDRESS, "run").home
@@ -238,9 +239,9 @@ def test_a_damaged_file_of_a_finished_run_is_refused(s3, on_machine, is_finished
         assert read(fetch_run(ADDRESS)) == OLD | {"metrics.jsonl": "1 2 3"}
         return
     for _ in range(2):
-        with pytest.raises(ValueError, match=f"^{ADDRESS}/metrics.jsonl: damaged"):
+        with pytest.raises(ValueError, match=rf"^{ADDRESS}/metrics\.jsonl: damaged"):
             fetch_run(ADDRESS)
-        with pytest.raises(ValueError, match="metrics.jsonl: damaged"), mirrored(ADDRESS, True):
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged"), mirrored(ADDRESS, True):
             pass
 
 
