@@ -16,6 +16,7 @@ import pytest
 from experiments import explain
 from normjax.results.table import read_results
 from normjax.training import bucket
+from normjax.training.bucket import fetch_run
 from normjax.training.saved import load_member
 from tests.helpers.buckets import (  # noqa: F401 - the fixtures
     ADDRESS,
@@ -30,6 +31,7 @@ from tests.helpers.buckets import (  # noqa: F401 - the fixtures
 )
 from tests.helpers.commands import error_of, parse
 from tests.test_robustness import RUN
+from tests.training.test_processes import NOTHING, assert_all_well, assert_same_run, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,3 +156,19 @@ def test_a_network_that_fails_in_the_middle_loses_nothing(
     said = capsys.readouterr().err
     assert f"sending what is not in {ADDRESS} yet\n" in said and said.count("epoch 3 of 8") == 1
     assert {"results.csv", "report.html"} <= names(s3)
+
+
+@pytest.mark.slow
+def test_two_processes_work_in_a_bucket(s3, on_machine, tmp_path):
+    """From the start through SIGTERM to the second one, and on another machine to the end."""
+    flags = [f"--workdir={ADDRESS}", "--members_per_group=3"]
+    ended = run(flags, 2, 2, [NOTHING, (5, signal.SIGTERM)])
+    assert [process.code for process in ended] == [143, 143], ended[0].stderr
+    assert "manifest.json" in names(s3) and "results.csv" not in names(s3)
+    on_machine("second")
+    ended = run([*flags, "--resume"], 2, 2)
+    assert_all_well(ended)
+    assert f"{ADDRESS}: all of it is there" in ended[0].stdout
+    assert "results.csv" in names(s3) and "lock.json" not in names(s3)
+    assert_all_well(run([f"--workdir={tmp_path / 'whole'}"], 1))
+    assert_same_run(fetch_run(ADDRESS), tmp_path / "whole")
