@@ -9,8 +9,7 @@ a process that was killed in a local folder.
 
 The bucket is the truth: a start makes the local folder equal to it. There is one exception: before
 a state is sent, the local file unsent.json describes it and names the state that it follows. If the
-bucket still has that one, the next start sends the rest first.
-
+bucket still has that one, the next start sends the rest first; if not, it moves the folder aside.
 FOLDER/lock.json names the process that works there; see `Mirror.locked`.
 """
 
@@ -20,6 +19,7 @@ import functools
 import hashlib
 import importlib
 import json
+import os
 import re
 import socket
 import sys
@@ -30,19 +30,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from normjax.files import (
-    cache_dir,
-    check_address,
-    one_line,
-    parse_object,
-    read_object,
-    replacing,
-    write_json,
-)
+from normjax.files import cache_dir, check_address, one_line, parse_object, read_object, write_json
 from normjax.results import tensorboard
 from normjax.results.table import RESULTS_FILE
-from normjax.training.checkpoints import has_progress
-from normjax.training.record import LOCK_FILE, kernel_lock
+from normjax.training.checkpoints import RUN_FILE, has_progress
+from normjax.training.record import LOCK_FILE, is_marked_finished, kernel_lock
 
 MANIFEST_FILE = "manifest.json"
 BUCKET_LOCK_FILE = "lock.json"
@@ -51,8 +43,10 @@ RENEW_S = 30.0  # between two signs of life of the process that holds the lock
 STALE_S = 120.0  # without a sign of life until --resume takes the lock over
 SETTLE_S = 5.0  # until the earlier of two processes that take it over sees the later one
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+ENDPOINTS = {"gs": ["STORAGE_EMULATOR_HOST"], "s3": ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]}
 _TEMPORARY = re.compile(rf"(^|/)({re.escape(LOCK_FILE)}|\.[^/]*\.tmp)$|\.orbax-checkpoint-tmp")
 _DROPPING = ("checkpoints/", f"{tensorboard.FOLDER}/")  # where a run removes files
+_CHANGING = ("finished", "wall_time_s", "groups")  # what a run changes in run.json
 
 
 @dataclasses.dataclass
@@ -64,7 +58,7 @@ class Mirror:
       home: the local folder that holds the run's folder and what concerns this machine alone.
       run_dir: the local folder of the run.
       fs: the file system of fsspec.
-      owner: what the lock names if it is that of this folder's process.
+      owner: what the lock names if it is that of this process.
       manifest: the state in the bucket: its `id`, and `files`, {path: SHA-256}.
       is_lost: whether another process has taken the lock over.
     """
@@ -87,6 +81,7 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached, or another process has taken the run over.
+          ValueError: the manifest is damaged.
         """
         files, listed = self._digests(), self.manifest["files"]
         changed = [path for path in files if files[path] != listed.get(path)]
@@ -96,15 +91,14 @@ class Mirror:
         manifest = {"id": uuid.uuid4().hex, "base": self.manifest["id"], "files": files}
         write_json(self.home / UNSENT_FILE, manifest)
         try:
-            self.is_lost |= self._owner() != self.owner
-            self.check()
+            self._check_state()
             with self._reaching():
                 self.fs.put([str(self.run_dir / path) for path in changed], self._names(changed))
+            self._check_state()  # sending may have taken longer than another one waits
             self._write(MANIFEST_FILE, manifest)
         except OSError as error:
-            raise OSError(
-                f"{error}; what is not there yet is in {self.run_dir}, and --resume sends it"
-            ) from error
+            how = "" if self.is_lost else ", and --resume sends it"
+            raise OSError(f"{error}; what is not there yet is in {self.run_dir}{how}") from error
         self.manifest = manifest
         (self.home / UNSENT_FILE).unlink()
         self._remove(gone)
@@ -114,31 +108,30 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached.
-          ValueError: it holds a run and not `resume`, or it holds something else.
+          ValueError: it holds a run and not `resume`, something else, or a damaged file.
         """
-        is_there = self.read_manifest()
+        is_there, place = self.read_manifest(), f"--workdir={self.address}"
         with self._reaching():
             found = self.fs.find(self._names([""])[0])
         found = [name[len(self._names([""])[0]) :] for name in found]
         if not is_there and any(p == RESULTS_FILE or p.startswith(_DROPPING) for p in found):
-            raise ValueError(f"--workdir={self.address} holds other results")
-        is_unsent = (self.home / UNSENT_FILE).exists()
-        if not resume and (is_there or is_unsent):
+            raise ValueError(f"{place} holds other results ({MANIFEST_FILE} is missing)")
+        path, unsent = self.home / UNSENT_FILE, None
+        if path.exists() and self._digests():
+            unsent = read_object(path, id=str, base=str | None, files=dict)
+        if not is_there and (unsent["base"] if unsent else has_progress(self.run_dir)):
+            raise ValueError(f"{place} holds no run any more, but {self.run_dir} does: move it")
+        if not resume and (is_there or unsent):
             raise ValueError(
-                f"--workdir={self.address} already holds a run: give another folder, or --resume "
-                "to continue"
+                f"{place} already holds a run: give another folder, or --resume to continue"
             )
-        if not is_there and not is_unsent and has_progress(self.run_dir):
-            raise ValueError(
-                f"--workdir={self.address} holds no run any more, but {self.run_dir} does: move it"
-            )
-        if is_unsent and self._follows():
+        if unsent and self._follows(unsent):
             print(f"{self.run_dir}: sending what is not in {self.address} yet", file=sys.stderr)
             self.push()
         else:
-            (self.home / UNSENT_FILE).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             self.get_files()
-            self._drop_unlisted()
+            self.drop_unlisted("")
         listed = self.manifest["files"]
         self._remove([path for path in found if path.startswith(_DROPPING) and path not in listed])
 
@@ -163,38 +156,44 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached, or a file is missing there.
+          ValueError: a file of a finished run is damaged; but if run.json is newer, so are others.
         """
         listed, local = self.manifest["files"], self._digests()
         paths = [path for path in listed if listed[path] != local.get(path)]
         with self._reaching():
             self.fs.get(self._names(paths), [str(self.run_dir / path) for path in paths])
+        local = self._digests()
+        other = [path for path in paths if listed[path] != local.get(path)]
+        if other and RUN_FILE not in other and is_marked_finished(self.run_dir):
+            raise ValueError(f"{self.address}/{other[0]}: damaged, not as in {MANIFEST_FILE}")
 
     @contextlib.contextmanager
     def locked(self, resume: bool) -> Iterator[None]:
         """Hold the lock in the bucket, and renew it every `RENEW_S` seconds.
 
-        It is created only if there is none. A killed process leaves it behind. With `resume`, it is
-        taken over: at once if its process was one of this folder, whose kernel lock the caller
-        holds; otherwise after `STALE_S` seconds without a sign of life, as measured here, because
-        clocks differ. Of two processes that take it over, the later one wins.
+        It is created only if there is none. A killed process leaves it behind. The next one of this
+        folder, whose kernel lock the caller holds, takes it over at once; another one with `resume`
+        after `STALE_S` seconds without a sign of life, as measured here, because clocks differ. Of
+        two that take it over, the later one wins; each start has a new id, as folders are copied.
 
         Raises:
           OSError: the bucket cannot be reached.
           ValueError: another process holds the lock, or the store cannot have one.
         """
         path = self.home / f"owner_{socket.gethostname()}"
-        if not path.exists():
-            with replacing(path) as temporary:
-                temporary.write_text(uuid.uuid4().hex)
-        self.owner = path.read_text()
-        if self._owner() is None:
+        last = path.read_text() if path.exists() else None
+        self.owner, found = uuid.uuid4().hex, self._owner()
+        if found is None:
             with contextlib.suppress(FileExistsError):
                 for _ in range(2):  # where the condition counts, the second one fails
                     self._write(BUCKET_LOCK_FILE, self._sign_of_life(), mode="create")
                 self._remove([BUCKET_LOCK_FILE])
                 raise ValueError(f"{self.address}: this store cannot create a file only once")
+        elif found == last:
+            self._write(BUCKET_LOCK_FILE, self._sign_of_life())
         if self._owner() != self.owner:
             self._take_over(resume)
+        path.write_text(self.owner)
         end = threading.Event()
         renewing = threading.Thread(target=self._renew, args=(end,), daemon=True)
         renewing.start()
@@ -243,27 +242,43 @@ class Mirror:
         except ValueError:
             return "somebody else"
 
-    def _follows(self) -> bool:
-        """Return whether the local folder holds a state that follows the bucket's; say why not."""
-        unsent = read_object(self.home / UNSENT_FILE, id=str, base=str | None, files=dict)
+    def _check_state(self) -> None:
+        """Raise OSError if another process has the lock, or has gone on with the run."""
+        now = dataclasses.replace(self, manifest={"id": None})
+        now.read_manifest()
+        self.is_lost |= self._owner() != self.owner or now.manifest["id"] != self.manifest["id"]
+        self.check()
+
+    def _follows(self, unsent: dict[str, Any]) -> bool:
+        """Return whether the local folder's state follows the bucket's; else move it aside."""
         if unsent["id"] == self.manifest["id"]:
             return False  # it was sent
-        why = None
-        if unsent["base"] != self.manifest["id"]:
-            why = "another process has gone on with this run"
-        elif unsent["files"] != self._digests():
-            why = "it has been changed"
-        if why:
-            print(f"{self.run_dir}: what is not in {self.address} is lost: {why}", file=sys.stderr)
-        return why is None
+        is_behind = unsent["base"] != self.manifest["id"]
+        if not is_behind and unsent["files"] == self._digests():
+            return True
+        why = "another process has gone on with this run" if is_behind else "it has been changed"
+        aside = self.run_dir.rename(f"{self.run_dir}.unsent_{unsent['id'][:8]}")
+        self.run_dir.mkdir()
+        print(f"{aside}: what is not in {self.address} was moved here: {why}", file=sys.stderr)
+        return False
 
-    def _drop_unlisted(self) -> None:
-        """Remove local files that are not listed, and empty folders."""
+    def is_same(self) -> bool:
+        """Return whether the local run.json is of the same run as that in the bucket."""
+        text = self._read(RUN_FILE) or ""
+        with contextlib.suppress(OSError, ValueError):  # a damaged one is of no run
+            runs = read_object(self.run_dir / RUN_FILE), parse_object(text, "")
+            ours, theirs = ({n: run[n] for n in run if n not in _CHANGING} for run in runs)
+            return ours == theirs
+        return False
+
+    def drop_unlisted(self, start: str | tuple[str, ...]) -> None:
+        """Remove local files that start like this and are not listed, and empty folders."""
         for path in sorted(self.run_dir.rglob("*"), reverse=True):  # a folder after its content
+            name = path.relative_to(self.run_dir).as_posix()
             if path.is_dir():
                 with contextlib.suppress(OSError):  # it is not empty
                     path.rmdir()
-            elif path.relative_to(self.run_dir).as_posix() not in self.manifest["files"]:
+            elif name.startswith(start) and name not in self.manifest["files"]:
                 path.unlink()
 
     def _digests(self) -> dict[str, str]:
@@ -287,9 +302,8 @@ class Mirror:
                 return None
 
     def _write(self, path: str, value: dict[str, Any], mode: str = "overwrite") -> None:
-        data = json.dumps(value, indent=2).encode()
         with self._reaching():
-            self.fs.pipe_file(*self._names([path]), data, mode=mode)
+            self.fs.pipe_file(*self._names([path]), json.dumps(value, indent=2).encode(), mode=mode)
 
     def _remove(self, paths: Sequence[str]) -> None:
         with self._reaching():
@@ -335,7 +349,7 @@ def mirrored(address: str, resume: bool) -> Iterator[Mirror]:
 
 
 def fetch_run(address: str) -> Path:
-    """Fetch a run from a bucket, to read it; files of earlier analyses stay in its local folder.
+    """Fetch a run from a bucket, to read it; earlier analyses of it stay in its local folder.
 
     Args:
       address: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.
@@ -344,14 +358,14 @@ def fetch_run(address: str) -> Path:
       The folder, for `read_results`, `load_member` and the like.
 
     Raises:
-      FileNotFoundError: there is no run.
-      OSError: the bucket cannot be reached.
-      ValueError: a package is missing, or the folder is in use.
+      OSError: there is no run (FileNotFoundError), or the bucket cannot be reached.
+      ValueError: a package is missing, the folder is in use, or a file is damaged.
     """
     mirror = open_mirror(address, "copy")
     with kernel_lock(mirror.home / "lock", f"{mirror.run_dir} is in use by another process"):
         if not mirror.read_manifest():
             raise FileNotFoundError(f"{address}: no run here ({MANIFEST_FILE} is missing)")
+        mirror.drop_unlisted(_DROPPING if mirror.is_same() else "")
         mirror.get_files()
     return mirror.run_dir
 
@@ -368,8 +382,7 @@ def open_mirror(address: str, purpose: str) -> Mirror:
       ValueError: it is no such address, or a package is missing.
     """
     check_address(address)
-    address = address.rstrip("/")
-    scheme = address.partition(":")[0]
+    address, scheme = address.rstrip("/"), address.partition(":")[0]
     try:
         importlib.import_module(PACKAGES[scheme])
     except ImportError as error:
@@ -377,7 +390,10 @@ def open_mirror(address: str, purpose: str) -> Mirror:
     import fsspec
 
     fs = fsspec.filesystem(scheme, use_listings_cache=False)
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    options = fs.storage_options.get("client_kwargs", {}) | fs.storage_options
+    endpoints = [options.get("endpoint_url"), *map(os.getenv, ENDPOINTS[scheme])]
+    where = next(filter(None, endpoints), "") + address  # two stores may have the same names
+    key = hashlib.sha256(where.encode()).hexdigest()[:16]
     home = cache_dir() / "buckets" / key / purpose
     run_dir = home / address.rpartition("/")[2]
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,109 +1,42 @@
-"""Runs in a bucket, on an S3 server of this machine: a state to resume from is always there."""
+"""States and locks of runs in a bucket: a state to resume from is always there."""
+
+# ruff: noqa: F811 - tests name the fixtures that are imported
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import time
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 
-from experiments import explain
-from normjax.results.table import read_results
 from normjax.training import bucket
-from normjax.training.bucket import fetch_run, mirrored
-from normjax.training.saved import load_member
-from tests.helpers.commands import error_of, parse
-from tests.test_robustness import RUN
-
-s3fs = pytest.importorskip("s3fs", reason="the extra s3 is not installed")
-server_module = pytest.importorskip("moto.server", reason="moto, an S3 server, is not installed")
-
-ROOT = Path(__file__).parents[2]
-ADDRESS = "s3://bucket/sweeps/run"
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = server_module.ThreadedMotoServer("localhost", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture(autouse=True)
-def s3(server, monkeypatch):
-    """Boto3's client; the bucket is empty."""
-    import boto3
-
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    empty(client)
-    return client
-
-
-@pytest.fixture(autouse=True)
-def on_machine(tmp_path, monkeypatch):
-    """`on_machine(name)`: from now on with that machine's local folders. Nothing waits for long."""
-    monkeypatch.setattr(bucket, "STALE_S", 0.5)
-    monkeypatch.setattr(bucket, "SETTLE_S", 0.1)
-
-    def on_machine(name):
-        monkeypatch.setenv("NORMJAX_CACHE_DIR", str(tmp_path / name))
-
-    on_machine("first")
-    return on_machine
-
-
-def names(s3):
-    """The objects of the run."""
-    found = s3.list_objects_v2(Bucket="bucket").get("Contents", [])
-    return {entry["Key"].removeprefix("sweeps/run/") for entry in found}
-
-
-def empty(s3):
-    for name in names(s3):
-        s3.delete_object(Bucket="bucket", Key=f"sweeps/run/{name}")
-
-
-def content(s3, name):
-    return s3.get_object(Bucket="bucket", Key=f"sweeps/run/{name}")["Body"].read()
-
-
-def put(s3, name, text):
-    s3.put_object(Bucket="bucket", Key=f"sweeps/run/{name}", Body=text.encode())
-
-
-def fill(folder, files):
-    """Makes a folder hold these files alone."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.unlink()
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-
-
-def read(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
-
+from normjax.training.bucket import fetch_run, mirrored, open_mirror
+from tests.helpers.buckets import (  # noqa: F401 - the fixtures
+    ADDRESS,
+    Failing,
+    content,
+    empty,
+    fill,
+    names,
+    on_machine,
+    put,
+    read,
+    s3,
+    s3fs,
+    server,
+)
 
 # --- states
 
-OLD = {"run.json": "old", "metrics.jsonl": "1", "checkpoints/progress/000/1/d/x": "one"}
-NEW = {"run.json": "new", "metrics.jsonl": "1 2", "checkpoints/progress/000/2/d/y": "two"}
+OLD = {
+    "run.json": '{"finished": false}',
+    "metrics.jsonl": "1",
+    "checkpoints/progress/000/1/d/x": "one",
+}
+NEW = {
+    "run.json": '{"finished": true}',
+    "metrics.jsonl": "1 2",
+    "checkpoints/progress/000/2/d/y": "two",
+}
 
 
 def test_a_state_is_sent_and_fetched(s3, on_machine):
@@ -126,36 +59,6 @@ def test_a_state_is_sent_and_fetched(s3, on_machine):
         mirrored(ADDRESS, False),
     ):
         pass
-
-
-class DownError(Exception):
-    """Stands for what a file system raises without a network."""
-
-
-class Failing:
-    """A file system without a network after so many changes."""
-
-    def __init__(self, fs, changes):
-        self.fs, self.changes = fs, changes
-
-    def __getattr__(self, name):
-        return getattr(self.fs, name)
-
-    def change(self, call, *args, **how):
-        if not self.changes:
-            raise DownError("the network\nis down")
-        self.changes -= 1
-        call(*args, **how)
-
-    def put(self, sources, targets):
-        for pair in zip(sources, targets, strict=True):
-            self.change(self.fs.put_file, *pair)
-
-    def pipe_file(self, *args, **how):
-        self.change(self.fs.pipe_file, *args, **how)
-
-    def rm_file(self, *args):
-        self.change(self.fs.rm_file, *args)
 
 
 @pytest.mark.parametrize("changes", range(5))
@@ -186,7 +89,7 @@ def test_whenever_sending_ends_a_state_is_there(s3, on_machine, capsys, changes)
     ("event", "reason"),
     [("other", "another process has gone on with this run"), ("changed", "it has been changed")],
 )
-def test_what_cannot_be_sent_any_more_is_dropped_with_a_line(s3, on_machine, capsys, event, reason):
+def test_what_cannot_be_sent_any_more_is_moved_aside(s3, on_machine, capsys, event, reason):
     with mirrored(ADDRESS, False) as mirror:
         fill(mirror.run_dir, OLD)
         mirror.push()
@@ -195,9 +98,10 @@ def test_what_cannot_be_sent_any_more_is_dropped_with_a_line(s3, on_machine, cap
         with pytest.raises(OSError):
             mirror.push()
         mirror.fs = fs
-    expected = OLD
+    expected, unsent = OLD, NEW
     if event == "changed":
         (mirror.run_dir / "run.json").write_text("damaged")
+        unsent = NEW | {"run.json": "damaged"}
     else:
         on_machine("second")
         expected = OLD | {"more": ""}
@@ -207,7 +111,9 @@ def test_what_cannot_be_sent_any_more_is_dropped_with_a_line(s3, on_machine, cap
         on_machine("first")
     with mirrored(ADDRESS, True) as mirror:
         assert read(mirror.run_dir) == expected
-    line = f"{mirror.run_dir}: what is not in {ADDRESS} is lost: {reason}\n"
+    (aside,) = mirror.home.glob("run.unsent_*")
+    assert read(aside) == unsent
+    line = f"{aside}: what is not in {ADDRESS} was moved here: {reason}\n"
     assert capsys.readouterr().err == line
 
 
@@ -224,15 +130,119 @@ def test_what_was_never_sent_is_no_new_run(s3):
         assert read(mirror.run_dir) == OLD
 
 
-def test_the_last_copy_of_a_run_is_not_removed(s3):
+@pytest.mark.parametrize("is_unsent", [False, True])
+def test_the_last_copy_of_a_run_is_not_removed(s3, capsys, is_unsent):
     with mirrored(ADDRESS, False) as mirror:
         fill(mirror.run_dir, OLD)
         mirror.push()
+        if is_unsent:
+            fill(mirror.run_dir, NEW)
+            fs, mirror.fs = mirror.fs, Failing(mirror.fs, 0)
+            with pytest.raises(OSError):
+                mirror.push()
+            mirror.fs = fs
     empty(s3)
     for resume in (False, True):
         with pytest.raises(ValueError, match="holds no run any more"), mirrored(ADDRESS, resume):
             pass
-    assert read(mirror.run_dir) == OLD and names(s3) == set()
+    assert read(mirror.run_dir) == (NEW if is_unsent else OLD) and names(s3) == set()
+    mirror.run_dir.rename(mirror.home / "moved")
+    with mirrored(ADDRESS, False):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+class Overtaken:
+    """A file system that stalls before it sends files, so that something happens first."""
+
+    def __init__(self, fs, event):
+        self.fs, self.event = fs, event
+
+    def __getattr__(self, name):
+        return getattr(self.fs, name)
+
+    def put(self, *args):
+        self.event()
+        self.fs.put(*args)
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_who_was_overtaken_while_sending_writes_no_manifest(s3, on_machine, is_locked):
+    """The other one has ended; its manifest alone must do, too."""
+
+    def overtake():
+        on_machine("second")
+        with mirrored(ADDRESS, True) as second:
+            fill(second.run_dir, NEW)
+            second.push()
+        if is_locked:
+            put(s3, "lock.json", json.dumps({"owner": mirror.owner}))
+
+    with mirrored(ADDRESS, False) as mirror:
+        fill(mirror.run_dir, OLD)
+        mirror.push()
+        fill(mirror.run_dir, OLD | {"checkpoints/progress/000/3/d/z": "three"})
+        mirror.fs = Overtaken(mirror.fs, overtake)
+        with pytest.raises(OSError, match=r"taken this run over; .* is in [^,]*$"):
+            mirror.push()
+        assert mirror.is_lost
+    assert read(fetch_run(ADDRESS)) == NEW
+    with mirrored(ADDRESS, True):
+        assert names(s3) == {*NEW, "lock.json", "manifest.json"}
+
+
+def test_two_stores_may_have_the_same_names(monkeypatch):
+    import fsspec
+
+    def home():
+        s3fs.S3FileSystem.clear_instance_cache()
+        return open_mirror(ADDRESS, "run").home
+
+    homes = [home()]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://other")
+    homes += [home()]
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"client_kwargs": {"endpoint_url": "http://own"}})
+    homes += [home()]
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://third"})
+    homes += [home()]
+    assert len(set(homes)) == 4 and home() == homes[-1]
+
+
+@pytest.mark.parametrize("is_same", [False, True])
+def test_a_copy_keeps_nothing_of_an_earlier_state(s3, is_same):
+    """What an analysis wrote stays if it was of this run."""
+    old = {"run.json": '{"finished": false, "seed": 1}', "checkpoints/members/000_loss=0.1.npz": ""}
+    with mirrored(ADDRESS, False) as mirror:
+        fill(mirror.run_dir, old)
+        mirror.push()
+    folder = fetch_run(ADDRESS)
+    (folder / "analysis.csv").write_text("")
+    new = {"run.json": f'{{"finished": true, "seed": {1 if is_same else 2}}}', "results.csv": "1"}
+    if not is_same:
+        empty(s3)
+        fill(mirror.run_dir, {})
+    with mirrored(ADDRESS, is_same) as mirror:
+        fill(mirror.run_dir, new)
+        mirror.push()
+    assert read(fetch_run(ADDRESS)) == new | ({"analysis.csv": ""} if is_same else {})
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_damaged_file_of_a_finished_run_is_refused(s3, on_machine, is_finished):
+    files = NEW if is_finished else OLD
+    with mirrored(ADDRESS, False) as mirror:
+        fill(mirror.run_dir, files)
+        mirror.push()
+    put(s3, "metrics.jsonl", "1 2 3")
+    on_machine("second")
+    if not is_finished:
+        assert read(fetch_run(ADDRESS)) == OLD | {"metrics.jsonl": "1 2 3"}
+        return
+    for _ in range(2):
+        with pytest.raises(ValueError, match=rf"^{ADDRESS}/metrics\.jsonl: damaged"):
+            fetch_run(ADDRESS)
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: damaged"), mirrored(ADDRESS, True):
+            pass
 
 
 def test_what_the_manifest_does_not_list_does_not_count(s3, on_machine):
@@ -250,7 +260,10 @@ def test_what_the_manifest_does_not_list_does_not_count(s3, on_machine):
         pass
     empty(s3)
     put(s3, "results.csv", "of somebody")
-    with pytest.raises(ValueError, match="holds other results"), mirrored(ADDRESS, True):
+    with (
+        pytest.raises(ValueError, match=r"other results \(manifest.json is"),
+        mirrored(ADDRESS, True),
+    ):
         pass
     with pytest.raises(FileNotFoundError, match="no run here"):
         fetch_run(ADDRESS)
@@ -298,6 +311,27 @@ def test_a_lock_without_a_sign_of_life_is_taken_over(s3, on_machine, capsys, mon
     assert names(s3) == {*NEW, "manifest.json"}
 
 
+def test_a_lock_of_this_folder_is_taken_over_at_once(s3, on_machine, tmp_path, capsys):
+    """Its copy does so, too, and then the first one hears of it: each has an id of its own."""
+    with mirrored(ADDRESS, False) as mirror:
+        killed = json.loads(content(s3, "lock.json"))
+    put(s3, "lock.json", json.dumps(killed))
+    holding = mirrored(ADDRESS, False)
+    mirror = holding.__enter__()
+    lock = json.loads(content(s3, "lock.json"))
+    assert lock["owner"] == mirror.owner != killed["owner"] and lock["time"] > killed["time"]
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    on_machine("copy")
+    with mirrored(ADDRESS, False) as copy:
+        fill(mirror.run_dir, OLD)
+        with pytest.raises(OSError, match="another process has taken this run over"):
+            mirror.push()
+        fill(copy.run_dir, NEW)
+        copy.push()
+    holding.__exit__(None, None, None)
+    assert names(s3) == {*NEW, "manifest.json"} and capsys.readouterr().err == ""
+
+
 def test_of_two_that_take_a_lock_over_one_wins(s3, on_machine, monkeypatch):
     put(s3, "lock.json", '{"owner": "dead"}')
     sleep = time.sleep
@@ -340,128 +374,3 @@ def test_a_process_that_lost_its_lock_hears_of_it(s3, monkeypatch):
         with pytest.raises(OSError, match="another process has taken this run over"):
             mirror.check()
     assert names(s3) == {"lock.json"}
-
-
-# --- sweeps
-
-
-@pytest.mark.parametrize(
-    ("address", "message"),
-    [
-        ("s3://nowhere/run", "s3://nowhere/run: not found: The specified bucket does not exist"),
-        ("gs://bucket/run", "gs://bucket/run: No module named 'gcsfs_'; pip install 'normjax[gs]'"),
-        ("az://bucket/run", "--workdir=az://bucket/run: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"),
-        ("s3://bucket", "--workdir=s3://bucket: gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is"),
-        ("s3://bucket/../run", "--workdir=s3://bucket/../run: gs://BUCKET/FOLDER or s3://"),
-    ],
-)
-def test_what_is_no_folder_of_a_bucket_is_one_line(invoke, monkeypatch, address, message):
-    monkeypatch.setitem(bucket.PACKAGES, "gs", "gcsfs_")
-    assert error_of(invoke, *RUN, f"--workdir={address}").startswith(f"error: {message}")
-
-
-@pytest.mark.slow
-def test_without_credentials_or_a_network_it_is_one_line(invoke, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
-    s3fs.S3FileSystem.clear_instance_cache()
-    said = error_of(invoke, *RUN, f"--workdir={ADDRESS}")
-    assert said.startswith(f"error: {ADDRESS}: Could not connect to the endpoint URL: ")
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3fs.S3FileSystem.clear_instance_cache()
-    said = error_of(invoke, *RUN, f"--workdir={ADDRESS}")
-    assert said.startswith(f"error: {ADDRESS}: ") and "credentials" in said
-
-
-def test_only_a_sweep_writes_to_a_bucket():
-    said = error_of(parse, explain.Config, "--from=.", "--workdir=s3://bucket/run")
-    assert "a local folder is needed, not an address" in said
-    for load in (read_results, lambda address: load_member(address, 0)):
-        with pytest.raises(ValueError, match=r"fetch_run makes it a local folder"):
-            load(ADDRESS)
-
-
-KILLED = """
-import os, signal
-from experiments import flags, random_pretrain
-from normjax.results import metrics
-from normjax.training.config import SweepConfig
-
-append = metrics.append_metrics
-
-def append_and_die(run_dir, members, common, values):
-    lines = append(run_dir, members, common, values)
-    if (common["group"], common["step"]) == (1, 5):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return lines
-
-metrics.append_metrics = append_and_die
-flags.run(random_pretrain.main, SweepConfig)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_on_another_machine(invoke, s3, on_machine, tmp_path, capsys):
-    invoke(*RUN, f"--workdir={tmp_path / 'whole'}")
-    flags = [*RUN, f"--workdir={ADDRESS}"]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *flags], env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert killed.returncode == -signal.SIGKILL
-    assert {"lock.json", "checkpoints/groups/000.csv"} <= names(s3)
-    put(s3, "checkpoints/progress/001/5/half", "of a checkpoint")
-    on_machine("second")
-    assert "is in use by another process; if that was killed" in error_of(invoke, *flags)
-    capsys.readouterr()
-    invoke(*flags, "--resume")
-    said = capsys.readouterr()
-    assert "epoch 5 of 8" in said.err and "epoch 4 of 8" not in said.err
-    assert f"{ADDRESS}: all of it is there" in said.out
-    for name in ("results.csv", "metrics.jsonl"):
-        assert content(s3, name) == (tmp_path / "whole" / name).read_bytes()
-    whole = {path for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    whole = {path.relative_to(tmp_path / "whole").as_posix() for path in whole} - {".lock"}
-    assert names(s3) == {*whole, "manifest.json"}
-
-    on_machine("third")
-    assert "already holds a run" in error_of(invoke, *flags)
-    assert "different --epochs" in error_of(invoke, *flags, "--resume", "--epochs=7")
-    invoke(*flags, "--resume")
-    assert "is finished; nothing to do" in capsys.readouterr().out
-    folder = Path(parse(explain.Config, f"--from={ADDRESS}").source)
-    assert folder.name == "run" and read_results(folder).equals(read_results(tmp_path / "whole"))
-    ours, theirs = (load_member(each, 1)[1] for each in (folder, tmp_path / "whole"))
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
-def steps_of(s3):
-    """The epochs whose checkpoints count."""
-    paths = json.loads(content(s3, "manifest.json"))["files"]
-    return {path.split("/")[3] for path in paths if path.startswith("checkpoints/progress/")}
-
-
-@pytest.mark.slow
-def test_a_network_that_fails_in_the_middle_loses_nothing(
-    invoke, s3, monkeypatch, tmp_path, capsys
-):
-    """The second checkpoint cannot be sent."""
-    push, count = bucket.Mirror.push, 0
-
-    def push_twice(mirror):
-        nonlocal count
-        count += 1
-        if count == 3:
-            mirror.fs = Failing(mirror.fs, 1)
-        push(mirror)
-
-    flags = [*RUN, f"--workdir={ADDRESS}", "--members_per_group=2", "--tensorboard"]
-    with monkeypatch.context() as patch:
-        patch.setattr(bucket.Mirror, "push", push_twice)
-        said = error_of(invoke, *flags)
-    where = f"what is not there yet is in {tmp_path}/first/"
-    assert said.startswith(f"error: {ADDRESS}: the network is down; {where}")
-    assert steps_of(s3) == {"2"}
-    invoke(*flags, "--resume")
-    said = capsys.readouterr().err
-    assert f"sending what is not in {ADDRESS} yet\n" in said and said.count("epoch 3 of 8") == 1
-    assert {"results.csv", "report.html"} <= names(s3)
