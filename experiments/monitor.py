@@ -25,7 +25,7 @@ from normjax.plots.style import join_title
 from normjax.report.render import render, write_page
 from normjax.results.columns import write_columns
 from normjax.results.metrics import METRICS_FILE, read_metrics
-from normjax.results.table import read_results
+from normjax.results.table import RESULTS_FILE, read_results
 from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import check_that, setting
 from normjax.training.finished_run import check_output, read_definitions
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
         for selection in table["selection"].unique():
             picks += network_picks(table, selection, config.norm)
         if (run_dir / METRICS_FILE).exists():
-            of_epochs = epoch_picks(read_metrics(run_dir))
+            of_epochs = epoch_picks(read_own_metrics(run_dir, table))
             no_epochs = "" if of_epochs else "no test losses were measured along training"
             picks += of_epochs
         else:
@@ -64,13 +64,32 @@ def main(config: Config) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     title = join_title([dataset_label(settings.dataset), settings.model])
-    page = {"title": title, "outcomes": OUTCOMES, "tables": tables_of(picks)}
-    page["no_epochs"] = no_epochs
+    tables = tables_of(picks)
+    page = {"title": title, "outcomes": OUTCOMES, "tables": tables, "no_epochs": no_epochs}
     names = [field.name for field in dataclasses.fields(PickRate)]
     write_columns(workdir / "picks.csv", pd.DataFrame(picks, columns=names))
     write_page(workdir / "monitor.md", "monitor.md", **page)
     print(render("monitor.md", **page), end="")
     print(workdir / "monitor.md")
+
+
+def read_own_metrics(run_dir: Path, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the lines of `read_metrics`, which must be of networks in the table.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: a line is damaged, or of another network.
+    """
+    names = ["member", "family", "level", "seed"]
+    networks = set(table[names].itertuples(index=False, name=None))
+    lines = read_metrics(run_dir)
+    for line in lines:
+        if tuple(line[name] for name in names) not in networks:
+            raise ValueError(
+                f"{run_dir / METRICS_FILE}: member {line['member']} (family {line['family']}, "
+                f"level {line['level']:g}, seed {line['seed']}) is not in {RESULTS_FILE}"
+            )
+    return lines
 
 
 def tables_of(picks: Sequence[PickRate]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ class Run:
       flagfile: stem of the flagfile with the paper's settings.
       data: "cifar10" or "cifar100"; "" if the experiment draws its own data.
       shared: additional flags that other figures of the run need.
-      small: flags for scale "small"; all runs together take 3 to 5 hours on 2 CPU cores.
+      small: flags for scale "small"; all runs together take hours on 2 CPU cores.
       smoke: flags for scale "smoke", on digits; all runs together take a few minutes.
     """
 

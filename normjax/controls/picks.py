@@ -1,6 +1,6 @@
 """How often a quantity picks the better of two networks, or of two epochs of one network.
 
-The paper recommends to monitor the training loss of the normalized network. Its rivals need no
+The paper recommends monitoring the training loss of the normalized network. Its rivals need no
 normalization: the training loss as trained, the product of norms, and for epochs, the later one.
 """
 
@@ -44,7 +44,7 @@ class PickRate:
       outcome: what makes a choice better, if it is lower: a key of `OUTCOMES`.
       quantity: the name of the quantity; of epochs, the later one is a choice too.
       rate: fraction of pairs, with half of those in which the quantities are equal; 0.5 is chance.
-        Of epochs, the mean over networks.
+        Within levels it is the mean over levels, of epochs the mean over networks.
       low: lower end of the 95% jackknife interval over levels, or None.
       high: upper end, or None.
       loss: outcome at the smallest value of all that can be chosen, minus the best outcome; a
@@ -152,13 +152,12 @@ def epoch_picks(metrics: Sequence[Mapping[str, Any]]) -> list[PickRate]:
     The epochs are those with true labels and a measured test loss. Each network counts alike.
 
     Args:
-      metrics: lines of metrics.jsonl; those of networks with random labels are left out. Quantities
-        that a line lacks are left out, and so are networks with a loss that is not finite.
+      metrics: the lines of `read_metrics`. Quantities that a line lacks are left out, and so are
+        networks with a loss that is not finite.
     """
-    lines = [line for line in metrics if line["family"] != "random_labels"]
-    known = {name for name in EPOCH_QUANTITIES if lines and all(name in line for line in lines)}
+    known = {name for name in EPOCH_QUANTITIES if all(name in line for line in metrics)}
     members = []
-    for own in lines_by_member(lines).values() if lines else ():
+    for own in lines_by_member(metrics).values() if metrics else ():
         late = [line for line in own if has_true_labels(line) and "test_loss" in line]
         level = f"{own[0]['family']} {own[0]['level']:g}"
         needed = [*OUTCOMES, *sorted(known)]

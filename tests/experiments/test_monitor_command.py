@@ -53,3 +53,13 @@ def test_damaged_files_are_named(name, tmp_path):
     config = parse(f"--from={tmp_path / 'run'}", f"--workdir={tmp_path / 'out'}")
     assert name in commands.error_of(monitor.main, config)
     assert not (tmp_path / "out").exists()
+
+
+def test_metrics_of_another_run_are_refused(tmp_path):
+    shutil.copytree(COMMITTED, tmp_path / "run")
+    shutil.copy(COMMITTED.parent / "default_init" / "metrics.jsonl", tmp_path / "run")
+    config = parse(f"--from={tmp_path / 'run'}", f"--workdir={tmp_path / 'out'}")
+    said = commands.error_of(monitor.main, config)
+    expected = "member 0 (family default_init, level 0, seed 0) is not in results.csv"
+    assert said.endswith(f"metrics.jsonl: {expected}")
+    assert not (tmp_path / "out").exists()
