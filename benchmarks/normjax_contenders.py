@@ -35,6 +35,7 @@ from normjax.training.ensemble import (
     share,
 )
 from normjax.training.evaluate import choose_evaluation_batch_size
+from normjax.training.plan import divide_batches
 from normjax.training.processes import prepare_cpu
 from normjax.training.strategies import STRATEGIES, use_strategy
 
@@ -62,15 +63,20 @@ def make_networks(
 ) -> Networks:
     """Initialize networks as in an experiment; convnet5 has batch normalization.
 
-    The number of networks is `members`, rounded up to a multiple of the number of devices. The
+    If the number of devices is a multiple of `members`, all share the batches of a network;
+    otherwise the number of networks is rounded up to a multiple of the number of devices. The
     strategy is that of the platform without timing, unless one is given.
     """
     prepare_cpu()
+    num_devices = len(jax.local_devices())
+    num_parts = 1 if num_devices % members else num_devices // members
     images, labels = make_data(num_images, IMAGE_SHAPE)
     net = model
     if isinstance(model, str):
         net = make_model(model, NUM_CLASSES, batch_norm=model == "convnet5")
     classifier = make_classifier(net, IMAGE_SHAPE, NUM_CLASSES)
+    if num_parts > 1:
+        classifier = divide_batches(classifier, IMAGE_SHAPE, num_parts)
     ensemble = make_ensemble(
         use_strategy(classifier, IMAGE_SHAPE, strategy) if strategy else classifier,
         optax.sgd(0.01, momentum=0.9),
@@ -79,10 +85,13 @@ def make_networks(
         norms=[parse_norm(name) for name in NORMS],
         matmul_precision=matmul_precision,
         at_once=STRATEGIES[strategy].at_once if strategy else None,
+        devices_per_network=num_parts,
     )
-    padded = pad_members([Member(i, i, "default_init", 0.0) for i in range(members)])
-    state = ensemble.init(shard_members(jnp.stack([member.key(0) for member in padded])), None)
-    labels = shard_members(np.broadcast_to(labels, (len(padded), num_images)))
+    place = partial(shard_members, mesh=ensemble.mesh)
+    networks = [Member(i, i, "default_init", 0.0) for i in range(members)]
+    padded = pad_members(networks, ensemble.places)
+    state = ensemble.init(place(jnp.stack([member.key(0) for member in padded])), None)
+    labels = place(np.broadcast_to(labels, (len(padded), num_images)))
     return Networks(ensemble, state, labels, share(images))
 
 

@@ -59,6 +59,7 @@ def conv_batch_norm(
     padding: str = "VALID",
     algorithm: str = "platform",
     epsilon: float = 1e-5,
+    axis_name: str | None = None,
 ) -> tuple[Activations, Moments]:
     """Convolve, normalize with the statistics of the batch and apply ReLU.
 
@@ -75,6 +76,8 @@ def conv_batch_norm(
       padding: "VALID" or "SAME", as in `conv2d`.
       algorithm: as in `conv2d`; "platform" takes a few images at a time on a CPU.
       epsilon: added to the variance.
+      axis_name: the mesh axis whose devices each hold a part of the batch; their statistics are
+        combined, as by `flax.linen.BatchNorm`.
 
     Returns:
       The activations and the statistics of the batch; the variance is biased.
@@ -84,6 +87,8 @@ def conv_batch_norm(
     """
     y, total, squares = _apply_block(x, kernel, weights, strides, padding, algorithm)
     count = jnp.sum(weights) * y.shape[1] * y.shape[2]
+    if axis_name is not None:
+        total, squares, count = lax.psum((total, squares, count), axis_name)
     mean = total / count
     var = jnp.maximum(squares / count - mean * mean, 0)
     factor = scale * lax.rsqrt(var + epsilon)

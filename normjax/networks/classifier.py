@@ -108,13 +108,10 @@ def make_classifier(
     return Classifier(init, train_apply, apply, shapes, structure, tied, module)
 
 
-def use_algorithm(classifier: Classifier, image_shape: Sequence[int], algorithm: str) -> Classifier:
-    """Return the same network, whose convolutions use another algorithm of `conv2d`.
-
-    Its Linen module must have the field `algorithm`.
-    """
+def with_fields(classifier: Classifier, image_shape: Sequence[int], **fields: Any) -> Classifier:
+    """Return the same network, computed in another way: fields of its Linen module are replaced."""
     assert classifier.module is not None
-    module = classifier.module.clone(algorithm=algorithm)
+    module = classifier.module.clone(**fields)
     _, train_apply, apply = _linen_functions(module, image_shape)
     return classifier._replace(train_apply=train_apply, apply=apply, module=module)
 

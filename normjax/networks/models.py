@@ -104,6 +104,7 @@ class ConvNet5(nn.Module):
     init_std: Any = None
     batch_norm: bool = False
     algorithm: str = "platform"
+    axis_name: str | None = None  # of the devices that share a batch, as in `nn.BatchNorm`
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False, mask: Array | None = None) -> Array:
@@ -141,6 +142,7 @@ class ConvNet5(nn.Module):
                 strides=(stride, stride),
                 padding="SAME",
                 algorithm=self.algorithm,
+                axis_name=self.axis_name,
             )
             running = self.get_variable("batch_stats", f"BatchNorm_{i}")
             running = {

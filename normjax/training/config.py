@@ -294,6 +294,12 @@ class SweepConfig:
         "How a GPU or TPU trains many networks; auto: the fastest, found by timing.",
         allowed=("auto", *STRATEGIES),
     )
+    devices_per_network: int = setting(
+        1,
+        "Devices (CPU: cores) that train each network, each on a part of every batch; for fewer "
+        "networks than devices. The parts' sums are rounded otherwise than the batch's.",
+        check=at_least(1),
+    )
     matmul_precision: str = setting(
         "default",
         "Of convolutions in training. default: TF32 on NVIDIA, as in PyTorch, and bfloat16 on TPU; "

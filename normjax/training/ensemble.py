@@ -7,6 +7,7 @@ only on its own definition.
 import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from normjax.training.strategies import ALL
 from normjax.types import Array
 
 AXIS = "member"
+PART = "part"  # of each batch
 
 
 class Member(NamedTuple):
@@ -92,6 +94,7 @@ class Ensemble(NamedTuple):
         (Snapshots, LossAndError [M]).
       evaluate_plainly: (variables, labels [M, N], images) -> LossAndError [M].
       evaluate: (variables, labels [M, N], images) -> EvaluationSums [M].
+      mesh: the devices, see `member_mesh`.
     """
 
     init: Callable
@@ -102,6 +105,12 @@ class Ensemble(NamedTuple):
     track: Callable
     evaluate_plainly: Callable
     evaluate: Callable
+    mesh: Mesh
+
+    @property
+    def places(self) -> int:
+        """How many networks the local devices train side by side, one each or sharing it."""
+        return self.mesh.shape[AXIS]
 
 
 def make_ensemble(
@@ -116,6 +125,7 @@ def make_ensemble(
     stop_at_targets: bool = False,
     matmul_precision: str = "default",
     at_once: int | None = None,
+    devices_per_network: int = 1,
 ) -> Ensemble:
     """Make the functions that train and evaluate many networks of one architecture.
 
@@ -131,8 +141,12 @@ def make_ensemble(
         and a loss over the training set, with zero error, below all of them.
       matmul_precision: of training, see `make_train_step`.
       at_once: networks that a device trains and evaluates side by side, see `map_members`.
+      devices_per_network: devices that train each network, each on a part of every batch;
+        statistics of batch normalization must be combined over the axis `PART`.
     """
-    microbatch_size = choose_microbatch_size(classifier, batch_size)
+    mesh = member_mesh(devices_per_network)
+    axis_name = PART if devices_per_network > 1 else None
+    microbatch_size = choose_microbatch_size(classifier, -(-batch_size // devices_per_network))
     targets = jnp.asarray(target_losses, jnp.float32)
 
     def make_evaluate(norms):
@@ -141,8 +155,12 @@ def make_ensemble(
         return lambda variables, labels, images: evaluate(variables, images, labels)
 
     def map_train_epoch(weight_decay, augment):
-        step = make_train_step(classifier, tx, microbatch_size, weight_decay, matmul_precision)
-        epoch = make_train_epoch(step, batch_size, microbatch_size, augment=augment)
+        step = make_train_step(
+            classifier, tx, microbatch_size, weight_decay, matmul_precision, axis_name
+        )
+        epoch = make_train_epoch(
+            step, batch_size, microbatch_size, augment=augment, axis_name=axis_name
+        )
         if stop_at_targets:
             epoch = unless_stopped(epoch)
         return map_members(
@@ -150,6 +168,7 @@ def make_ensemble(
             num_shared=2,
             at_once=at_once,
             donate=True,
+            mesh=mesh,
         )
 
     evaluate_without_norms = make_evaluate(())
@@ -176,23 +195,30 @@ def make_ensemble(
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
         return kept._replace(running_loss=metrics.loss), found
 
+    mapped = partial(map_members, mesh=mesh)
     return Ensemble(
-        init=map_members(
+        init=mapped(
             lambda key, std: init_state(classifier, tx, key, std, may_stop=stop_at_targets)
         ),
-        reset_optimizer=map_members(lambda state: reset_optimizer(tx, state)),
+        reset_optimizer=mapped(lambda state: reset_optimizer(tx, state)),
         pretrain_epoch=map_train_epoch(0.0, False) if weight_decay or augment else None,
         train_epoch=map_train_epoch(weight_decay, augment),
-        init_snapshots=map_members(lambda s: init_snapshots(s.variables, len(target_losses))),
+        init_snapshots=mapped(lambda s: init_snapshots(s.variables, len(target_losses))),
         # One by one on every platform: under vmap, no member could skip its evaluation.
-        track=map_members(track, num_shared=3, at_once=1),
-        evaluate_plainly=map_members(evaluate_plainly, num_shared=1, at_once=at_once),
-        evaluate=map_members(make_evaluate(norms), num_shared=1, at_once=at_once),
+        track=mapped(track, num_shared=3, at_once=1),
+        evaluate_plainly=mapped(evaluate_plainly, num_shared=1, at_once=at_once),
+        evaluate=mapped(make_evaluate(norms), num_shared=1, at_once=at_once),
+        mesh=mesh,
     )
 
 
 def map_members(
-    fn: Callable, *, num_shared: int = 0, at_once: int | None = None, donate: bool = False
+    fn: Callable,
+    *,
+    num_shared: int = 0,
+    at_once: int | None = None,
+    donate: bool = False,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """Compile a function of one network for stacked members, sharded over the local devices.
 
@@ -203,9 +229,10 @@ def map_members(
         one on a CPU, because the activations of one small network fit in its cache, `ALL`
         elsewhere.
       donate: whether the first argument's memory is reused for the result; it can't be used again.
+      mesh: the devices; by default `member_mesh()`. All devices along `PART` run the same networks.
 
     Returns:
-      The function of stacked arguments (leading axis M, a multiple of the number of devices).
+      The function of stacked arguments (leading axis M, a multiple of the mesh's axis `AXIS`).
     """
 
     def of_members(*args):
@@ -227,7 +254,7 @@ def map_members(
         specs = (PartitionSpec(AXIS),) * split + (PartitionSpec(),) * num_shared
         return jax.shard_map(
             of_members,
-            mesh=member_mesh(),
+            mesh=mesh or member_mesh(),
             in_specs=specs,
             out_specs=PartitionSpec(AXIS),
             check_vma=False,
@@ -246,14 +273,15 @@ def with_sentinels() -> Iterator[None]:
         yield
 
 
-def member_mesh() -> Mesh:
-    """Return the mesh of all local devices, with the member axis."""
-    return Mesh(np.array(jax.local_devices()), (AXIS,))
+def member_mesh(devices_per_network: int = 1) -> Mesh:
+    """Return the mesh of all local devices: `AXIS` divides the members, `PART` their batches."""
+    devices = np.array(jax.local_devices())
+    return Mesh(devices.reshape(-1, devices_per_network), (AXIS, PART))
 
 
-def shard_members(tree: Any) -> Any:
+def shard_members(tree: Any, mesh: Mesh | None = None) -> Any:
     """Place stacked leaves on the devices, split along the member axis."""
-    return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec(AXIS)))
+    return jax.device_put(tree, NamedSharding(mesh or member_mesh(), PartitionSpec(AXIS)))
 
 
 def share(tree: Any) -> Any:
@@ -261,14 +289,14 @@ def share(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(member_mesh(), PartitionSpec()))
 
 
-def pad_members(members: Sequence[Member]) -> list[Member]:
+def pad_members(members: Sequence[Member], places: int | None = None) -> list[Member]:
     """Return the members that this process trains, padded with copies of the last member.
 
-    The padded number is a multiple of the number of devices. Each process gets the same number of
-    members, in order. Copies are never reported.
+    The padded number is a multiple of `places`, by default the number of devices. Each process gets
+    the same number of members, in order. Copies are never reported.
     """
     num_here = -(-len(members) // jax.process_count())
-    num_here += -num_here % len(jax.local_devices())
+    num_here += -num_here % (places or len(jax.local_devices()))
     padded = [*members, *[members[-1]] * (num_here * jax.process_count() - len(members))]
     start = jax.process_index() * num_here
     return padded[start : start + num_here]

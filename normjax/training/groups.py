@@ -33,13 +33,13 @@ def plan_groups(sweep: Sweep, run_dir: Path) -> Sweep:
         return sweep
     size = sweep.config.members_per_group
     if size is None:
-        num_devices = jax.device_count()
-        wanted = -(-largest // num_devices)
+        places = jax.process_count() * sweep.ensemble.places
+        wanted = -(-largest // places)
         fit = networks_that_fit(sweep, wanted)
         if fit == wanted:
             return sweep
         parts = -(-wanted // fit)
-        size = -(-wanted // parts) * num_devices  # as evenly as the devices allow
+        size = -(-wanted // parts) * places  # as evenly as the devices allow
         if processes.is_first():
             print(f"memory: {largest} networks do not fit, using groups of {size}", file=sys.stderr)
     return split_groups(sweep, run_dir, done, size)
@@ -118,15 +118,15 @@ def halve_groups(sweep: Sweep, run_dir: Path, group: int) -> Sweep:
     Raises:
       OutOfMemoryError: the group has only one network per device.
     """
-    num_devices = jax.device_count()
-    per_device = -(-len(sweep.groups[group]) // num_devices)
+    places = jax.process_count() * sweep.ensemble.places
+    per_device = -(-len(sweep.groups[group]) // places)
     numbers = ", ".join(str(member.index) for member in sweep.groups[group])
     if per_device == 1:
         raise processes.OutOfMemoryError(
             f"out of memory with one network on a device (members {numbers}): reduce "
             "--train_size or --batch_size, or use a device with more memory"
         )
-    size = (per_device + 1) // 2 * num_devices
+    size = (per_device + 1) // 2 * places
     if processes.is_first():
         print(
             f"out of memory with {len(sweep.groups[group])} networks (members {numbers}): "
@@ -158,7 +158,9 @@ def finish_group(sweep: Sweep, run_dir: Path, group: int) -> None:
     for selection in selections(sweep.config, progress.state, progress.snapshots, len(members)):
         if signum := processes.all_max(sweep.signal()):
             raise StoppedError(signum, run_dir)
-        variables = processes.attempt(lambda now=selection: shard_members(now.variables()))
+        variables = processes.attempt(
+            lambda now=selection: shard_members(now.variables(), sweep.ensemble.mesh)
+        )
         kept = gather_members(variables, len(members))
         if processes.is_first():
             for i, member in enumerate(members):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from normjax.training.ensemble import AXIS, Ensemble, make_order_key, member_mesh
+from normjax.training.ensemble import AXIS, Ensemble, make_order_key
 
 SHARE = 0.8  # fraction of the free memory to use: the estimate ignores fragmentation
 MEMINFO = Path("/proc/meminfo")
@@ -95,10 +95,10 @@ def group_memory(
       The bytes; infinity if the compiler itself runs out of memory; None if the backend does not
       report them.
     """
-    mesh = member_mesh()
+    mesh, places = ensemble.mesh, ensemble.places
     stacked = lambda tree: _abstract(tree, NamedSharding(mesh, PartitionSpec(AXIS)))  # noqa: E731
     shared = lambda tree: _abstract(tree, NamedSharding(mesh, PartitionSpec()))  # noqa: E731
-    count = num_per_device * mesh.size
+    count = num_per_device * places
     keys = stacked(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count)))
     state = stacked(jax.eval_shape(ensemble.init, keys, None))
     snapshots = stacked(jax.eval_shape(ensemble.init_snapshots, state))
@@ -106,11 +106,11 @@ def group_memory(
     order_key = shared(jax.eval_shape(lambda: make_order_key(0)))
     metrics = stacked(jax.eval_shape(ensemble.train_epoch, state, labels, images, order_key)[1])
     now = (jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool))
-    kept = _device_bytes((state, snapshots), mesh.size)
+    kept = _device_bytes((state, snapshots), places)
     test = 0.0
     if test_shape is not None:
         test_labels, test_images = _split(test_shape, count, stacked, shared)
-        test = _device_bytes(test_labels, mesh.size) + _device_bytes(test_images, 1)
+        test = _device_bytes(test_labels, places) + _device_bytes(test_images, 1)
     programs: list[tuple[Any, tuple, float]] = [  # a function, its arguments, other bytes
         (ensemble.train_epoch, (state, labels, images, order_key), kept + test),
         (ensemble.track, (snapshots, state, labels, metrics, images, *now), test),

@@ -54,17 +54,18 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
     config, ensemble, dataset = sweep.config, sweep.ensemble, sweep.dataset
     members = sweep.groups[group]
     numbers = [member.index for member in members]
-    padded = pad_members(members)
+    padded = pad_members(members, ensemble.places)
     first = np.stack([first_labels(config, dataset, member) for member in padded])
     second = np.stack([own_labels(config, dataset, member, "train") for member in padded])
     order_key = share(make_order_key(config.seed))
+    place = partial(shard_members, mesh=ensemble.mesh)
 
     def start_networks():
         keys = jnp.stack([member.key(config.seed) for member in padded])
         stds = [member.init_std for member in padded]
-        state = ensemble.init(*shard_members((keys, None if None in stds else jnp.array(stds))))
+        state = ensemble.init(*place((keys, None if None in stds else jnp.array(stds))))
         test = evaluation_data(sweep, padded, "test", own_labels) if config.test_every else ()
-        diverged_at = shard_members(np.zeros(len(padded), np.int32))
+        diverged_at = place(np.zeros(len(padded), np.int32))
         with with_sentinels():
             snapshots = ensemble.init_snapshots(state)
         progress = Progress(state, snapshots, diverged_at)
@@ -130,14 +131,14 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         progress, start = checkpoints.restore_progress(checkpointer, progress, numbers)
         if processes.is_first():
             write_events(metrics.keep_metrics(run_dir, members, start))
-        labels = shard_members(first if start < config.pretrain_epochs else second)
+        labels = place(first if start < config.pretrain_epochs else second)
         unwritten = []  # metrics of epochs that may still be trained
         num_ahead = epochs_ahead()
         if all_have_stopped(progress.state, len(members)):
             return progress
         for step in epochs_progress(sweep, group, start):
             if step == config.pretrain_epochs:
-                labels = shard_members(second)
+                labels = place(second)
             progress, values = processes.attempt(partial(train_epoch, step, progress, labels))
             unwritten.append((step, values))
             all_stopped = write_metrics(unwritten, num_ahead)

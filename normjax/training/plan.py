@@ -1,6 +1,7 @@
 """Set up a sweep: the data, the network and the compiled functions."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from normjax.networks.classifier import (
     import_model,
     leaf_shapes,
     make_classifier,
+    with_fields,
 )
-from normjax.networks.models import make_model
+from normjax.networks.models import MODEL_NAMES, ConvNet3, ConvNet5, Linear, make_model
 from normjax.norms import parse_norm
 from normjax.training import processes
 from normjax.training.augment import SHARE
 from normjax.training.config import SweepConfig, is_reference
-from normjax.training.ensemble import Ensemble, Member, make_ensemble
+from normjax.training.ensemble import PART, Ensemble, Member, make_ensemble
 from normjax.training.strategies import STRATEGIES, strategies_of, use_strategy
 from normjax.training.tuning import find_fastest
 
@@ -84,6 +86,10 @@ def make_sweep(
         raise ValueError(f"--augment=true: images of at least {SHARE} x {SHARE} pixels are needed")
     classifier = choose_classifier(config, dataset.image_shape, dataset.num_classes, model)
     parameters = leaf_shapes(classifier)
+    if config.devices_per_network > 1:
+        classifier = divide_batches(classifier, dataset.image_shape, config.devices_per_network)
+    elif jax.default_backend() == "cpu" and can_divide_batches(classifier):
+        suggest_sharing(len(members))
 
     def make(name: str) -> Ensemble:
         return make_ensemble(
@@ -97,6 +103,7 @@ def make_sweep(
             stop_at_targets=config.stop_at_targets,
             matmul_precision=config.matmul_precision,
             at_once=STRATEGIES[name].at_once,
+            devices_per_network=config.devices_per_network,
         )
 
     allowed = strategies_of(classifier)
@@ -120,15 +127,56 @@ def fastest_strategy(
     """Return how the devices train the networks fastest; every process must call this."""
     if jax.default_backend() == "cpu":
         return "one_by_one"
-    names = ("batch_size", "matmul_precision", "weight_decay", "augment")
+    names = ("batch_size", "matmul_precision", "weight_decay", "augment", "devices_per_network")
+    places = len(jax.local_devices()) // config.devices_per_network
     return processes.from_first(
         lambda: find_fastest(
             make,
             allowed,
-            num_networks=-(-num_members // jax.device_count()) * len(jax.local_devices()),
+            num_networks=-(-num_members // (jax.process_count() * places)) * places,
+            places=places,
             settings={**network, **{name: getattr(config, name) for name in names}},
         )
     )
+
+
+def divide_batches(
+    classifier: Classifier, image_shape: Sequence[int], num_parts: int
+) -> Classifier:
+    """Return the network for devices that share each batch.
+
+    Raises:
+      ValueError: the number of devices is no multiple of `num_parts`, or the network is the user's
+        own: what it does to a batch, such as statistics or dropout, would be done to each part.
+    """
+    flag, num_devices = f"--devices_per_network={num_parts}", len(jax.local_devices())
+    if num_devices % num_parts:
+        raise ValueError(
+            f"{flag}: must divide the {num_devices} devices of a process; on a CPU, "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=N sets their number"
+        )
+    if not can_divide_batches(classifier):
+        raise ValueError(f"{flag}: only {', '.join(MODEL_NAMES)} can be trained so")
+    if isinstance(classifier.module, ConvNet5):
+        return with_fields(classifier, image_shape, axis_name=PART)
+    return classifier
+
+
+def can_divide_batches(classifier: Classifier) -> bool:
+    """Return whether several devices can share the batches of a network."""
+    return isinstance(classifier.module, ConvNet3 | ConvNet5 | Linear)
+
+
+def suggest_sharing(num_members: int) -> None:
+    """Say how idle cores can be used if there are fewer networks than cores."""
+    cores = jax.device_count()
+    allowed = [p for p in range(2, cores // num_members + 1) if cores % p == 0]
+    if allowed and processes.is_first():
+        print(
+            f"{num_members} of {cores} cores would train a network: "
+            f"--devices_per_network={allowed[-1]} shares each batch",
+            file=sys.stderr,
+        )
 
 
 def choose_classifier(

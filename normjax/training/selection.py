@@ -77,7 +77,7 @@ def evaluate_selection(
     Raises:
       OutOfMemoryError: a device ran out of memory.
     """
-    padded = pad_members(members)
+    padded = pad_members(members, sweep.ensemble.places)
     rows = []
     for labels, labels_of in (("natural", natural_labels), ("random", own_labels)):
         chosen = [
@@ -123,7 +123,7 @@ def evaluation_data(
 ) -> tuple[Any, Any]:
     """Return this process's labels [M', N] and the images of a split, on its devices."""
     labels = np.stack([labels_of(sweep.config, sweep.dataset, m, split) for m in padded])
-    return shard_members(labels), share(getattr(sweep.dataset, split).images)
+    return shard_members(labels, sweep.ensemble.mesh), share(getattr(sweep.dataset, split).images)
 
 
 def member_rows(

@@ -97,6 +97,7 @@ def make_train_step(
     microbatch_size: int | None = None,
     weight_decay: float = 0.0,
     matmul_precision: str = "default",
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
     """Make a step of gradient descent on the mean cross entropy of a batch.
 
@@ -109,6 +110,8 @@ def make_train_step(
       weight_decay: this times each parameter is added to its gradient, before momentum.
       matmul_precision: "default", "high" or "highest", of convolutions and products of matrices
         that don't state their own; see `jax.lax.Precision`. It has no effect on a CPU.
+      axis_name: the mesh axis whose devices each hold a part of the batch; sums over the batch are
+        combined.
 
     Returns:
       `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
@@ -154,8 +157,11 @@ def make_train_step(
         product = product_norm(
             state.variables, structure=classifier.structure, tied=classifier.tied
         )
-        (grad_sum, sums), others = sums_fn(params, others, batch, product, key)
-        total = jnp.sum(batch.weights)
+        of_batch, others = sums_fn(params, others, batch, product, key)
+        of_batch = (*of_batch, jnp.sum(batch.weights))
+        if axis_name is not None:
+            of_batch = jax.lax.psum(of_batch, axis_name)
+        grad_sum, sums, total = of_batch
         grads = jax.tree.map(lambda x: x / total, grad_sum)
         if weight_decay:
             grads = jax.tree.map(lambda x, w: x + weight_decay * w, grads, params)
@@ -168,7 +174,7 @@ def make_train_step(
 
 
 def choose_microbatch_size(classifier: Classifier, batch_size: int) -> int | None:
-    """Return the fastest microbatch size: `CPU_MICROBATCH` on a CPU, else None."""
+    """Return the fastest microbatch size of a device: `CPU_MICROBATCH` on a CPU, else None."""
     if jax.default_backend() != "cpu" or classifier.has_state:
         return None
     return min(CPU_MICROBATCH, batch_size)
@@ -180,6 +186,7 @@ def make_train_epoch(
     microbatch_size: int | None = None,
     *,
     augment: bool = False,
+    axis_name: str | None = None,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
     """Make the function of one epoch, a scan over all examples in random order.
 
@@ -190,17 +197,18 @@ def make_train_epoch(
     Args:
       train_step: `train_step(state, batch, key) -> (state, metrics)`.
       batch_size: examples per step.
-      microbatch_size: batches are padded to a multiple of this size.
+      microbatch_size: the parts of batches are padded to a multiple of this size.
       augment: whether `augment_images` draws each batch anew; metrics are then of its images.
+      axis_name: the mesh axis whose devices each take a part of every batch.
 
     Returns:
       `train_epoch(state, images uint8 [N, H, W, C], labels int32 [N], key) -> (state, metrics)`.
     """
-    padded_size = batch_size
-    if microbatch_size is not None:
-        padded_size = math.ceil(batch_size / microbatch_size) * microbatch_size
 
     def train_epoch(state, images, labels, key):
+        num_parts = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        unit = num_parts * (microbatch_size or 1)
+        padded_size = math.ceil(batch_size / unit) * unit
         indices, weights = _batches(key, len(labels), batch_size, padded_size)
 
         def body(carry, batch_of_epoch):
@@ -211,6 +219,8 @@ def make_train_epoch(
             if augment:
                 chosen = augment_images(chosen, step_key)
             batch = Batch(chosen, labels[index], weight)
+            if axis_name is not None:
+                batch = _own_part(batch, axis_name)
             state, metrics = train_step(state, batch, step_key)
             count = jnp.sum(weight)
             return (state, _add(sums, metrics, count)), None
@@ -247,6 +257,12 @@ def _means(sums: MetricSums, count: Array | int) -> Metrics:
 def _add(sums: MetricSums, metrics: Metrics, count: Array) -> MetricSums:
     """Add the means over `count` more examples."""
     return MetricSums(*(total + count * mean for total, mean in zip(sums, metrics, strict=True)))
+
+
+def _own_part(batch: Batch, axis_name: str) -> Batch:
+    """Return this device's part of a batch."""
+    count, own = jax.lax.axis_size(axis_name), jax.lax.axis_index(axis_name)
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:])[own], batch)
 
 
 def _batches(key, num_examples, batch_size, padded_size):

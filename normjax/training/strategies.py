@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from normjax.networks.classifier import Classifier, use_algorithm
+from normjax.networks.classifier import Classifier, with_fields
 from normjax.networks.models import ConvNet3, ConvNet5
 
 ALL = sys.maxsize  # networks
@@ -40,7 +40,7 @@ def use_strategy(classifier: Classifier, image_shape: Sequence[int], name: str) 
     algorithm = STRATEGIES[name].algorithm
     if algorithm == "platform":
         return classifier
-    return use_algorithm(classifier, image_shape, algorithm)
+    return with_fields(classifier, image_shape, algorithm=algorithm)
 
 
 def strategies_of(classifier: Classifier) -> list[str]:

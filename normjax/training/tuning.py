@@ -28,6 +28,7 @@ def find_fastest(
     names: Sequence[str],
     *,
     num_networks: int,
+    places: int,
     settings: Mapping[str, Any],
     clock: Callable[[], float] = time.perf_counter,
 ) -> str:
@@ -38,7 +39,8 @@ def find_fastest(
     Args:
       make: returns the compiled functions of a strategy.
       names: the strategies to compare.
-      num_networks: the number of networks of the local devices.
+      num_networks: the number of networks of the local devices, a multiple of `places`.
+      places: the networks of the local devices if each trains one; see `member_mesh`.
       settings: what else the time depends on, as JSON values; among them "batch_size" and
         "image_shape", (H, W, C).
       clock: returns seconds.
@@ -67,7 +69,7 @@ def find_fastest(
             seconds = time_strategy(make(name), count, size, shape, clock)
             if seconds is not None:
                 step_ms[name] = round(1e3 * seconds / count / NUM_BATCHES, 4)
-        count = count // 2 // len(jax.local_devices()) * len(jax.local_devices())
+        count = count // 2 // places * places
     if not step_ms:
         return names[0]
     fastest = min(step_ms, key=lambda name: step_ms[name])
@@ -93,12 +95,12 @@ def time_strategy(
     """
     num_images = NUM_BATCHES * batch_size
     rng = np.random.default_rng(0)
-    labels = shard_members(np.zeros((num_networks, num_images), np.int32))
+    labels = shard_members(np.zeros((num_networks, num_images), np.int32), ensemble.mesh)
     images = share(rng.integers(0, 256, (num_images, *image_shape), np.uint8))
     key = share(make_order_key(0))
     seconds = []
     try:
-        keys = shard_members(jax.random.split(jax.random.key(0), num_networks))
+        keys = shard_members(jax.random.split(jax.random.key(0), num_networks), ensemble.mesh)
         state = ensemble.init(keys, None)
         for _ in range(1 + NUM_RUNS):  # the first one compiles
             started = clock()

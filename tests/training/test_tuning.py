@@ -59,6 +59,7 @@ class Watch:
             self.make,
             list(self.cost),
             num_networks=NUM_NETWORKS,
+            places=len(jax.local_devices()),
             settings={**SETTINGS, **settings},
             clock=self,
         )
