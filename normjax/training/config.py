@@ -256,8 +256,7 @@ class SweepConfig:
     )
     weight_decay: float = setting(
         0.0,
-        "Weight decay as in torch.optim.SGD: this times each parameter, biases and scales of batch "
-        "normalization too, is added to its gradient before momentum; second phase only.",
+        "Weight decay of all parameters as in torch.optim.SGD, before momentum; second phase only.",
         check=check_that(lambda x: 0 <= x < math.inf, "must be at least 0 and finite"),
     )
     augment: bool = setting(
@@ -295,10 +294,7 @@ class SweepConfig:
         allowed=("auto", *STRATEGIES),
     )
     devices_per_network: int = setting(
-        1,
-        "Devices (CPU: cores) that train each network, each on a part of every batch; for fewer "
-        "networks than devices. The parts' sums are rounded otherwise than the batch's.",
-        check=at_least(1),
+        1, "Devices (CPU: cores) that share each batch of a network.", check=at_least(1)
     )
     matmul_precision: str = setting(
         "default",

@@ -168,12 +168,12 @@ def can_divide_batches(classifier: Classifier) -> bool:
 
 
 def suggest_sharing(num_members: int) -> None:
-    """Say how idle cores can be used if there are fewer networks than cores."""
-    cores = jax.device_count()
-    allowed = [p for p in range(2, cores // num_members + 1) if cores % p == 0]
+    """Say how the idle cores of a process can be used if it has fewer networks than cores."""
+    cores, num_here = len(jax.local_devices()), -(-num_members // jax.process_count())
+    allowed = [parts for parts in range(2, cores // num_here + 1) if cores % parts == 0]
     if allowed and processes.is_first():
         print(
-            f"{num_members} of {cores} cores would train a network: "
+            f"{num_here} of {cores} cores would train a network: "
             f"--devices_per_network={allowed[-1]} shares each batch",
             file=sys.stderr,
         )

@@ -90,6 +90,7 @@ def test_every_flag_arrives():
         "members_per_group": 2,
         "checkpoint_every": 1,
         "conv": "patches",
+        "devices_per_network": 2,
         "matmul_precision": "high",
         "resume": True,
         "distributed": "localhost:12345,2,1",
