@@ -29,6 +29,7 @@ PYTORCH_WAYS = {
 PYTORCH_GPU_WAYS = {"PyTorch CUDA graph": "cuda_graph", "PyTorch compile": "compile"}
 RATIOS = (  # between rows with the same members and batch
     ("normjax", "best PyTorch"),
+    ("normjax, shared batches", "best PyTorch"),
     ("eager", "best PyTorch"),
     ("eager NumPy", "best PyTorch"),
     ("normjax", "Flax vmap"),
@@ -75,6 +76,8 @@ def train_cases(
 ) -> list[Case]:
     """Return the contenders at one setting."""
     cases = [_normjax_case(model, members, batch)]
+    if members == 1:
+        cases.append(_normjax_case(model, members, batch, is_shared=True))
     if with_torch:
         ways = PYTORCH_WAYS | (PYTORCH_GPU_WAYS if with_gpu else {})
         steps = max(1, 4 // members)  # the cost per step does not depend on their number
@@ -91,10 +94,11 @@ def train_cases(
     return cases
 
 
-def _normjax_case(model: str, members: int, batch: int) -> Case:
+def _normjax_case(model: str, members: int, batch: int, is_shared: bool = False) -> Case:
     num_images = batch * (4 if batch < 1024 else 2)  # an epoch of a few steps
-    args = (model, members, batch, num_images)
-    return Case("normjax", members, batch, f"{NORMJAX}:prepare_train", args)
+    args = (model, members, batch, num_images, is_shared)
+    name = "normjax, shared batches" if is_shared else "normjax"
+    return Case(name, members, batch, f"{NORMJAX}:prepare_train", args)
 
 
 def evaluate() -> Iterator[Row]:

@@ -60,23 +60,22 @@ def make_networks(
     num_images: int,
     strategy: str | None = None,
     matmul_precision: str = "default",
+    devices_per_network: int = 1,
 ) -> Networks:
     """Initialize networks as in an experiment; convnet5 has batch normalization.
 
-    If the number of devices is a multiple of `members`, all share the batches of a network;
-    otherwise the number of networks is rounded up to a multiple of the number of devices. The
-    strategy is that of the platform without timing, unless one is given.
+    The number of networks is `members`, rounded up to a multiple of the number of devices, or of
+    the number of those that share a network. The strategy is that of the platform without timing,
+    unless one is given.
     """
     prepare_cpu()
-    num_devices = len(jax.local_devices())
-    num_parts = 1 if num_devices % members else num_devices // members
     images, labels = make_data(num_images, IMAGE_SHAPE)
     net = model
     if isinstance(model, str):
         net = make_model(model, NUM_CLASSES, batch_norm=model == "convnet5")
     classifier = make_classifier(net, IMAGE_SHAPE, NUM_CLASSES)
-    if num_parts > 1:
-        classifier = divide_batches(classifier, IMAGE_SHAPE, num_parts)
+    if devices_per_network > 1:
+        classifier = divide_batches(classifier, IMAGE_SHAPE, batch_size, devices_per_network)
     ensemble = make_ensemble(
         use_strategy(classifier, IMAGE_SHAPE, strategy) if strategy else classifier,
         optax.sgd(0.01, momentum=0.9),
@@ -85,7 +84,7 @@ def make_networks(
         norms=[parse_norm(name) for name in NORMS],
         matmul_precision=matmul_precision,
         at_once=STRATEGIES[strategy].at_once if strategy else None,
-        devices_per_network=num_parts,
+        devices_per_network=devices_per_network,
     )
     place = partial(shard_members, mesh=ensemble.mesh)
     networks = [Member(i, i, "default_init", 0.0) for i in range(members)]
@@ -102,9 +101,16 @@ def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
     return compiled, time.perf_counter() - started
 
 
-def prepare_train(model: str, members: int, batch_size: int, num_images: int) -> Prepared:
-    """Prepare an epoch of `num_images` for all members; work counts network-steps."""
-    networks = make_networks(model, members, batch_size, num_images)
+def prepare_train(
+    model: str, members: int, batch_size: int, num_images: int, is_shared: bool = False
+) -> Prepared:
+    """Prepare an epoch of `num_images` for all members; work counts network-steps.
+
+    If `is_shared`, all devices train one network after another, each on a part of every batch.
+    """
+    prepare_cpu()
+    how = {"devices_per_network": len(jax.local_devices())} if is_shared else {}
+    networks = make_networks(model, members, batch_size, num_images, **how)
     return prepare_steps(networks, members, math.ceil(num_images / batch_size))[0]
 
 

@@ -162,7 +162,7 @@ def make_ensemble(
             step, batch_size, microbatch_size, augment=augment, axis_name=axis_name
         )
         if stop_at_targets:
-            epoch = unless_stopped(epoch)
+            epoch = unless_stopped(epoch, axis_name)
         return map_members(
             lambda state, labels, images, key: epoch(state, images, labels, key),
             num_shared=2,

@@ -87,7 +87,7 @@ def group_memory(
 
     Args:
       ensemble: the functions.
-      num_per_device: the number of networks on each local device.
+      num_per_device: the number of networks on each local device, or on those that share them.
       train_shape: (N, H, W, C) of the training images.
       test_shape: the same for the test images, if they are on the devices during training.
 
@@ -183,9 +183,9 @@ def _split(shape, count, stacked, shared):
     return labels, shared(jax.ShapeDtypeStruct(tuple(shape), jnp.uint8))
 
 
-def _device_bytes(tree, num_devices):
-    """Return the bytes per device of a tree that is sharded over the devices."""
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / num_devices
+def _device_bytes(tree, places):
+    """Return the bytes per device of a tree that is sharded over so many places."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / places
 
 
 def _read_fields(path):

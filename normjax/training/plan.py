@@ -25,6 +25,7 @@ from normjax.training import processes
 from normjax.training.augment import SHARE
 from normjax.training.config import SweepConfig, is_reference
 from normjax.training.ensemble import PART, Ensemble, Member, make_ensemble
+from normjax.training.step import CPU_MICROBATCH
 from normjax.training.strategies import STRATEGIES, strategies_of, use_strategy
 from normjax.training.tuning import find_fastest
 
@@ -87,9 +88,10 @@ def make_sweep(
     classifier = choose_classifier(config, dataset.image_shape, dataset.num_classes, model)
     parameters = leaf_shapes(classifier)
     if config.devices_per_network > 1:
-        classifier = divide_batches(classifier, dataset.image_shape, config.devices_per_network)
-    elif jax.default_backend() == "cpu" and can_divide_batches(classifier):
-        suggest_sharing(len(members))
+        parts = (config.batch_size, config.devices_per_network)
+        classifier = divide_batches(classifier, dataset.image_shape, *parts)
+    elif can_divide_batches(classifier) and not config.resume:
+        suggest_sharing(len(members), config.batch_size)
 
     def make(name: str) -> Ensemble:
         return make_ensemble(
@@ -141,20 +143,25 @@ def fastest_strategy(
 
 
 def divide_batches(
-    classifier: Classifier, image_shape: Sequence[int], num_parts: int
+    classifier: Classifier, image_shape: Sequence[int], batch_size: int, num_parts: int
 ) -> Classifier:
     """Return the network for devices that share each batch.
 
     Raises:
-      ValueError: the number of devices is no multiple of `num_parts`, or the network is the user's
-        own: what it does to a batch, such as statistics or dropout, would be done to each part.
+      ValueError: the number of devices is no multiple of `num_parts`, there are fewer images than
+        parts or several processes, or the network is the user's own: what it does to a batch, such
+        as statistics or dropout, would be done to each part.
     """
     flag, num_devices = f"--devices_per_network={num_parts}", len(jax.local_devices())
     if num_devices % num_parts:
         raise ValueError(
-            f"{flag}: must divide the {num_devices} devices of a process; on a CPU, "
-            "XLA_FLAGS=--xla_force_host_platform_device_count=N sets their number"
+            f"{flag}: must divide the {num_devices} devices; on a CPU, XLA_FLAGS="
+            "'--xla_force_host_platform_device_count=N --xla_cpu_multi_thread_eigen=false' sets N"
         )
+    if num_parts > batch_size:
+        raise ValueError(f"{flag}: must not exceed --batch_size={batch_size}")
+    if jax.process_count() > 1:
+        raise ValueError(f"{flag}: only for one process, not with --distributed")
     if not can_divide_batches(classifier):
         raise ValueError(f"{flag}: only {', '.join(MODEL_NAMES)} can be trained so")
     if isinstance(classifier.module, ConvNet5):
@@ -164,16 +171,17 @@ def divide_batches(
 
 def can_divide_batches(classifier: Classifier) -> bool:
     """Return whether several devices can share the batches of a network."""
-    return isinstance(classifier.module, ConvNet3 | ConvNet5 | Linear)
+    return type(classifier.module) in (ConvNet3, ConvNet5, Linear)
 
 
-def suggest_sharing(num_members: int) -> None:
-    """Say how the idle cores of a process can be used if it has fewer networks than cores."""
-    cores, num_here = len(jax.local_devices()), -(-num_members // jax.process_count())
-    allowed = [parts for parts in range(2, cores // num_here + 1) if cores % parts == 0]
-    if allowed and processes.is_first():
+def suggest_sharing(num_members: int, batch_size: int) -> None:
+    """Say how idle cores can be used if there are fewer networks than cores."""
+    cores = len(jax.local_devices())
+    most = min(cores // num_members, batch_size // CPU_MICROBATCH)
+    allowed = [parts for parts in range(2, most + 1) if cores % parts == 0]
+    if allowed and jax.default_backend() == "cpu" and jax.process_count() == 1:
         print(
-            f"{num_here} of {cores} cores would train a network: "
+            f"{num_members} of {cores} cores would train a network: "
             f"--devices_per_network={allowed[-1]} shares each batch",
             file=sys.stderr,
         )

@@ -232,10 +232,15 @@ def make_train_epoch(
     return train_epoch
 
 
-def unless_stopped(train_epoch: Callable) -> Callable:
-    """Make a `train_epoch` that leaves stopped networks as they are; their metrics are NaN."""
+def unless_stopped(train_epoch: Callable, axis_name: str | None = None) -> Callable:
+    """Make a `train_epoch` that leaves stopped networks as they are; their metrics are NaN.
+
+    The devices along `axis_name` train a network together, or all do not.
+    """
 
     def train_or_skip(state, *args):
+        if axis_name is not None:
+            state = state._replace(stopped_at=jax.lax.pmax(state.stopped_at, axis_name))
         unknown = Metrics(*[jnp.float32(jnp.nan)] * len(Metrics._fields))
         return jax.lax.cond(
             state.stopped_at > 0, lambda: (state, unknown), lambda: train_epoch(state, *args)

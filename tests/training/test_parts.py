@@ -41,7 +41,7 @@ def train(name, devices_per_network, *, batch_size=18, augment=False, num_member
     images = rng.integers(0, 256, (40, *SHAPE), np.uint8)
     classifier = classifier_of(name, SHAPE, batch_norm=NETWORKS[name])
     if devices_per_network > 1:
-        classifier = divide_batches(classifier, SHAPE, devices_per_network)
+        classifier = divide_batches(classifier, SHAPE, batch_size, devices_per_network)
     ensemble = make_ensemble(
         classifier,
         optax.sgd(0.05, momentum=0.9),
@@ -109,7 +109,8 @@ def test_each_device_gets_its_part():
     assert set(sizes) == {(3,)}  # batches of 5 are filled to 6
 
 
-RUN = ("--dataset=digits", "--train_size=40", "--test_size=20", "--batch_size=16", "--epochs=2")
+RUN = ("--dataset=digits", "--train_size=40", "--test_size=20", "--batch_size=32", "--epochs=2")
+RUN += ("--target_losses=9", "--stop_at_targets", "--test_every=1")
 RUN += ("--pretrain_epochs=1", "--corruption_levels=0.5", "--checkpoint_every=1")
 SHARED = (*RUN, "--devices_per_network=2")
 
@@ -155,11 +156,17 @@ class Own(nn.Module):
         return nn.Dense(10, use_bias=False)(images.reshape(len(images), -1))
 
 
-def test_what_cannot_share_batches_is_refused(tmp_path, invoke):
+@needs_two_devices
+def test_what_cannot_share_batches_is_refused(tmp_path, invoke, monkeypatch):
     workdir = f"--workdir={tmp_path / 'run'}"
     with pytest.raises(SystemExit, match="=3: must divide the"):
         invoke(*RUN, workdir, "--devices_per_network=3")
+    with pytest.raises(SystemExit, match="=2: must not exceed --batch_size=1"):
+        invoke(*SHARED, workdir, "--batch_size=1")
     own = f"--model={__name__}:Own"
     with pytest.raises(SystemExit, match="=2: only convnet3, convnet5, linear can be trained so"):
         invoke(*SHARED, workdir, own)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="=2: only for one process"):
+        divide_batches(classifier_of("convnet3", SHAPE), SHAPE, 16, 2)
     assert not (tmp_path / "run" / "results.csv").exists()
