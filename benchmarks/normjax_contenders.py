@@ -60,15 +60,16 @@ def make_networks(
     num_images: int,
     strategy: str | None = None,
     matmul_precision: str = "default",
-    devices_per_network: int = 1,
+    is_shared: bool = False,
 ) -> Networks:
     """Initialize networks as in an experiment; convnet5 has batch normalization.
 
-    The number of networks is `members`, rounded up to a multiple of the number of devices, or of
-    the number of those that share a network. The strategy is that of the platform without timing,
-    unless one is given.
+    The number of networks is `members`, rounded up to a multiple of the number of devices, unless
+    `is_shared`: then all devices train one network after another, each on a part of every batch.
+    The strategy is that of the platform without timing, unless one is given.
     """
     prepare_cpu()
+    devices_per_network = jax.local_device_count() if is_shared else 1
     images, labels = make_data(num_images, IMAGE_SHAPE)
     net = model
     if isinstance(model, str):
@@ -104,13 +105,8 @@ def compile_for(fn: Callable, *args: Any) -> tuple[Callable, float]:
 def prepare_train(
     model: str, members: int, batch_size: int, num_images: int, is_shared: bool = False
 ) -> Prepared:
-    """Prepare an epoch of `num_images` for all members; work counts network-steps.
-
-    If `is_shared`, all devices train one network after another, each on a part of every batch.
-    """
-    prepare_cpu()
-    how = {"devices_per_network": len(jax.local_devices())} if is_shared else {}
-    networks = make_networks(model, members, batch_size, num_images, **how)
+    """Prepare an epoch of `num_images` for all members; work counts network-steps."""
+    networks = make_networks(model, members, batch_size, num_images, is_shared=is_shared)
     return prepare_steps(networks, members, math.ceil(num_images / batch_size))[0]
 
 

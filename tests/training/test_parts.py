@@ -31,7 +31,7 @@ NETWORKS = {"convnet3": False, "convnet5": True, "linear": False}  # name: batch
 
 pytestmark = pytest.mark.slow
 needs_two_devices = pytest.mark.skipif(
-    "len(__import__('jax').local_devices()) != 2", reason="two devices share each batch"
+    jax.local_device_count() != 2, reason="two devices share each batch"
 )
 
 
