@@ -261,9 +261,9 @@ def test_the_page(tmp_path, rows):
     assert "\n- [1] epochs 6 instead of 300\n- [2] no data \\| at all\n" in text
     assert "\n## When to stop\n\nNot &lt;known&gt;.\n\n## Runs\n" in text
     assert text.endswith(
-        "\n- `linear`: experiments.linear_margin, 3.5 s, commit abc\n"
+        "\n- `linear`: experiments.linear_margin, 3.5 s since its last start, commit abc\n"
         "- `net`: experiments.random_labels, convnet3, 14 networks, 5,000 training images "
-        "(Digits), 2 x cpu, 7 s, commit None\n"
+        "(Digits), 2 x cpu, 7 s since its last start, commit None\n"
     )
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(rows) and {line.count(" | ") for line in table[2:]} == {6}
