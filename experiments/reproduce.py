@@ -10,6 +10,9 @@ printed. Finished runs are not repeated, interrupted runs are resumed.
     DIR/figures/         fig01.png and .pdf to fig15, linear, monitor (the closing recommendation)
     DIR/ledger.csv and ledger.md
 
+The figures of networks at a target loss get a row for each finished run DIR/runs/<run>_<N> too,
+the same run on N training images; such a run may have stopped at the target.
+
 Figures without data are skipped with a message. The exit code is 0 if all other figures are drawn.
 """
 
@@ -24,7 +27,7 @@ from experiments.paper.figures import FIGURES, OTHER_FIGURES, RUNS, SCALES, run_
 from experiments.paper.networks import networks_of, settings_that_differ
 from experiments.paper.runs import flagfile_of, read_flags
 from normjax.data import dataset_label
-from normjax.files import one_line
+from normjax.files import one_line, read_object
 from normjax.plots.curves import plot_curves
 from normjax.plots.style import save_figure
 from normjax.results.metrics import (
@@ -33,6 +36,7 @@ from normjax.results.metrics import (
     read_metrics,
     read_stops,
 )
+from normjax.training.checkpoints import RUN_FILE
 from normjax.training.config import check_that, check_workdir, setting
 from normjax.training.record import is_marked_finished
 
@@ -116,7 +120,11 @@ def reproduce(config: Config) -> None:
 
     rows = []
     for name in FIGURES:
-        rows += ledger_rows(name, runs_dir / run_of(name), reasons.get(name, NOT_ASKED))
+        run_dir = runs_dir / run_of(name)
+        rows += ledger_rows(name, run_dir, reasons.get(name, NOT_ASKED))
+        if FIGURES[name].is_at_target:
+            for other in runs.finished_sizes(run_of(name), runs_dir):
+                rows += ledger_rows(name, other, "") if other != run_dir else []
     ledger.write_csv(workdir / "ledger.csv", rows)
     records = runs.finished_runs(runs_dir)
     ledger.write_markdown(workdir / "ledger.md", rows, *stopping_of(runs_dir), records)
@@ -200,7 +208,8 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
     try:
         paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
         settings = settings_that_differ(FIGURES[name], paper, ours)
-        return ledger.measured_rows(name, networks_of(name, run_dir), settings)
+        images = read_object(run_dir / RUN_FILE, train_images=int)["train_images"]
+        return ledger.measured_rows(name, networks_of(name, run_dir), settings, images)
     except (ValueError, OSError) as error:
         return ledger.missing_rows(name, one_line(error))
 

@@ -41,6 +41,7 @@ class LedgerRow:
       ours_low: lower end of our 95% interval, or None.
       ours_high: upper end, or None.
       networks: number of networks.
+      train_images: number of training images; 0 without a run, as for networks.
       settings_that_differ: differences from the paper.
       reason: why our number or its interval is missing, or "".
     """
@@ -52,17 +53,21 @@ class LedgerRow:
     ours_low: float | None = None
     ours_high: float | None = None
     networks: int = 0
+    train_images: int = 0
     settings_that_differ: str = ""
     reason: str = ""
 
 
-def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> list[LedgerRow]:
+def measured_rows(
+    name: str, networks: Networks, settings: Sequence[str], train_images: int
+) -> list[LedgerRow]:
     """Return the rows of a figure with a finished run.
 
     Args:
       name: number of the figure.
       networks: its networks.
       settings: the result of `networks.settings_that_differ`.
+      train_images: number of training images.
     """
     found = networks.found
     losses = networks.table["train_loss"][is_finite(networks.table)]
@@ -78,7 +83,8 @@ def measured_rows(name: str, networks: Networks, settings: Sequence[str]) -> lis
             low, high = getattr(found.fit.intervals, quantity)
             measured[quantity] |= {"ours_low": low, "ours_high": high}
     differs = "; ".join([*settings, *networks.remarks])
-    common = {"networks": found.num_networks, "settings_that_differ": differs}
+    common = {"networks": found.num_networks, "train_images": train_images}
+    common |= {"settings_that_differ": differs}
     return [
         dataclasses.replace(row, **common, **measured[quantity])
         for quantity, row in _empty_rows(name).items()

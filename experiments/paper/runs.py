@@ -97,24 +97,38 @@ def finished_runs(runs_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the records of the finished runs, for the ledger.
 
     Returns:
-      By key in `RUNS`: "experiment", "wall_time_s", "git_commit"; for runs of networks also
-      "networks" (number), "dataset" (label), "model", "train_images", "devices".
+      By folder: "experiment", "wall_time_s", "git_commit"; for runs of networks also "networks"
+      (number), "dataset" (label), "model", "train_images", "devices".
 
     Raises:
       ValueError, OSError: a run.json is damaged or cannot be read.
     """
     records = {}
-    for run in RUNS:
-        if not is_marked_finished(runs_dir / run):
-            continue
-        path = runs_dir / run / RUN_FILE
+    for folder in [path for run in RUNS for path in finished_sizes(run, runs_dir)]:
+        path = folder / RUN_FILE
         record = read_object(path, experiment=str, wall_time_s=float, git_commit=str | None)
         if "dataset" in record:
             read_object(path, **_NETWORKS)
             record["networks"] = sum(map(len, record["groups"]))
             record["dataset"] = dataset_label(record["dataset"])
-        records[run] = record
+        records[folder.name] = record
     return records
+
+
+def finished_sizes(run: str, runs_dir: Path) -> list[Path]:
+    """Return the folder of a run, then RUN_N of N training images, smallest N first, if finished.
+
+    Args:
+      run: key in `RUNS`.
+      runs_dir: the parent folder.
+
+    Raises:
+      ValueError, OSError: a run.json is damaged or cannot be read.
+    """
+    named = {re.fullmatch(rf"{run}_(\d+)", path.name): path for path in runs_dir.glob(f"{run}_*")}
+    others = {int(found[1]): path for found, path in named.items() if found}
+    folders = [runs_dir / run, *(others[size] for size in sorted(others))]
+    return [folder for folder in folders if is_marked_finished(folder)]
 
 
 def flagfile_of(name: str) -> Path:

@@ -75,7 +75,7 @@ def test_numbers_against_numpy():
         sse = np.sum((y - intercept - slope * x) ** 2)
         r2 = np.corrcoef(x, y)[0, 1] ** 2
         expected = [slope, intercept, r2, 1 - (1 - r2) * 11 / 10, np.sqrt(sse / 10)]
-        found = ledger.measured_rows(name, chosen(name, table), ["a", "b"])
+        found = ledger.measured_rows(name, chosen(name, table), ["a", "b"], 500)
         if name == "5":
             losses = points["train_loss"]
             assert [row.quantity for row in found[:2]] == LOSS_NAMES
@@ -92,7 +92,7 @@ def test_numbers_against_numpy():
 def test_one_number_has_one_interval_everywhere():
     table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
     intervals = explain_line(select(table, norm="2")).fit.intervals
-    rows = {row.quantity: row for row in ledger.measured_rows("5", chosen("5", table), [])}
+    rows = {row.quantity: row for row in ledger.measured_rows("5", chosen("5", table), [], 500)}
     for quantity, name in ledger.LINE.items():
         ends = getattr(intervals, quantity)
         assert (rows[name].ours_low, rows[name].ours_high) == ends
@@ -100,7 +100,7 @@ def test_one_number_has_one_interval_everywhere():
 
 def test_too_few_levels_for_an_interval():
     table = synthetic_table(levels=(0.0, 0.5, 1.0))
-    rows = ledger.measured_rows("5", chosen("5", table), [])
+    rows = ledger.measured_rows("5", chosen("5", table), [], 500)
     for row in rows[2:]:
         assert row.ours is not None and row.ours_low is row.ours_high is None
         assert row.reason.startswith("no interval: 3 levels; an interval needs at least 4")
@@ -109,7 +109,7 @@ def test_too_few_levels_for_an_interval():
 def test_too_few_networks_for_a_line():
     two = synthetic_table(levels=(0.0, 0.1), num_seeds=1)
     networks = chosen("5", two)
-    found = ledger.measured_rows("5", networks, [])
+    found = ledger.measured_rows("5", networks, [], 500)
     assert [row.ours for row in found[2:]] == [None] * 5
     assert {row.reason for row in found[2:]} == {"no line: 2 points; at least 3 are needed"}
     losses = sorted(networks.table["train_loss"])
@@ -163,7 +163,7 @@ def test_what_is_not_as_in_the_paper_is_remarked():
         "1 of 12 networks excluded: diverged",
         "1 of 12 networks have nonzero training error",
     )
-    assert {row.networks for row in ledger.measured_rows("5", last, [])} == {11}
+    assert {row.networks for row in ledger.measured_rows("5", last, [], 500)} == {11}
 
 
 def test_settings_that_differ():
@@ -209,7 +209,7 @@ def test_settings_that_differ():
 @pytest.fixture
 def rows():
     table = synthetic_table(levels=SIX_LEVELS, num_seeds=2)
-    measured = ledger.measured_rows("5", chosen("5", table), ["epochs 6 instead of 300"])
+    measured = ledger.measured_rows("5", chosen("5", table), ["epochs 6 instead of 300"], 5000)
     return [
         *measured,
         *ledger.missing_rows("6", "no data | at all"),
@@ -254,10 +254,11 @@ def test_the_page(tmp_path, rows):
     text = (tmp_path / "ledger.md").read_text()
     slope = rows[2]
     low, high = (number(x, 5) for x in (slope.ours_low, slope.ours_high))
-    assert f"| 5 | slope | 0.836 | {number(slope.ours, 5)} | {low} to {high} | 12 | [1] |\n" in text
-    assert "| 6 | R2 | 0.966 | not run | – | – | [2] |\n" in text
-    assert f"| 6 | RMSE | {number(6.3624e-5, 5)} | not run | – | – | [2] |\n" in text
-    assert "| 3 | R2 | not printed | not run | – | – | – |\n" in text
+    ours = f"{number(slope.ours, 5)} | {low} to {high}"
+    assert f"| 5 | slope | 0.836 | {ours} | 5,000 | 12 | [1] |\n" in text
+    assert "| 6 | R2 | 0.966 | not run | – | – | – | [2] |\n" in text
+    assert f"| 6 | RMSE | {number(6.3624e-5, 5)} | not run | – | – | – | [2] |\n" in text
+    assert "| 3 | R2 | not printed | not run | – | – | – | – |\n" in text
     assert "\n- [1] epochs 6 instead of 300\n- [2] no data \\| at all\n" in text
     assert "\n## When to stop\n\nNot &lt;known&gt;.\n\n## Runs\n" in text
     assert text.endswith(
@@ -266,12 +267,12 @@ def test_the_page(tmp_path, rows):
         "(Digits), 2 x cpu, 7 s since its last start, commit None\n"
     )
     table = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(table) == 2 + len(rows) and {line.count(" | ") for line in table[2:]} == {6}
+    assert len(table) == 2 + len(rows) and {line.count(" | ") for line in table[2:]} == {7}
     assert "\n\n\n" not in text
 
 
 @pytest.mark.parametrize("name", ["1", "2", "9", "12", "13"])
 def test_figures_without_a_line_have_their_losses_only(name):
     assert [row.quantity for row in ledger.missing_rows(name, "")] == LOSS_NAMES
-    found = ledger.measured_rows(name, chosen("5", synthetic_table()), [])
+    found = ledger.measured_rows(name, chosen("5", synthetic_table()), [], 500)
     assert [row.quantity for row in found] == LOSS_NAMES and all(row.ours for row in found)

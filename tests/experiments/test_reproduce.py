@@ -273,6 +273,26 @@ def test_drawing_again_trains_nothing(workdir, tmp_path, capsys, monkeypatch):
     assert parse(f"--from={workdir}").folder == workdir
 
 
+def test_other_numbers_of_images_have_rows_at_the_target(workdir, tmp_path):
+    shutil.copytree(workdir / "runs", tmp_path / "runs")
+    for size, finished in ((240, True), (90, True), (500, False)):
+        folder = shutil.copytree(workdir / "runs" / "convnet3", tmp_path / f"runs/convnet3_{size}")
+        record = json.loads((folder / "run.json").read_text())
+        record |= {"train_images": size, "finished": finished}
+        (folder / "run.json").write_text(json.dumps(record))
+    shutil.copytree(tmp_path / "runs" / "convnet3_90", tmp_path / "runs" / "convnet3_old")
+    reproduce.main(parse("--figures=5", f"--from={tmp_path}"))
+    measured = [line for line in ledger_of(tmp_path) if line["ours"] != reproduce.ledger.NOT_RUN]
+    rows = [(line["figure"], line["train_images"]) for line in measured]
+    for name in ("3", "9"):
+        own = [images for figure, images in rows if figure == name]
+        assert list(dict.fromkeys(own)) == ["60", "90", "240"]
+    assert {images for figure, images in rows if figure in ("5", "10", "11")} == {"60"}
+    text = (tmp_path / "ledger.md").read_text().split("## Runs")[1]
+    listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `convnet3")]
+    assert listed == ["convnet3", "convnet3_90", "convnet3_240"]
+
+
 def test_a_run_without_metrics_has_no_monitor(workdir, tmp_path, capsys):
     shutil.copytree(workdir / "runs", tmp_path / "runs")
     (tmp_path / "runs" / "convnet3" / "metrics.jsonl").unlink()
