@@ -348,7 +348,7 @@ def test_a_damaged_record_of_a_run_is_one_line(tmp_path, capsys):
 def test_damaged_tables_are_a_reason(tmp_path):
     run_dir = tmp_path / "runs" / "convnet3"
     run_dir.mkdir(parents=True)
-    (run_dir / "run.json").write_text('{"finished": true}')
+    (run_dir / "run.json").write_text('{"finished": true, "train_images": 60}')
     for flags_text, reason in (
         ("--dataset=digits\nno flag\n", "flags.txt, line 2: must have the form --name=value"),
         ("--norms=2\n", "flags.txt: --dataset is missing"),
