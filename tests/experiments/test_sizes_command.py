@@ -2,11 +2,13 @@
 
 import functools
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
 from experiments import sizes
+from normjax.results.table import read_results, write_results
 from tests.helpers import commands
 
 RUN = (
@@ -53,6 +55,20 @@ def test_runs_are_compared(folder, capsys):
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {4}
     assert text in capsys.readouterr().out
     assert (out / "figures" / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_one_run_lacks_is_a_dash(folder, tmp_path, capsys):
+    shutil.copytree(folder / "80", tmp_path / "random")
+    table = read_results(folder / "80")
+    last = table[table["level"] == 1].assign(member=4, family="random_labels")
+    table = pd.concat([table, last, last.assign(labels="random")], ignore_index=True)
+    write_results(tmp_path / "random" / "results.csv", table)
+    source = f"--from={tmp_path / 'random'},{folder / '40'}"
+    sizes.main(parse(source, f"--workdir={tmp_path / 'out'}"))
+    lines = capsys.readouterr().out.splitlines()
+    (slope,) = [line for line in lines if line.startswith("| Slope of the line, with random")]
+    assert slope.startswith("| Slope of the line, with random labels | – | ")
+    assert {line.count("|") for line in lines if line.startswith("|")} == {4}
 
 
 def test_the_papers_slopes_are_beside_its_own_network():
