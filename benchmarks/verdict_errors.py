@@ -9,7 +9,9 @@ miss in the rows of related margins. In the rows after them there is no relation
 assumption of the content is violated, or it alone stands between the line and support: these rates
 are measured, not promised. The second table has the power: how often a correlation within levels is
 found, or called smaller than 0.5, with as many seeds per level as `controls.power` asks for; 80% is
-the goal. Nothing is trained; 1,000 lines take about three minutes on 2 free cores.
+the goal. The third has the same for the skill: of lines of 6 levels whose skill is positive but of
+unknown sign, how many have one above zero with as many levels as are asked for. Nothing is trained;
+1,000 lines take three to four minutes on 2 free cores.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from scipy import stats
 from benchmarks.synthetic_lines import HARD, NULLS, RELATED, SIZES, draw_line
 from normjax.controls.content import measure_content
 from normjax.controls.divisor import measure_divisor
-from normjax.controls.power import seeds_for, seeds_for_smallest
+from normjax.controls.power import levels_for_skill, seeds_for, seeds_for_smallest
 from normjax.controls.thresholds import SMALLEST_EFFECT, max_p_value
 from normjax.controls.verdict import ARTIFACT, SUPPORTED, UNDECIDED, judge
 from normjax.statistics.intervals import members_of
@@ -85,6 +87,22 @@ def count_found(
     return found, excluded
 
 
+def levels_asked(kind: str, num_lines: int, seed: int = 0) -> list[tuple[int | None, bool]]:
+    """Return the levels asked for and whether they decide, for each line with an open skill.
+
+    Lines have 6 levels of 8 seeds. None: more levels are asked for than `controls.power` names.
+    """
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(num_lines):
+        divisor = measure_divisor(*draw_line(kind, rng, 6, 8))
+        if divisor.interval[0] <= 0 < divisor.skill:
+            levels = levels_for_skill(divisor.skill, divisor.interval[0], 6)
+            larger = measure_divisor(*draw_line(kind, rng, levels, 8)) if levels else None
+            found.append((levels, larger is not None and larger.interval[0] > 0))
+    return found
+
+
 def limits(count: int, total: int) -> tuple[float, float]:
     """Return the 95% limits of Clopper and Pearson for a rate."""
     interval = stats.binomtest(count, total).proportion_ci(method="exact")
@@ -113,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             pool.submit(count_found, r, num_lines, levels, seeds, seed)
             for seed, (r, levels, seeds) in enumerate(asked)
         ]
+        levels = {
+            kind: pool.submit(levels_asked, kind, num_lines, seed)
+            for seed, kind in enumerate(RELATED)
+        }
         print("Percent of lines: supported (95% limits), artifact of the shared divisor.\n")
         names = [f"{levels} x {seeds}" for levels, seeds in SIZES]
         print(f"| margins | {' | '.join(names)} |\n|---|{'---|' * len(SIZES)}")
@@ -132,6 +154,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for (r, num_levels, num_seeds), job in zip(asked, powers, strict=True):
             found, excluded = (rate(count, num_lines) for count in job.result())
             print(f"| {r} | {num_levels} | {num_seeds} | {found} | {excluded} |", flush=True)
+        print("\n| margins, 6 x 8 | skill open | more than named | levels asked | above zero |")
+        print("|---|---|---|---|---|")
+        for kind, job in levels.items():
+            asked_for = [(needed, shown) for needed, shown in job.result() if needed]
+            unnamed = len(job.result()) - len(asked_for)
+            cells = [len(job.result()), unnamed, "–", "–"]
+            if asked_for:
+                middle = np.percentile([needed for needed, _ in asked_for], (25, 50, 75))
+                cells[2] = ", ".join(f"{value:.0f}" for value in middle)
+                cells[3] = rate(sum(shown for _, shown in asked_for), len(asked_for))
+            print(f"| {kind} | {' | '.join(map(str, cells))} |", flush=True)
     highest = max(verdicts[kind, size].result()[SUPPORTED] for kind in NULLS for size in SIZES)
     print(f"\nHighest rate of support without a relation: {rate(highest, num_lines)}%.")
     if highest > 0.05 * num_lines:

@@ -1,4 +1,4 @@
-"""How many seeds per level would show that training and test margins go together."""
+"""How many seeds per level, and how many levels, would decide an undecided line."""
 
 import dataclasses
 import math
@@ -10,6 +10,7 @@ from normjax.statistics.resampling import log_num_orders
 
 MIN_WITHIN = 4  # networks less strata: two degrees of freedom remain for a correlation
 _MAX_POWERS = 3
+_MAX_LEVELS = 60
 _MIN_ORDERS = 20  # that may reach the observed one; with fewer, a permutation loses power to z
 
 
@@ -70,6 +71,32 @@ def seeds_for_smallest(num_levels: int) -> int:
     To exclude it, the 95% interval of a correlation of 0 must end below it.
     """
     return seeds_for(SMALLEST_EFFECT, num_levels, 0.025)
+
+
+def levels_for_skill(skill: float, low: float, num_levels: int) -> int | None:
+    """Return the levels in all whose interval of a skill as large lies above zero with `POWER`.
+
+    The standard error of the logarithm of the ratio of errors (`divisor.Divisor`) is taken from the
+    interval, and falls with the square root of the number of levels.
+
+    Args:
+      skill: the observed skill, below 1.
+      low: the lower end of its 95% interval, at most 0.
+      num_levels: the number of levels that were left out in turn, at least 4.
+
+    Returns:
+      The number; None if the skill is not positive or more than 60 are needed.
+    """
+    if skill <= 0:
+        return None
+    log_ratio = -math.log1p(-skill)
+    quantile = special.stdtrit(num_levels - 3, 0.975)
+    error = (log_ratio + math.log1p(-low)) / quantile * math.sqrt(num_levels)
+    for levels in range(num_levels, _MAX_LEVELS + 1):
+        quantiles = special.stdtrit(levels - 3, 0.975) + special.stdtrit(levels - 3, POWER)
+        if log_ratio >= quantiles * error / math.sqrt(levels):
+            return levels
+    return None
 
 
 def seeds_for(correlation: float, num_levels: int, error: float) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from normjax.controls.content import Content
 from normjax.controls.divisor import MIN_NETWORKS, Divisor
-from normjax.controls.power import MIN_WITHIN, seeds_for_smallest
+from normjax.controls.power import MIN_WITHIN, levels_for_skill, seeds_for_smallest
 from normjax.controls.thresholds import MIN_LEVELS, POWER, SMALLEST_EFFECT, max_p_value
 from normjax.formatting import fixed, number, percent
 
@@ -100,7 +100,7 @@ def judge(
                 "a better skill: the norms alone predict left-out levels as well as the line does"
             )
         elif not is_better and not is_worse and (is_found or is_excluded):
-            missing.append("more levels, for a skill whose sign is known")
+            missing.append(_levels_for_a_sign(divisor, len(sizes)))
         elif is_better and is_excluded and not is_found:
             missing.append(
                 "levels that differ in nothing but their margins: the skill is there, but not "
@@ -137,6 +137,17 @@ def _least_p_value(content: Content, limit: float) -> str:
     """Say so if no correlation can be found with so few orders."""
     least = 1 / content.num_orders
     return f"; no p is below {number(least, 2)}" if content.is_exact and least > limit else ""
+
+
+def _levels_for_a_sign(divisor: Divisor, num_levels: int) -> str:
+    """Describe how many levels would tell the sign of a positive skill."""
+    needed = levels_for_skill(divisor.skill, divisor.interval[0], num_levels)
+    if needed is None:
+        return "more levels, for a skill whose sign is known"
+    return (
+        f"{needed - num_levels} more levels ({needed} in all), which show a skill as large as this "
+        f"in {percent(POWER)} of draws"
+    )
 
 
 def _more_levels(sizes: Sequence[int]) -> str:

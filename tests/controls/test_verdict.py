@@ -4,12 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks.synthetic_lines import NULLS, RELATED, SIZES, draw_line
-from benchmarks.verdict_errors import count_verdicts, limits, main
+from benchmarks.verdict_errors import count_verdicts, levels_asked, limits, main
 from normjax.controls.content import measure_content
 from normjax.controls.divisor import measure_divisor
 from normjax.controls.explain import explain_line
+from normjax.controls.power import levels_for_skill
 from normjax.controls.verdict import ARTIFACT, SUPPORTED, UNDECIDED, judge
 from tests.helpers.synthetic_lines import table_of
 
@@ -34,7 +36,7 @@ BETTER, UNKNOWN, WORSE = divisor_of(0.001, 0.5), divisor_of(-0.1, 0.5), divisor_
     ("content", "divisor", "verdict", "missing"),
     [
         (FOUND, BETTER, SUPPORTED, ""),
-        (FOUND, UNKNOWN, UNDECIDED, "more levels"),
+        (FOUND, UNKNOWN, UNDECIDED, "3 more levels (9 in all)"),
         (FOUND, WORSE, UNDECIDED, "the norms alone predict left-out levels as well"),
         (SMALL, WORSE, ARTIFACT, ""),
         (SMALL, UNKNOWN, UNDECIDED, "more levels"),
@@ -63,6 +65,28 @@ def test_what_is_missing_can_help():
     assert "more than 0.05; no p is below 0.062)" in found.because
     observed = few.power.seeds_for_observed
     assert found.missing.endswith(f"80% of draws; {observed} in all show the observed one")
+
+
+def test_levels_asked_for_are_the_least_that_show_the_skill():
+    """By the definition: the interval that so many levels would have, on the logarithm."""
+    for skill, low, num_levels in ((0.32, -0.12, 6), (0.5, -0.1, 6), (0.2, -0.05, 9)):
+        needed = levels_for_skill(skill, low, num_levels)
+        margin = np.log((1 - low) / (1 - skill))
+        error = margin / stats.t.ppf(0.975, num_levels - 3) * np.sqrt(num_levels)
+
+        def power(levels, error=error, skill=skill):
+            t = stats.t(levels - 3)
+            return t.cdf(-np.log(1 - skill) / (error / np.sqrt(levels)) - t.ppf(0.975))
+
+        assert power(needed - 1) < 0.8 <= power(needed)
+    assert levels_for_skill(0.01, -0.5, 6) is None and levels_for_skill(-0.1, -0.5, 6) is None
+
+
+@pytest.mark.parametrize("kind", RELATED[1:])
+def test_so_many_levels_decide(kind):
+    """In 80% of draws at least; the benchmark has the rates of 1,000 lines."""
+    shown = [is_shown for levels, is_shown in levels_asked(kind, 60) if levels]
+    assert len(shown) >= 10 and limits(sum(shown), len(shown))[1] >= 0.8 <= np.mean(shown)
 
 
 def test_one_level_is_judged_by_its_content():
@@ -127,7 +151,7 @@ def test_the_benchmark_prints_its_tables(capsys):
         assert stop.code == 1
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert [row.count("|") for row in rows] == [7] * 29 + [6] * 18
+    assert [row.count("|") for row in rows] == [7] * 29 + [6] * 18 + [6] * 6
     assert rows[0].startswith("| margins | 6 x 2 | 6 x 8 |")
     assert lines[-1].startswith("Highest rate of support without a relation")
 
