@@ -107,7 +107,7 @@ def reproduce(config: Config) -> None:
     workdir = config.folder
     runs_dir = Path(config.source or workdir) / "runs"
     for run in RUNS:
-        is_marked_finished(runs_dir / run)  # fails on a damaged record before anything is trained
+        runs.finished_sizes(run, runs_dir)  # fails on a damaged record before anything is trained
     absent: dict[str, str] = {}  # why a figure has no data, or ""
     reasons: dict[str, str] = {}  # why a figure is not drawn, or ""
     figures = tuple(dict.fromkeys(config.figures))
@@ -205,13 +205,14 @@ def ledger_rows(name: str, run_dir: Path, reason: str) -> list[ledger.LedgerRow]
     """
     if reason not in ("", NOT_ASKED) or not is_marked_finished(run_dir):
         return ledger.missing_rows(name, reason)
+    images = 0
     try:
+        images = read_object(run_dir / RUN_FILE, train_images=int)["train_images"]
         paper, ours = read_flags(flagfile_of(name)), read_flags(run_dir / "flags.txt")
         settings = settings_that_differ(FIGURES[name], paper, ours)
-        images = read_object(run_dir / RUN_FILE, train_images=int)["train_images"]
         return ledger.measured_rows(name, networks_of(name, run_dir), settings, images)
     except (ValueError, OSError) as error:
-        return ledger.missing_rows(name, one_line(error))
+        return ledger.missing_rows(name, one_line(error), images)
 
 
 def stopping_of(runs_dir: Path) -> tuple[list[LevelStops], str]:

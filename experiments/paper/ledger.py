@@ -91,9 +91,10 @@ def measured_rows(
     ]
 
 
-def missing_rows(name: str, reason: str) -> list[LedgerRow]:
+def missing_rows(name: str, reason: str, train_images: int = 0) -> list[LedgerRow]:
     """Return the rows of a figure without our numbers."""
-    return [dataclasses.replace(row, reason=reason) for row in _empty_rows(name).values()]
+    common = {"reason": reason, "train_images": train_images}
+    return [dataclasses.replace(row, **common) for row in _empty_rows(name).values()]
 
 
 def write_csv(path: str | os.PathLike, rows: Iterable[LedgerRow]) -> None:

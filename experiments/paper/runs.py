@@ -123,12 +123,18 @@ def finished_sizes(run: str, runs_dir: Path) -> list[Path]:
       runs_dir: the parent folder.
 
     Raises:
-      ValueError, OSError: a run.json is damaged or cannot be read.
+      ValueError, OSError: a run.json is damaged or cannot be read, or RUN_N has not N images.
     """
-    named = {re.fullmatch(rf"{run}_(\d+)", path.name): path for path in runs_dir.glob(f"{run}_*")}
-    others = {int(found[1]): path for found, path in named.items() if found}
-    folders = [runs_dir / run, *(others[size] for size in sorted(others))]
-    return [folder for folder in folders if is_marked_finished(folder)]
+    sizes = {}
+    for path in runs_dir.glob(f"{run}_*"):
+        found = re.fullmatch(rf"{run}_([1-9]\d*)", path.name)
+        if found and is_marked_finished(path):
+            images = read_object(path / RUN_FILE, train_images=int)["train_images"]
+            if images != int(found[1]):
+                raise ValueError(f"{path}: its run has {images:,} training images")
+            sizes[images] = path
+    own = [runs_dir / run] if is_marked_finished(runs_dir / run) else []
+    return own + [sizes[images] for images in sorted(sizes)]
 
 
 def flagfile_of(name: str) -> Path:

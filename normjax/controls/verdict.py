@@ -143,10 +143,10 @@ def _levels_for_a_sign(divisor: Divisor, num_levels: int) -> str:
     """Describe how many levels would tell the sign of a positive skill."""
     needed = levels_for_skill(divisor.skill, divisor.interval[0], num_levels)
     if needed is None:
-        return "more levels, for a skill whose sign is known"
+        return "more levels or seeds, for a skill whose sign is known"
     return (
-        f"{needed - num_levels} more levels ({needed} in all), which show a skill as large as this "
-        f"in {percent(POWER)} of draws"
+        f"{needed - num_levels} more levels like these ({needed} in all), which show a skill as "
+        f"large as this in {percent(POWER)} of draws, or more seeds"
     )
 
 

@@ -36,7 +36,7 @@ BETTER, UNKNOWN, WORSE = divisor_of(0.001, 0.5), divisor_of(-0.1, 0.5), divisor_
     ("content", "divisor", "verdict", "missing"),
     [
         (FOUND, BETTER, SUPPORTED, ""),
-        (FOUND, UNKNOWN, UNDECIDED, "3 more levels (9 in all)"),
+        (FOUND, UNKNOWN, UNDECIDED, "3 more levels like these (9 in all)"),
         (FOUND, WORSE, UNDECIDED, "the norms alone predict left-out levels as well"),
         (SMALL, WORSE, ARTIFACT, ""),
         (SMALL, UNKNOWN, UNDECIDED, "more levels"),

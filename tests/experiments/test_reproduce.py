@@ -280,7 +280,8 @@ def test_other_numbers_of_images_have_rows_at_the_target(workdir, tmp_path):
         record = json.loads((folder / "run.json").read_text())
         record |= {"train_images": size, "finished": finished}
         (folder / "run.json").write_text(json.dumps(record))
-    shutil.copytree(tmp_path / "runs" / "convnet3_90", tmp_path / "runs" / "convnet3_old")
+    for name in ("convnet3_old", "convnet3_090"):
+        shutil.copytree(tmp_path / "runs" / "convnet3_90", tmp_path / "runs" / name)
     reproduce.main(parse("--figures=5", f"--from={tmp_path}"))
     measured = [line for line in ledger_of(tmp_path) if line["ours"] != reproduce.ledger.NOT_RUN]
     rows = [(line["figure"], line["train_images"]) for line in measured]
@@ -291,6 +292,11 @@ def test_other_numbers_of_images_have_rows_at_the_target(workdir, tmp_path):
     text = (tmp_path / "ledger.md").read_text().split("## Runs")[1]
     listed = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `convnet3")]
     assert listed == ["convnet3", "convnet3_90", "convnet3_240"]
+    (tmp_path / "runs" / "convnet3_90").rename(tmp_path / "runs" / "convnet3_91")
+    config = parse("--figures=5", f"--from={tmp_path}", f"--workdir={tmp_path / 'out'}")
+    message = commands.error_of(reproduce.main, config)
+    assert message.endswith("convnet3_91: its run has 90 training images")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_metrics_has_no_monitor(workdir, tmp_path, capsys):
