@@ -64,6 +64,8 @@ def _draw_slopes(axes: Axes, rows: Sequence[SizeRow], printed: Mapping[str, floa
     for i, (name, slope) in enumerate(printed.items()):
         style = {"color": LINE_COLOR, "lw": 1, "ls": ("--", ":", "-.", (0, (1, 3)))[i % 4]}
         axes.axhline(slope, label=name, **style)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.55 * (high - low))  # the legend lies above the intervals
 
 
 def _draw_means(axes: Axes, rows: Sequence[SizeRow], networks: pd.DataFrame, name: str) -> None:
@@ -98,4 +100,4 @@ def _set_axes(axes: Axes, rows: Sequence[SizeRow], name: str) -> None:
         axes.set_yscale("log")
     axes.set_title(QUANTITIES[name])
     axes.set_xlabel("Training images N")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left" if name == "slope" else "best")
