@@ -123,8 +123,10 @@ def reproduce(config: Config) -> None:
         run_dir = runs_dir / run_of(name)
         rows += ledger_rows(name, run_dir, reasons.get(name, NOT_ASKED))
         if FIGURES[name].is_at_target:
-            for other in runs.finished_sizes(run_of(name), runs_dir):
-                rows += ledger_rows(name, other, "") if other != run_dir else []
+            sizes = runs.finished_sizes(run_of(name), runs_dir)
+            rows += [
+                row for other in sizes if other != run_dir for row in ledger_rows(name, other, "")
+            ]
     ledger.write_csv(workdir / "ledger.csv", rows)
     records = runs.finished_runs(runs_dir)
     ledger.write_markdown(workdir / "ledger.md", rows, *stopping_of(runs_dir), records)

@@ -40,8 +40,8 @@ class LedgerRow:
       ours: our number, or None.
       ours_low: lower end of our 95% interval, or None.
       ours_high: upper end, or None.
-      networks: number of networks.
-      train_images: number of training images; 0 without a run, as for networks.
+      networks: number of networks, or 0.
+      train_images: number of training images, or 0.
       settings_that_differ: differences from the paper.
       reason: why our number or its interval is missing, or "".
     """
@@ -83,8 +83,11 @@ def measured_rows(
             low, high = getattr(found.fit.intervals, quantity)
             measured[quantity] |= {"ours_low": low, "ours_high": high}
     differs = "; ".join([*settings, *networks.remarks])
-    common = {"networks": found.num_networks, "train_images": train_images}
-    common |= {"settings_that_differ": differs}
+    common = {
+        "networks": found.num_networks,
+        "train_images": train_images,
+        "settings_that_differ": differs,
+    }
     return [
         dataclasses.replace(row, **common, **measured[quantity])
         for quantity, row in _empty_rows(name).items()

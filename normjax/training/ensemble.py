@@ -191,6 +191,8 @@ def make_ensemble(
         if stop_at_targets:  # where all targets were passed, the network may have to stop
             is_near |= jnp.all(jnp.isfinite(snapshots.loss)) & (metrics.loss < jnp.min(targets))
         is_needed = is_last | is_near
+        if stop_at_targets:  # a stopped network stays what it was when it was measured last
+            is_needed &= state.stopped_at == 0
         unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
         return kept._replace(running_loss=metrics.loss), found

@@ -42,13 +42,14 @@ def make(name="linear"):
 
 
 @functools.cache
-def make_once(name, _backend, _num_devices):
+def make_once(name, _backend, _num_devices, stop_at_targets=False):
     return make_ensemble(
         classifier_of(name),
         optax.sgd(0.05, momentum=0.9),
         batch_size=16,
         target_losses=(0.01,),
         norms=[parse_norm("2"), parse_norm("1/100")],
+        stop_at_targets=stop_at_targets,
     )
 
 
@@ -150,6 +151,17 @@ def test_a_diverged_member_leaves_its_neighbors_untouched(monkeypatch, backend):
     assert np.isnan(metrics.loss) and np.isnan(measured.loss)
     assert np.isnan(evaluation.normalized_excess).all()
     assert evaluation.error == 50  # a NaN is never a right answer
+
+
+def test_a_stopped_network_is_not_measured_in_the_last_epoch():
+    """Its snapshots would get that epoch where rounding makes an equal loss seem nearer."""
+
+    def stop(state):
+        return state._replace(stopped_at=state.stopped_at.at[0].set(1))
+
+    ensemble = make_once("linear", jax.default_backend(), len(jax.local_devices()), True)
+    results = train(ensemble, [A, B, C], stop)
+    assert [bool(np.isfinite(results[m][2].loss)) for m in (A, B, C)] == [False, True, True]
 
 
 def test_skipped_epochs_would_not_have_been_kept():
