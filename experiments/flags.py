@@ -144,7 +144,11 @@ def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues =
             for field in dataclasses.fields(config_class)
         }
         config = config_class(**given)
-        validate(config)
+        remote = _remote_runs(config)
+        validate(config, tuple(remote))  # nothing is fetched for a command that cannot start
+        if remote:
+            config = dataclasses.replace(config, **{n: _fetched(v) for n, v in remote.items()})
+            validate(config)
         return config
     except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
@@ -211,14 +215,25 @@ def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
             raise ValueError(
                 f"--{flag_name(field)}={','.join(entries)}: must be numbers separated by commas"
             ) from None
-    if flag_name(field) == "from":
-        value = tuple(map(_fetched, value)) if isinstance(value, tuple) else _fetched(value)
     return expand_home(value) if field.metadata["is_path"] else value
 
 
-def _fetched(source: Any) -> Any:
-    """Return a local folder with the run of an address; anything else as it is."""
-    if not isinstance(source, str) or not is_address(source):
+def _remote_runs(config: Any) -> dict[str, Any]:
+    """Return {field: value} for --from, if it is or has an address in a bucket."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        folders = value if isinstance(value, tuple) else (value,)
+        if flag_name(field) == "from" and any(map(is_address, filter(None, folders))):
+            found[field.name] = value
+    return found
+
+
+def _fetched(source: str | tuple[str, ...]) -> Any:
+    """Return local folders with the runs of addresses; other folders as they are."""
+    if isinstance(source, tuple):
+        return tuple(map(_fetched, source))
+    if not is_address(source):
         return source
     from normjax.training.bucket import fetch_run
 

@@ -1,6 +1,7 @@
 """Paths on the command line: ~ in every path flag, and flagfiles in every encoding of text."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import pwd
@@ -9,7 +10,9 @@ import typing
 import pytest
 
 from benchmarks import run as benchmark
+from experiments import leaderboard
 from experiments.__main__ import list_commands
+from normjax.training import bucket
 from normjax.training.config import SweepConfig, flag_name, setting
 from tests.helpers import commands
 
@@ -50,6 +53,16 @@ def test_a_tilde_is_expanded_in_every_path_flag(home, name, config_class):
         value = getattr(config, field.name)
         expected = given[flag_name(field)].replace("~", str(home))
         assert value == ((expected,) if isinstance(value, tuple) else expected)
+
+
+def test_a_run_is_fetched_after_all_flags_are_checked(monkeypatch, tmp_path):
+    fetched = []
+    monkeypatch.setattr(bucket, "fetch_run", lambda address: fetched.append(address) or tmp_path)
+    parse = functools.partial(commands.parse, leaderboard.Config, "--from=runs/a,s3://bucket/run")
+    assert "--sharpness_images=0" in commands.error_of(parse, "--sharpness_images=0")
+    assert fetched == []
+    assert parse().source == ("runs/a", str(tmp_path))
+    assert fetched == ["s3://bucket/run"]
 
 
 @dataclasses.dataclass(frozen=True)
