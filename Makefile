@@ -8,15 +8,12 @@ quickstart: $(VENV)/base
 	$(VENV)/bin/python -m experiments.random_pretrain \
 	    --flagfile=experiments/flagfiles/quickstart.flags --resume
 
-# Compiling takes most of the time, hence without LLVM's optimizations; `numerics` has them.
-test test-slow: export XLA_FLAGS += --xla_backend_optimization_level=0
-
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/test
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
-	env XLA_FLAGS= $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m numerics tests/*.py
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m numerics tests/*.py
 
 soak: $(VENV)/test
 	$(VENV)/bin/python -m tests.helpers.soak --kills=20

@@ -35,12 +35,21 @@ if IS_OURS:
 
 import jax  # noqa: E402 - reads the variables above
 
-MEMORY = Path("/proc/self/statm")  # in pages: all, resident, ...
+# Compiling takes most of the time, hence without LLVM's optimizations, each program in one piece,
+# and with XLA's older emitters where it still has them.
+FAST_COMPILER = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):
+    FAST_COMPILER += " --xla_cpu_use_fusion_emitters=false"
+
+STATM = Path("/proc/self/statm")  # in pages: all, resident, ...
+MEMORY = {"limit": 1.7e9}  # bytes
 
 
 def pytest_configure(config):
-    """A warning that nobody expects is an error."""
+    """A warning that nobody expects is an error; only `-m numerics` has the compiler of users."""
     config.addinivalue_line("filterwarnings", "error")
+    if config.option.markexpr != "numerics" and FAST_COMPILER not in os.environ["XLA_FLAGS"]:
+        os.environ["XLA_FLAGS"] = f"{FAST_COMPILER} {os.environ['XLA_FLAGS']}"
 
 
 def pytest_unconfigure():
@@ -49,20 +58,23 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ[COMPILED], ignore_errors=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_anew():
-    """JAX keeps every compiled program; a module starts without those of the modules before."""
-    yield
-    jax.clear_caches()
+def resident_bytes():
+    """The memory of this process (on Linux, else 0)."""
+    return int(STATM.read_text().split()[1]) * resource.getpagesize() if STATM.exists() else 0
 
 
 @pytest.fixture(autouse=True)
 def bounded_memory():
-    """Within a module they are dropped too once the process is large (on Linux)."""
+    """JAX keeps every compiled program; they are dropped once the process is large.
+
+    Dropping takes a second, and its memory is used again rather than given back: without the
+    margin, a process at the limit would drop them after each test.
+    """
     yield
-    if MEMORY.exists() and int(MEMORY.read_text().split()[1]) * resource.getpagesize() > 1.7e9:
+    if resident_bytes() > MEMORY["limit"]:
         jax.clear_caches()
         gc.collect()
+        MEMORY["limit"] = max(MEMORY["limit"], resident_bytes() + 0.3e9)
 
 
 @pytest.fixture(scope="session")
