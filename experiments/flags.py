@@ -145,7 +145,7 @@ def parse(config_class: type[T], argv: Sequence[str], values: flags.FlagValues =
         }
         config = config_class(**given)
         remote = _remote_runs(config)
-        validate(config, tuple(remote))  # nothing is fetched for a command that cannot start
+        validate(config, tuple(remote))  # all other flags, before anything is fetched
         if remote:
             config = dataclasses.replace(config, **{n: _fetched(v) for n, v in remote.items()})
             validate(config)

@@ -48,7 +48,8 @@ MEMORY = {"limit": 1.7e9}  # bytes
 def pytest_configure(config):
     """A warning that nobody expects is an error; only `-m numerics` has the compiler of users."""
     config.addinivalue_line("filterwarnings", "error")
-    if config.option.markexpr != "numerics" and FAST_COMPILER not in os.environ["XLA_FLAGS"]:
+    is_wanted = os.environ["JAX_PLATFORMS"] == "cpu" and "numerics" not in config.option.markexpr
+    if is_wanted and FAST_COMPILER not in os.environ["XLA_FLAGS"]:
         os.environ["XLA_FLAGS"] = f"{FAST_COMPILER} {os.environ['XLA_FLAGS']}"
 
 

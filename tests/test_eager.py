@@ -15,6 +15,7 @@ FUNCTIONS = [normalize_params, param_norms, product_norm, log_product_norm]
 @pytest.fixture
 def compilations():
     """The durations of compilations, as they happen."""
+    jax.clear_caches()  # another module may have compiled the same
     seen = []
 
     def listen(event, duration, **_):

@@ -55,7 +55,7 @@ def test_a_tilde_is_expanded_in_every_path_flag(home, name, config_class):
         assert value == ((expected,) if isinstance(value, tuple) else expected)
 
 
-def test_a_run_is_fetched_after_all_flags_are_checked(monkeypatch, tmp_path):
+def test_a_run_is_fetched_after_the_other_flags_are_checked(monkeypatch, tmp_path):
     fetched = []
     monkeypatch.setattr(bucket, "fetch_run", lambda address: fetched.append(address) or tmp_path)
     parse = functools.partial(commands.parse, leaderboard.Config, "--from=runs/a,s3://bucket/run")
