@@ -46,7 +46,7 @@ MEMORY = {"limit": 1.7e9}  # bytes
 
 
 def pytest_configure(config):
-    """A warning that nobody expects is an error; only `-m numerics` has the compiler of users."""
+    """Unexpected warnings are errors; on a CPU, only `-m numerics` has the compiler of users."""
     config.addinivalue_line("filterwarnings", "error")
     is_wanted = os.environ["JAX_PLATFORMS"] == "cpu" and "numerics" not in config.option.markexpr
     if is_wanted and FAST_COMPILER not in os.environ["XLA_FLAGS"]:
