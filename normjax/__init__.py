@@ -1,8 +1,8 @@
 """Normalized losses of deep networks predict their test performance.
 
 The library of "A Surprising Linear Relationship Predicts Test Performance in Deep Networks" (Liao
-et al. 2018, arXiv 1807.09659): pure functions on trees of parameters. Names are loaded at first
-use, so `import normjax` costs little more than `import jax`.
+et al. 2018, arXiv 1807.09659): pure functions on parameter trees. Names are loaded on first use,
+so `import normjax` costs little more than `import jax`.
 """
 
 import importlib
@@ -41,7 +41,7 @@ __all__ = sorted([*_MODULE_OF, "__version__"])  # pyright: ignore[reportUnsuppor
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name or a submodule at its first use (PEP 562)."""
+    """Load a public name or a submodule on first use (PEP 562)."""
     if name in _MODULE_OF:
         value = getattr(importlib.import_module(f"normjax.{_MODULE_OF[name]}"), name)
         globals()[name] = value

@@ -84,8 +84,8 @@ def balance_params(
     belongs to channel `i % channels`.
 
     A unit without weights on one side has no minimum, only a limit in which the other side
-    vanishes. The limit is used if it keeps the function: a unit that no other unit reads, or whose
-    output is always 0, gets zero weights. A unit of a later layer with a positive bias and no
+    vanishes. The limit is used if it preserves the function: a unit that no other unit reads, or
+    whose output is always 0, gets zero weights. A unit of a later layer with a positive bias and no
     incoming weights is an error, because the limit would change the function.
 
     Examples:
@@ -111,8 +111,8 @@ def balance_params(
       The balanced parameters: same tree, shapes, dtypes and array types.
 
     Raises:
-      ValueError: another norm, traced or non-finite leaves, layers that do not form a chain, no
-        path of weights from inputs to outputs, a unit with only a positive bias, or weights too
+      ValueError: an unsupported norm, traced or non-finite leaves, layers that do not form a chain,
+        no path of weights from inputs to outputs, a unit with only a positive bias, or weights too
         large for the dtype; see also `param_norms`.
     """
     p = _exponent(norm)
@@ -219,7 +219,7 @@ def _alive_units(
     powers: Sequence[np.ndarray],
     is_traced: bool,
 ) -> list[np.ndarray]:
-    """Return the units on a path from inputs to outputs: before all layers, and after each."""
+    """Return the units on a path from inputs to outputs: before the first layer, and after each."""
     linked = [np.isfinite(power) for power in powers]
     reached = [np.ones(1, bool)]  # by a path from the inputs
     for link in linked:
@@ -251,7 +251,7 @@ def _alive_units(
 
 
 def _minimize(powers: Sequence[np.ndarray], p: float) -> list[np.ndarray]:
-    """Return the units' log scales at the minimum, before all layers and after each of them.
+    """Return the units' log scales at the minimum, before the first layer and after each layer.
 
     Fix all scales except those of one layer's units, and let a_j and b_j be the units' incoming and
     outgoing powers. By the Cauchy-Schwarz inequality, the product of the two norms has its minimum

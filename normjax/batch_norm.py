@@ -41,10 +41,10 @@ def absorb_batch_norm(
     `vmap`.
 
     Each batch normalization must act on a layer's output, before the activation. A structure shows
-    where each one acts, and its epsilon. Names and shapes cannot: without a structure, the caller
-    answers for the position and epsilon, and names must prove the pairs as they must prove the
-    order in `find_layers`: the n-th batch normalization with a given number of features follows the
-    n-th layer with that number of features. `pairs` may define the pairs instead.
+    where each one acts, and its epsilon. Names and shapes cannot. Without a structure, the caller
+    is responsible for the position and epsilon, and the names must prove the pairs, as they prove
+    the order in `find_layers`: the n-th batch normalization with a given number of features follows
+    the n-th layer with that number of features. `pairs` may define the pairs instead.
 
     `normalize_params` with a structure normalizes the network as it is; nothing needs to be
     absorbed.
@@ -63,7 +63,7 @@ def absorb_batch_norm(
     Args:
       variables: `{"params": ..., "batch_stats": ...}` as in Flax, with optional leaves `scale` and
         `bias` in "params", and leaves `mean` and `var` in "batch_stats".
-      epsilon: without a structure, the epsilon of the network; default: 1e-5, that of Flax.
+      epsilon: without a structure, the epsilon of the network; 1e-5 by default, as in Flax.
       pairs: without a structure, `{path of the batch normalization: path of the layer}` for each
         batch normalization.
       structure: the result of `trace_structure` for `variables`.
@@ -207,7 +207,7 @@ def _absorb(
     epsilon: float,
 ) -> dict[str, Array]:
     """Return a layer's leaves with one batch normalization folded in."""
-    # One dtype and equal ranks: strict dtype and rank promotion must work.
+    # One dtype and equal ranks, so that this works under strict dtype and rank promotion.
     leaves = jax.tree.map(at_least_float32, (dict(layer), dict(affine), mean, var))
     dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(leaves)))
     wide, affine, mean, var = jax.tree.map(lambda leaf: leaf.astype(dtype), leaves)

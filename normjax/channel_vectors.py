@@ -1,4 +1,4 @@
-"""Small expressions of leaves, one value per channel, such as `scale / sqrt(var + epsilon)`.
+"""Small expressions in leaves, one value per channel, such as `scale / sqrt(var + epsilon)`.
 
 An expression is a nested tuple of an operation and its operands, so that it can be compared and
 hashed: a `Leaf`, a float, `("add" | "sub" | "mul" | "div", a, b)`, `("neg" | "sqrt" | "rsqrt", a)`
@@ -32,7 +32,7 @@ def evaluate(vector: Vector, leaves: Sequence[Any]) -> Array | float:
     """Return the values, `[channels]`, or `[1]` or a number for all channels; at least float32.
 
     Args:
-      vector: the expression; all leaves in it have one value per channel, or one in all.
+      vector: the expression; all leaves in it have one value per channel, or a single value.
       leaves: the leaves of the parameter tree.
     """
     if isinstance(vector, Leaf):
@@ -46,7 +46,7 @@ def evaluate(vector: Vector, leaves: Sequence[Any]) -> Array | float:
 
 
 def take(leaves: Sequence[Any], leaf: Leaf) -> Any:
-    """Return a leaf, or the part of it."""
+    """Return a leaf, or the part of it that `leaf` names."""
     return leaves[leaf.number] if leaf.part is None else leaves[leaf.number][leaf.part]
 
 
@@ -86,12 +86,12 @@ def divided_by(vector: Vector, leaf: Leaf) -> Vector | None:
 
 
 def statistics(vector: Vector) -> set[Leaf]:
-    """Return the leaves that an expression uses only below a root or in a denominator."""
+    """Return the leaves that an expression uses only under a root or in a denominator."""
     return set(vector_leaves(vector)) - set(_numerator_leaves(vector))
 
 
 def _numerator_leaves(vector: Vector) -> Iterator[Leaf]:
-    """Yield the leaves of an expression that are not below a root or in a denominator."""
+    """Yield the leaves of an expression that are not under a root or in a denominator."""
     if not isinstance(vector, tuple) or isinstance(vector, Leaf):
         yield from vector_leaves(vector)
     elif vector[0] not in ("sqrt", "rsqrt") and not (vector[0] == "pow" and vector[2] < 0):
@@ -100,7 +100,7 @@ def _numerator_leaves(vector: Vector) -> Iterator[Leaf]:
 
 
 def vector_exponents(vector: Vector, exponents: Callable[[Leaf], Exponents]) -> Exponents:
-    """Return how an expression scales, whose sums are known to scale alike."""
+    """Return how an expression scales; the terms of each sum are known to scale alike."""
     if isinstance(vector, Leaf):
         return exponents(vector)
     if not isinstance(vector, tuple):

@@ -1,4 +1,4 @@
-"""Norms of layers and what depends on them: in place if leaves are traced, else compiled once."""
+"""Compute layer norms and what depends on them: inline if leaves are traced, else compiled once."""
 
 import contextlib
 import functools
@@ -23,8 +23,8 @@ def with_norms(
     """Return the layers' norms, None if they are traced, and `fn(leaves, norms, structure)`.
 
     Outside of transformations, everything is compiled. Only the leaves that the structure uses are
-    passed to `fn`; the others are None. If all of them are NumPy's, so are the results. NumPy's
-    float64 stays float64, in every mode of JAX.
+    passed to `fn`; the others are None. If all of them are NumPy arrays, so are the results. NumPy
+    float64 stays float64, with or without JAX's x64 mode.
 
     Raises:
       ValueError: see `layer_norms`.
@@ -39,7 +39,7 @@ def with_norms(
         raise ValueError("params must be arrays; for shapes alone, use jax.eval_shape")
 
     def compute() -> Any:
-        if callable(norm):  # it may not be traceable
+        if callable(norm):  # a custom norm may not be traceable
             return _compile(fn)(leaves, layer_norms(leaves, structure, norm, scale), structure)
         return _compile_with_norms(fn)(leaves, structure, norm, scale)
 
@@ -48,9 +48,9 @@ def with_norms(
 
 
 def as_given(compute: Callable[[], Any], arrays: Sequence[Any]) -> Any:
-    """Return `compute()`, with NumPy's arrays if all `arrays` are NumPy's.
+    """Return `compute()`, as NumPy arrays if all `arrays` are NumPy arrays.
 
-    NumPy's float64 stays float64, in every mode of JAX.
+    NumPy float64 stays float64, with or without JAX's x64 mode.
     """
     kinds = {leaf.dtype if is_numpy(leaf) else None for leaf in arrays}
     needs_x64 = np.dtype(np.float64) in kinds and not isinstance(jnp.zeros(()), Tracer)
@@ -66,7 +66,7 @@ def as_given(compute: Callable[[], Any], arrays: Sequence[Any]) -> Any:
 
 
 def is_numpy(leaf: Any) -> bool:
-    """Return whether a leaf is NumPy's."""
+    """Return whether a leaf is a NumPy array or scalar."""
     return isinstance(leaf, (np.ndarray, np.generic))
 
 
@@ -84,7 +84,7 @@ def _compile(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compile_with_norms(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same function, which computes the norms as well."""
+    """Return the compiled function that also computes the norms it returns."""
 
     def run(leaves: Any, structure: NetworkStructure, norm: Norm, scale: float) -> Any:
         return _compile(fn)(leaves, layer_norms(leaves, structure, norm, scale), structure)

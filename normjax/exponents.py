@@ -66,7 +66,7 @@ def combine(*terms: tuple[Number, Exponents]) -> Exponents:
 
 
 def substitute(form: Exponents, values: Mapping[Leaf, Exponents]) -> Exponents:
-    """Replace leaves of a linear form by linear forms."""
+    """Replace leaves of a linear form with linear forms."""
     if not any(leaf in values for leaf in form):
         return form
     return combine(*((k, values.get(leaf, {leaf: 1})) for leaf, k in form.items()))

@@ -25,7 +25,7 @@ def one_line(error: object, limit: int = 500) -> str:
 
 
 def expand_user(path: str) -> Path | None:
-    """Return a path with ~ expanded, or None if there is no home folder to put for it."""
+    """Return a path with ~ expanded, or None if there is no home folder."""
     found = os.path.expanduser(path)
     return None if found.partition(os.sep)[0] == "~" else Path(found)
 
@@ -36,7 +36,7 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def check_address(address: str) -> None:
-    """Raise ValueError unless it is the address of a folder in a bucket."""
+    """Raise ValueError unless `address` names a folder in a bucket."""
     if not _BUCKET.fullmatch(address):
         raise ValueError(
             "gs://BUCKET/FOLDER or s3://BUCKET/FOLDER is needed; names may have letters, digits "
@@ -51,7 +51,7 @@ def local_path(path: str | os.PathLike) -> Path:
     """Return a path to read a run from.
 
     Raises:
-      ValueError: it is an address.
+      ValueError: the path is an address.
     """
     if is_address(path):
         raise ValueError(f"{path}: normjax.training.bucket.fetch_run makes it a local folder")
@@ -61,7 +61,7 @@ def local_path(path: str | os.PathLike) -> Path:
 def cache_dir() -> Path:
     """Return $NORMJAX_CACHE_DIR, else $XDG_CACHE_HOME/normjax, else ~/.cache/normjax.
 
-    Without a home folder, the path cannot exist: nothing is found there, and writing is an OSError.
+    Without a home folder, the path cannot exist: nothing is found there, and writes raise OSError.
     """
     shared = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "normjax")
     found = expand_user(os.environ.get("NORMJAX_CACHE_DIR") or shared)
@@ -100,11 +100,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Add the file name to every error of the system in the block; that of a full disk has none."""
+    """Add the file name to every system error in the block; a full-disk error has none."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # an OSError of a text alone would lose it
+        if error.errno is not None:  # an OSError with only text would lose it
             error.filename = error.filename or os.fspath(path)
         raise
 
@@ -113,12 +113,12 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 def plainly_named(folder: Path) -> Iterator[Path]:
     """Yield a path to a folder that Orbax, TensorStore and TFDS take literally.
 
-    They take a path for a pattern ("[", "*", "?"), for an address ("gs:") and backslashes for
+    They may read a path as a pattern ("[", "*", "?") or an address ("gs:"), and backslashes as
     slashes, and then write or read elsewhere. A path with anything but letters, digits and harmless
-    marks is replaced by a symbolic link. The folder is made if there is none.
+    punctuation is replaced by a symbolic link. That folder is created if it does not exist.
 
     Raises:
-      OSError: the link cannot be made.
+      OSError: the link cannot be created.
     """
     if _PLAIN.fullmatch(os.fspath(folder)):
         yield folder
@@ -211,7 +211,7 @@ def _refuse(constant: str) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value has a type."""
+    """Return whether a JSON value has the given type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is UnionType:
         return any(_fits(value, argument) for argument in arguments)

@@ -29,9 +29,9 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> NetworkS
     """Find a network's layers in order of application by their names.
 
     A layer is a leaf `kernel`, laid out `[*window, inputs, outputs]`, with an optional sibling
-    `bias`. Names are accepted only where they prove the order: all layers stand in one module, with
+    `bias`. Names are accepted only where they prove the order: all layers are in one module, with
     automatic names of one kind (`Dense_0`, `Dense_1`, ... or `layers_0`, ... or the indices of a
-    list), and each layer's inputs equal the outputs before it, or those times a flattened window.
+    list), and each layer's inputs equal the previous outputs, or those times a flattened window.
 
     Names and shapes cannot see activations, skip connections, groups of channels, or a layer that
     is applied twice. `trace_structure` can.
@@ -40,7 +40,7 @@ def find_layers(params: Params, layers: Sequence[str] | None = None) -> NetworkS
 
     Args:
       params: nested mappings or lists of floating-point leaves.
-      layers: the paths of all layers in order of application; the names may then be any.
+      layers: the paths of all layers in order of application; the names may then be arbitrary.
 
     Returns:
       The structure, with `is_traced=False`.
@@ -158,7 +158,7 @@ def check_names(parents: Sequence[Parent], advice: str) -> None:
 
 
 def check_chain(kernels: Mapping[str, tuple[int, ...]], advice: str) -> None:
-    """Raise unless each layer's inputs equal the outputs before, or those times a flattened window.
+    """Raise unless each layer's inputs equal the prior outputs, or those times a flattened window.
 
     Args:
       kernels: paths of the layers in order, and the shapes of their `[*window, inputs, outputs]`.

@@ -125,7 +125,7 @@ def margins(logits: Array, labels: Array) -> Array:
 
 
 class Monitored(NamedTuple):
-    """The result of `monitor`, scalars: means over a batch.
+    """The result of `monitor`, scalars; the losses are means over a batch.
 
     Attributes:
       normalized_loss: cross entropy of the normalized network, nats.
@@ -199,7 +199,7 @@ def monitor(
 def _divide(logits: Array, product: powers.Product) -> tuple[Array, Array]:
     """Return logits divided by a product, and whether the dtype can hold them; NaN if not."""
     normalized = powers.divide(logits, product)
-    # The largest one must be so large that rounding the others to 0 does not matter.
+    # The largest logit must be large enough that rounding the others to 0 does not matter.
     info = jnp.finfo(logits.dtype)
     largest = jnp.max(jnp.abs(normalized))
     is_too_small = (largest < info.tiny / info.eps) & jnp.any(logits != 0)
@@ -308,7 +308,7 @@ def _is_label(logits: Array, labels: Array) -> Array:
 
 
 def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Return logits of at least 32 bits and labels int32, or raise ValueError."""
+    """Return logits of at least 32 bits and int32 labels, or raise ValueError."""
     logits = jnp.asarray(logits)
     if not isinstance(labels, Array):
         labels = np.asarray(labels)
@@ -328,7 +328,7 @@ def _checked(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 def _as_int32(labels: Any, num_classes: int) -> Array:
     """Return labels as int32; those out of range stay out of range, whatever their dtype."""
-    if labels.dtype.itemsize >= 4 and labels.dtype != np.int32:  # they may wrap around
+    if labels.dtype.itemsize >= 4 and labels.dtype != np.int32:  # a cast could wrap around
         xp = jnp if isinstance(labels, Array) else np
         labels = xp.where((labels < 0) | (labels >= num_classes), num_classes, labels)
     return jnp.asarray(labels.astype(np.int32))

@@ -57,7 +57,7 @@ def layer_matrix(leaves: Sequence[Any], layer: LayerMatrix) -> dict[str, Array]:
     """Return a layer's matrix as `{"kernel": [*window, inputs, outputs], "bias": [outputs]}`.
 
     The kernel includes the factor of each output channel. It is as stored if its layout could not
-    be read. The bias is there only if it is part of the matrix.
+    be read. The bias is included only if it is part of the matrix.
     """
     kernel = at_least_float32(take(leaves, layer.kernel))
     factor, bias = (
@@ -83,7 +83,7 @@ def layer_matrix(leaves: Sequence[Any], layer: LayerMatrix) -> dict[str, Array]:
 
 
 def arrange(kernel: _Kernel, layout: Layout) -> _Kernel:
-    """Transpose a kernel, of NumPy or JAX, to `[*window, inputs, outputs]`."""
+    """Transpose a NumPy or JAX kernel to `[*window, inputs, outputs]`."""
     if layout[:3] == flax_layout(kernel.ndim)[:3]:
         return kernel
     shape = [kernel.shape[axis] for axis in layout.window]
@@ -112,7 +112,7 @@ def flax_layout(ndim: int) -> Layout:
 
 
 def _order(layout: Layout, ndim: int) -> tuple[int, ...]:
-    """Return the axes of a kernel in the order of its matrix; axes of size 1 may be in none."""
+    """Return the axes of a kernel in the order of its matrix, then any others, of size 1."""
     order = (*layout.window, *layout.inputs, *layout.outputs)
     return (*order, *(axis for axis in range(ndim) if axis not in order))
 

@@ -17,7 +17,7 @@ from normjax.types import ApplyFn, Array, Norm, Params, at_least_float32
 
 
 class HomogeneityCheck(NamedTuple):
-    """How a network satisfies eq. 2, `f(W; x) = (prod rho_k) * f(W~; x)`, on given inputs.
+    """How well a network satisfies eq. 2, `f(W; x) = (prod rho_k) * f(W~; x)`, on given inputs.
 
     Attributes:
       max_abs_error: largest `|f(W; x) - (prod rho_k) * f(W~; x)|` over examples and classes.
@@ -71,13 +71,13 @@ def param_norms(
       layers: without a structure, the paths of all layers in order of application, if names do not
         prove the order.
       structure: the result of `trace_structure` for this network. Without it, names and shapes must
-        prove the order of the layers (see `find_layers`); they cannot see activations and skips.
+        prove the order of the layers (see `find_layers`); they cannot see activations or skips.
       tied: what to do with weights that cannot be scaled on their own, as in residual networks:
         `"refuse"` them, or `"keep"` them as they are and normalize the other layers.
 
     Returns:
-      `{path: norm}` in order of application: float32 scalars (float64 for float64 leaves), NumPy's
-      if all leaves are NumPy's; 0 for a layer of zeros.
+      `{path: norm}` in order of application: float32 scalars (float64 for float64 leaves), NumPy
+      scalars if all leaves are NumPy arrays; 0 for a layer of zeros.
 
     Raises:
       ValueError: the structure is not certified, or does not belong to this tree; outside of
@@ -101,8 +101,8 @@ def product_norm(
 ) -> Array:
     """Return the product of the layers' norms, `rho_1 * ... * rho_K` (paper, eq. 2 and fig. 9).
 
-    Each norm has the power with which it multiplies the network's output, which is 1 unless a
-    layer is applied several times. Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in
+    Each norm is raised to the power at which it multiplies the network's output: 1 unless a layer
+    is applied several times. Inside `jit`, `vmap` and `grad`, a norm of 0 counts as 1, as in
     `normalize_params`, which keeps eq. 2 exact, and a product that is too large is infinite.
 
     Examples:
@@ -202,7 +202,7 @@ def normalize_params(
       params, norm, scale, layers, structure, tied: see `param_norms`.
 
     Returns:
-      The normalized parameters `W~`: same tree, shapes, dtypes and types of arrays.
+      The normalized parameters `W~`: same tree, shapes, dtypes and array types.
 
     Raises:
       ValueError: outside of transformations, a norm is 0, negative, infinite or NaN, or a bias is
@@ -234,7 +234,7 @@ def check_homogeneity(
 ) -> HomogeneityCheck:
     """Check eq. 2 of the paper, `f(W; x) = (prod rho_k) f(W~; x)`, on the inputs `x`.
 
-    `ok` is the answer. Several times, all layers are scaled by powers of two, small and large, and
+    `ok` is the answer. All layers are scaled several times by powers of two, small and large, and
     the outputs must be the predicted multiples, bit by bit: powers of two are exact in every dtype,
     so there is no tolerance.
 
@@ -313,7 +313,7 @@ def check_homogeneity(
 def norm_product(
     params: Params, norm: Norm, scale: float, structure: NetworkStructure
 ) -> tuple[powers.Product, Array, Array]:
-    """Return the product of the layers' norms: in pieces, as a number, and its logarithm.
+    """Return the product of the layers' norms as a `Product`, as a number and as a logarithm.
 
     Raises:
       ValueError: see `log_product_norm`.
@@ -365,14 +365,14 @@ def _is_own_norm(exponents: powers.Powers) -> bool:
 
 
 def _without_zeros(norms: Sequence[Array]) -> list[Array]:
-    """Replace norms of 0 by 1."""
+    """Replace norms of 0 with 1."""
     return [jnp.where(rho == 0, 1, rho) for rho in norms]
 
 
 def _check_norms(
     norms: np.ndarray | None, structure: NetworkStructure, may_be_zero: bool = False
 ) -> None:
-    """Raise unless all norms are positive and finite; pass traced norms."""
+    """Raise unless all norms are positive and finite; traced norms pass."""
     if norms is None:
         return
     for path, rho in zip(structure.layers, norms.tolist(), strict=True):

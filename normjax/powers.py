@@ -16,14 +16,14 @@ Powers = tuple[tuple[int, Number], ...]
 """The product of `norms[k]^power` over pairs `(k, power)`."""
 
 
-_STEPS = 32  # so many mantissas can be multiplied without overflow
+_STEPS = 32  # mantissas that can be multiplied without overflow
 
 
 class Product(NamedTuple):
     """The positive number `mantissa * 2^exponent`.
 
-    Splitting a number is exact, so that a product of ordinary size is, bit for bit, the one of
-    direct multiplication. Gradients flow through the mantissa.
+    Splitting a number is exact, so a product of ordinary size equals that of direct multiplication
+    bit for bit. Gradients flow through the mantissa.
 
     Attributes:
       mantissa: in [1, 2), unless it is NaN or infinite.
@@ -38,11 +38,11 @@ def multiply(norms: Sequence[Array], products: Sequence[Powers]) -> list[Product
     """Return products of powers of positive norms, multiplied in order."""
     if not products:
         return []
-    dtype = np.result_type(*(rho.dtype for rho in norms))  # also where promotion is an error
+    dtype = np.result_type(*(rho.dtype for rho in norms))  # explicit, as promotion may be an error
     bases = _unstack(_split(jnp.stack([rho.astype(dtype) for rho in norms])))
     known: dict[Powers, Product] = {(): Product(jnp.ones((), dtype), jnp.zeros((), jnp.int32))}
     for powers in products:
-        for end, (k, power) in enumerate(powers, 1):  # products often begin with another one
+        for end, (k, power) in enumerate(powers, 1):  # a product often extends another one
             if powers[:end] not in known:
                 factor = bases[k] if power == 1 else _power(bases[k], power)
                 product = _multiply(known[powers[: end - 1]], factor)
@@ -92,7 +92,7 @@ def _power_of_two(exponent: Array, dtype: jnp.dtype) -> Array:
 
 
 def _power(base: Product, power: Number) -> Product:
-    """Return a power."""
+    """Return a product raised to a power."""
     numerator, denominator = Fraction(power).as_integer_ratio()
     if not numerator:
         return Product(jnp.ones_like(base.mantissa), jnp.zeros_like(base.exponent))

@@ -1,4 +1,4 @@
-"""Test that a network scales with its layers, by powers of two: these are exact in every dtype."""
+"""Test that a network scales with its layers, by powers of two, which are exact in every dtype."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ def find_violation(
 
 
 def _draws(num_layers: int, largest: int) -> list[np.ndarray]:
-    """Return exponents that make the hidden units a bit larger or smaller, large, and small."""
+    """Return exponents that make the hidden units slightly larger or smaller, large, and small."""
     rng = np.random.default_rng(0)
     ranges = ((-3, 4), (largest // 2, largest + 1), (-largest, 1 - largest // 2))
     return [np.diff(rng.integers(low, high, num_layers), prepend=0) for low, high in ranges]

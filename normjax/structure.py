@@ -81,7 +81,7 @@ class NetworkStructure:
     """How the leaves of a network may be scaled so that only the scale of its output changes.
 
     `trace_structure` reads it off the network's computation; `print` shows it as a certificate. It
-    is hashable: a static argument of `jax.jit`.
+    is hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
       leaves: path and shape of every leaf of the parameter tree.
@@ -89,7 +89,8 @@ class NetworkStructure:
       divisors: for each leaf that scales, `(leaf, ((layer number, power), ...))`: normalization
         divides the leaf by these powers of the layers' norms.
       tied: paths of the weights that cannot be scaled on their own.
-      problems: for each of them, one sentence: what it is tied to or held by, and where.
+      problems: one sentence each: what a weight is tied to or held by, and where, or why no weight
+        scales the output.
       kinds: for each leaf, what it must be where the structure is used (`leaf_kind`); empty if the
         layers were found by names.
       is_traced: whether the computation was traced; otherwise the layers were found by names.
@@ -119,7 +120,7 @@ class NetworkStructure:
         return {matrix.path: matrix.degree for matrix in self.matrices}
 
     def __str__(self) -> str:
-        """Return the certificate, or what prevents it, as a text of several lines."""
+        """Return the certificate, or what prevents it, as multi-line text."""
         product = " ".join(
             f"rho_{number}" + (f"^({matrix.degree})" if matrix.degree != 1 else "")
             for number, matrix in enumerate(self.matrices, 1)
@@ -167,10 +168,10 @@ class NetworkStructure:
 
 
 def leaf_kind(leaf: Any) -> str:
-    """Return what a structure depends on of a leaf beside its shape; "" for functions and others.
+    """Return what a structure depends on in a leaf besides its shape; "" for functions and others.
 
-    Arrays of floating point may have any values and precision. Python's numbers are part of the
-    traced program.
+    Floating-point arrays may have any values and precision. Python numbers are part of the traced
+    program.
     """
     if isinstance(leaf, (bool, int, float, complex)) and not hasattr(leaf, "dtype"):
         return f"the number {leaf!r}"
@@ -181,7 +182,7 @@ def leaf_kind(leaf: Any) -> str:
 
 
 def _layout_text(layout: Layout | None, shape: tuple[int, ...]) -> str:
-    """Return the shape of a layer's matrix, as "5 x 5 window, 3 -> 24"."""
+    """Return the shape of a layer's matrix, such as "5 x 5 window, 3 -> 24"."""
     if layout is None:
         return f"{' x '.join(map(str, shape))}, layout unknown"
     inputs, outputs = (

@@ -51,7 +51,7 @@ def run_sweep(
         images, test labels)) with uint8 [N, H, W, C] and integers [N] from 0.
 
     Returns:
-      The finished run. Of several processes, only process 0 can load its networks.
+      The finished run. With several processes, only process 0 can load its networks.
 
     Raises:
       ValueError: a setting, the data, the network or the folder cannot be used; nothing is trained.
@@ -77,7 +77,7 @@ def finish_sweep(
     """Run a sweep like `run_sweep`, without loading the finished run.
 
     Returns:
-      The folder of the run in process 0; the local one of a run in a bucket.
+      The folder of the run in process 0; for a run in a bucket, the local folder.
 
     Raises:
       StoppedError: a signal arrived.
@@ -93,7 +93,7 @@ def finish_sweep(
         config = dataclasses.replace(config, model=model_name(model))
     validate(config, given)
     processes.connect(config.distributed)
-    mirror: bucket.Mirror | None = None  # in process 0, of a run in a bucket
+    mirror: bucket.Mirror | None = None  # only in process 0, for a run in a bucket
     with processes.together(), contextlib.ExitStack() as stack:
         check_same_settings(config)
 
@@ -144,14 +144,14 @@ def finish_sweep(
         sweep = train_groups(sweep, run_dir)
         if processes.is_first():
             write_up(run_dir, sweep, started)
-        push()  # which all processes wait for, so that they end together
+        push()  # all processes wait for it, so they end together
         if is_in_bucket:
             processes.say(f"{config.workdir}: all of it is there")
     return run_dir
 
 
 def check_same_settings(config: SweepConfig) -> None:
-    """Refuse processes with different settings; where files are, process 0 alone says.
+    """Refuse processes with different settings; only process 0 decides where files are.
 
     Raises:
       SettingsError: a setting differs.
@@ -226,7 +226,7 @@ def is_finished(
     model: Model | None,
     dataset: Dataset | None,
 ) -> bool:
-    """Return whether the folder holds this run, finished; refuse another network and other data.
+    """Return whether the folder holds this run, finished; refuse a different network or data.
 
     Raises:
       ValueError, OSError: see `record.is_finished` and `load_run`.
@@ -241,13 +241,13 @@ def is_finished(
 
 
 def write_events(run_dir: Path) -> None:
-    """Write TensorBoard's files of a finished run from its metrics.jsonl."""
+    """Write the TensorBoard files of a finished run from its metrics.jsonl."""
     with tensorboard.event_files(run_dir, True) as write:
         write(metrics.read_lines(run_dir))
 
 
 def write_up(run_dir: Path, sweep: Sweep, started: float) -> None:
-    """Write the tables, the figures and the page of a trained sweep; say where they are."""
+    """Write the tables, the figures and the page of a trained sweep; print where they are."""
     table = read_table(sweep, run_dir)
     name = read_object(run_dir / RUN_FILE, dataset=str)["dataset"]
     write_outputs(run_dir, table, dataset_label(name))

@@ -38,7 +38,7 @@ _PLACEMENT = {"dtype", "device", "layout", "memory_format", "pin_memory", "impli
 
 
 def trace_structure(module: Any, x: Any) -> NetworkStructure:
-    """Read off a PyTorch network how the entries of its state_dict may be scaled.
+    """Read from a PyTorch network how the entries of its state_dict may be scaled.
 
     The module is traced by `torch.export`, not run; see `normjax.trace_structure` for what is read
     and what a certificate covers.
@@ -128,10 +128,10 @@ def to_state_dict(arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[st
     """Return arrays as a state_dict, the inverse of `to_arrays`.
 
     Args:
-      arrays: what `to_arrays` returns, with other values.
-      like: the state_dict that says what else is in it, and each tensor's device and dtype.
+      arrays: the result of `to_arrays`, with any values.
+      like: a state_dict that gives the other entries, and each tensor's device and dtype.
     """
-    state_dict: Any = copy.copy(like)  # with the attributes of PyTorch's own class
+    state_dict: Any = copy.copy(like)  # keeps the attributes that PyTorch sets on it
     tensors = _tensors(like)
     owners = _owners(tensors)
     if arrays.keys() != set(owners.values()):
@@ -151,7 +151,7 @@ def _tensors(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _owners(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map each name to the first name of the same memory."""
+    """Map each name to the first name with the same memory."""
     owners, firsts = {}, {}
     for name, tensor in tensors.items():
         place = (*_extent(tensor), tensor.shape, tensor.stride())
@@ -169,7 +169,7 @@ def _owners(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _extent(tensor: Tensor) -> tuple[Any, ...]:
-    """Return the memory that a tensor is in, and where it starts and ends there."""
+    """Return a tensor's storage, and where the tensor starts and ends in it."""
     start = tensor.storage_offset()
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.untyped_storage()._cdata, start, start + last + 1 if tensor.numel() else start
@@ -184,7 +184,7 @@ def _dtype(tensor: Tensor) -> np.dtype:
 
 
 def _to_array(tensor: Tensor) -> np.ndarray:
-    """Return a copy; as bytes, since PyTorch cannot make arrays of bfloat16."""
+    """Return a copy, made from bytes because PyTorch cannot make bfloat16 arrays."""
     flat = tensor.detach().cpu().reshape(-1).contiguous()
     return flat.view(torch.uint8).numpy().view(_dtype(tensor)).reshape(tensor.shape).copy()
 
@@ -197,7 +197,7 @@ def _to_tensor(array: Any, like: Tensor) -> Tensor:
 def _export(module: Any, inputs: Sequence[Tensor]) -> Any:
     """Return the module as a graph of ATen operations on the state_dict and the inputs."""
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of the exporter about itself
+        warnings.simplefilter("ignore")  # the exporter's warnings about itself
         try:
             program = torch.export.export(module, tuple(inputs), strict=False)
             program = program.run_decompositions()
@@ -238,12 +238,12 @@ def _apply(program: Any, owners: Mapping[str, str], leaves: Mapping[str, Any], i
             value = leaves[owners[spec.target]]
         else:
             value = program.constants.get(spec.target)
-            if isinstance(value, torch.Tensor):  # on one device; without values on "meta"
+            if isinstance(value, torch.Tensor):  # on one device; "meta" has no values
                 is_known = not value.is_meta
                 value = value.cpu() if is_known else opaque("constant", [], [_shape(value)])[0]
         values[spec.arg.name] = value
     for node in program.graph.nodes:
-        if node.op == "get_attr":  # the branches of an operation of control flow
+        if node.op == "get_attr":  # the branches of a control-flow operation
             values[node.name] = getattr(program.graph_module, node.target)
         elif node.op == "call_function" and node.users:
             with jax.named_scope(_scope(node)):
@@ -275,7 +275,7 @@ def _call(node: Any, values: Mapping[str, Any]) -> Any:
     if is_constant:
         return node.target(*args, **(options | ({"device": "cpu"} if "device" in options else {})))
     options = {key: value for key, value in options.items() if key not in _PLACEMENT}
-    # Results of several that are not arrays are not read, or refused above.
+    # Among several results, those that are not arrays are never read, or are refused above.
     shapes = [
         _shape(result) if _is_static(result) else jax.ShapeDtypeStruct((), bool)
         for result in ([results] if is_single else results)
@@ -294,7 +294,7 @@ def _to_jax(value: Any) -> Any:
 
 
 def _scope(node: Any) -> str:
-    """Return an operation, its module and the user's line, as `'relu' in head (net.py:12)`."""
+    """Return an operation, its module and the user's line, such as `'relu' in head (net.py:12)`."""
     name = str(node.target).removeprefix("aten.")
     name = (name.rpartition(".")[0] or name).lstrip("_")
     modules = list((node.meta.get("nn_module_stack") or {}).values())

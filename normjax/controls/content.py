@@ -1,7 +1,7 @@
 """Content: do training and test margins go together among networks of one level, given the norm?
 
 Levels confound: two unrelated quantities that both follow the corruption of labels look related.
-Only networks of one level, which differ by their seed, are therefore compared; with 8 or more,
+Therefore only networks of one level, which differ in their seed, are compared; with 8 or more,
 only those of similar norm. They must be independent given level and norm. A seed that several
 levels share breaks this, as does a dependence on the norm that differs between levels.
 """
@@ -27,18 +27,18 @@ class Content:
       correlation: r, the partial correlation of test and training margins, given the stratum
         (`strata_of`) and a polynomial in the logarithm of the norm.
       interval: its 95% interval (Fisher's z).
-      p_value: fraction of orders with at least the observed r, where the observed order is counted.
-        It is one-sided: only a positive r is content.
+      p_value: fraction of orders with at least the observed r, counting the observed order. It is
+        one-sided: only a positive r counts as content.
       num_reaching: number of orders with at least the observed r; with all orders, the observed one
         is among them.
       num_orders: number of orders.
       is_exact: whether these are all orders within levels.
       degrees: degrees of freedom of r.
       num_powers: degree of the polynomial.
-      pooled_correlation: the same partial correlation with levels ignored; NaN if undefined. What
-        it exceeds r by is due to the levels (Simpson's paradox).
+      pooled_correlation: the same partial correlation with levels ignored; NaN if undefined. Its
+        excess over r is due to the levels (Simpson's paradox).
       power: what more seeds would decide.
-      train: n training margins, less what stratum and norm explain.
+      train: n training margins, minus what stratum and norm explain.
       test: the same for the test margins.
     """
 
@@ -68,17 +68,17 @@ def measure_content(
     """Measure whether training and test margins go together within levels.
 
     What the strata of `strata_of` and a polynomial in ln(norm) explain is removed from both
-    margins. What is left of the test margins is permuted within strata and freed from the
-    polynomial again (Freedman and Lane 1983). Either margin may follow the level in any way, if
-    networks of one level are independent and their margins follow the norm by one polynomial for
-    all levels. Its degree is that of `power.degrees_of`.
+    margins. The residuals of the test margins are permuted within strata and residualized again
+    (Freedman and Lane 1983). Either margin may depend on the level in any way, provided networks of
+    one level are independent and their margins depend on the norm through one polynomial for all
+    levels. Its degree is that of `power.degrees_of`.
 
     Args:
       train_margins: n raw mean centered training margins.
       test_margins: the same on the test set.
       product_norms: n positive product norms.
       levels: n labels.
-      num_draws: number of random orders; if there are not more orders, all are enumerated.
+      num_draws: number of random orders; all are enumerated if no more exist.
       seed: seed of the random orders.
 
     Raises:
@@ -138,7 +138,7 @@ def strata_of(product_norms: np.ndarray, levels: Sequence[Hashable]) -> list[tup
     """Return the level and place of each network's stratum.
 
     Networks of one level are divided by their norm into strata of at least `STRATUM`, because a
-    polynomial does not follow every curve, and what it leaves of both margins would look like a
+    polynomial does not follow every curve, and what it leaves in both margins would look like a
     relation.
     """
     strata: list[tuple[Hashable, int]] = [(level, 0) for level in levels]
@@ -161,7 +161,7 @@ def _pooled(train: np.ndarray, test: np.ndarray, powers: np.ndarray) -> float:
 
 
 def _basis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return orthonormal rows that span orthogonal rows and further ones."""
+    """Return orthonormal rows that span `first`, whose rows are orthogonal, and `second`."""
     first = first / np.sqrt(np.sum(first**2, axis=1, keepdims=True))
     rest = second - (second @ first.T) @ first
     _, singular, rows = np.linalg.svd(rest, full_matrices=False)
@@ -169,7 +169,7 @@ def _basis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _left(given: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return values [..., n] less their projection on orthonormal rows."""
+    """Return values [..., n] minus their projection onto orthonormal rows."""
     left = values - (values @ given.T) @ given
     if values.ndim == 1 and left @ left <= 1e-20 * (values @ values):
         raise ValueError("margins follow exactly from level and norm: no spread is left")

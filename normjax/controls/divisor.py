@@ -63,8 +63,8 @@ def measure_divisor(
     """Compare the line with curves in the norm on what was left out.
 
     The line of normalized losses times -rho reads `test margin = b * training margin - a * rho`. It
-    has no divisor, and all networks count alike. Whole levels are left out, or networks where there
-    is one level.
+    has no divisor, and all networks have equal weight. Whole levels are left out, or networks if
+    there is one level.
 
     Raises:
       ValueError: 2 or 3 levels, fewer than 5 networks, values that are not finite, norms that are

@@ -172,7 +172,7 @@ def explain_line(
       selection: as in results.csv; by default "final", or the first selection.
       norm: as in results.csv or a number; by default "2", or the first norm.
       num_draws: orders per permutation test.
-      seed: seed of the random orders. The order of the rows has no influence.
+      seed: seed of the random orders. The order of the rows does not matter.
 
     Raises:
       FileNotFoundError: results.csv does not exist.

@@ -41,15 +41,14 @@ class PickRate:
       choice: `OF_LEVELS`, `OF_ONE_LEVEL` or `OF_EPOCHS`.
       selection: as in results.csv; "" for epochs.
       norm: as in results.csv; "2", the Frobenius norm, for epochs.
-      outcome: what makes a choice better, if it is lower: a key of `OUTCOMES`.
-      quantity: the name of the quantity; of epochs, the later one is a choice too.
-      rate: fraction of pairs, with half of those in which the quantities are equal; 0.5 is chance.
-        Within levels it is the mean over levels, of epochs the mean over networks.
+      outcome: what is lower for the better choice, a key of `OUTCOMES`.
+      quantity: the name of the quantity; for epochs, "the later epoch" is one.
+      rate: fraction of pairs, where ties in the quantity count half; 0.5 is chance. Within levels
+        it is the mean over levels, for epochs the mean over networks.
       low: lower end of the 95% jackknife interval over levels, or None.
       high: upper end, or None.
-      loss: outcome at the smallest value of all that can be chosen, minus the best outcome; a
-        mean over levels or networks where the choice is among one level's or one network's, as far
-        as there is one.
+      loss: outcome at the smallest value of all that can be chosen, minus the best outcome. For
+        choices within a level or a network, the mean over the levels or networks that offer one.
       num_networks: number of networks with true labels and finite losses.
       num_pairs: number of pairs with different outcomes.
       unit: the unit of the interval, "levels" or "networks".
@@ -72,7 +71,7 @@ class PickRate:
 
 
 class Pool(NamedTuple):
-    """What one can choose from: a value and an outcome of each, and the unit it belongs to.
+    """What can be chosen: the value, the outcome and the unit of each candidate.
 
     Attributes:
       values: float64 [n]; the smallest is picked.
@@ -95,7 +94,7 @@ def network_picks(
     Args:
       table: the results of a run.
       selection: as in results.csv; None: the last epoch.
-      norm: as in results.csv; None: the Frobenius norm, or the first one if there are others only.
+      norm: as in results.csv; None: the Frobenius norm, or the first one if that is missing.
 
     Raises:
       ValueError: the selection or norm is missing, or there are fewer than two networks.
@@ -126,7 +125,7 @@ def network_picks(
 def pick_rates(
     values: np.ndarray, outcomes: np.ndarray, levels: np.ndarray
 ) -> dict[str, dict[str, Any]]:
-    """Return the rates between levels and within them, as far as there are pairs.
+    """Return the rates between levels and within them, where there are pairs.
 
     Args:
       values: float64 [n] of a quantity.
@@ -149,7 +148,7 @@ def pick_rates(
 def epoch_picks(metrics: Sequence[Mapping[str, Any]]) -> list[PickRate]:
     """Return how often each quantity picks the better of two epochs of one network.
 
-    The epochs are those with true labels and a measured test loss. Each network counts alike.
+    The epochs are those with true labels and a measured test loss. Each network counts equally.
 
     Args:
       metrics: the lines of `read_metrics`. Quantities that a line lacks are left out, and so are
@@ -186,7 +185,7 @@ def _rate(
 ) -> dict[str, Any] | None:
     """Return the fields of `PickRate` from `rate` on, or None if no pair has different outcomes.
 
-    Each pool counts alike. `allowed` has a mask of the pairs of a pool, or None for all.
+    Each pool counts equally. `allowed` has a mask of the pairs of each pool, or None for all.
     """
     pairs, losses = [], []
     for pool, mask in zip(pools, allowed, strict=True):

@@ -8,10 +8,10 @@ from scipy import special
 from normjax.controls.thresholds import POWER, SMALLEST_EFFECT, STRATUM, max_p_value
 from normjax.statistics.resampling import log_num_orders
 
-MIN_WITHIN = 4  # networks less strata: two degrees of freedom remain for a correlation
+MIN_WITHIN = 4  # networks minus strata: two degrees of freedom remain for a correlation
 _MAX_POWERS = 3
 _MAX_LEVELS = 60
-_MIN_ORDERS = 20  # that may reach the observed one; with fewer, a permutation loses power to z
+_MIN_ORDERS = 20  # orders that may reach the observed one; fewer lose power compared to z
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Power:
 
     Attributes:
       smallest_effect: the smallest correlation of interest.
-      seeds_for_smallest: seeds per level that show it if it is real and exclude it if there is
-        none, each in 80% of draws.
+      seeds_for_smallest: seeds per level that show it if it is real, and exclude it if the true
+        correlation is 0, each in 80% of draws.
       seeds_for_observed: seeds per level that show the observed correlation in 80% of draws; None
         if it is not positive.
     """
@@ -38,13 +38,13 @@ def strata_sizes(num_networks: int) -> list[int]:
 
 
 def degrees_of(num_within: int) -> tuple[int, int]:
-    """Return the powers of the log norm that are given, and the degrees of freedom that remain.
+    """Return how many powers of the log norm to control for, and the degrees of freedom left.
 
-    Each power takes one degree for each three, at most: with few networks the noise hides a
-    curvature that many would reveal as spurious content.
+    There is at most one power per three degrees of freedom: with few networks, noise hides a
+    curvature that many networks would reveal as spurious content.
 
     Args:
-      num_within: networks less strata, at least `MIN_WITHIN`.
+      num_within: networks minus strata, at least `MIN_WITHIN`.
     """
     num_powers = min(max((num_within - 1) // 3, 1), _MAX_POWERS)
     return num_powers, num_within - 1 - num_powers
@@ -74,7 +74,7 @@ def seeds_for_smallest(num_levels: int) -> int:
 
 
 def levels_for_skill(skill: float, low: float, num_levels: int) -> int | None:
-    """Return the levels in all whose interval of a skill as large lies above zero with `POWER`.
+    """Return how many levels in all put the interval of the same skill above zero with `POWER`.
 
     The standard error of the logarithm of the ratio of errors (`divisor.Divisor`) is taken from the
     interval, and falls with the square root of the number of levels.
@@ -100,12 +100,12 @@ def levels_for_skill(skill: float, low: float, num_levels: int) -> int | None:
 
 
 def seeds_for(correlation: float, num_levels: int, error: float) -> int:
-    """Return the seeds per level for which Fisher's z of a correlation is found with `POWER`.
+    """Return the seeds per level that detect a correlation with power `POWER`, by Fisher's z.
 
     Args:
       correlation: the true correlation, in (0, 1].
       num_levels: number of levels.
-      error: one-sided probability of finding a correlation of 0.
+      error: one-sided probability of a false positive when the correlation is 0.
     """
     z = math.atanh(min(correlation, 1 - 1e-12))
     needed = ((special.ndtri(1 - error) + special.ndtri(POWER)) / z) ** 2 + 1
@@ -116,7 +116,7 @@ def seeds_for(correlation: float, num_levels: int, error: float) -> int:
             num_within += 1
     within = math.ceil(num_within / num_levels)
     seeds = within + max((within - 1) // (STRATUM - 1), 1)  # of which the strata leave `within`
-    # Orders are too few at small numbers of seeds only.
+    # Only with few seeds can there be too few orders.
     while seeds < 100 and log_num_orders(strata_sizes(seeds) * num_levels) < math.log(
         _MIN_ORDERS / error
     ):

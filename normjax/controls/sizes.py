@@ -1,6 +1,6 @@
 """How the line and the generalization gap change with the number of training images.
 
-Nagarajan and Kolter (2019) found that bounds by norms can grow with the training set, because the
+Nagarajan and Kolter (2019) found that norm-based bounds can grow with the training set, because the
 norms grow faster than the square root of its size. Runs of several sizes are compared here at one
 selection and norm.
 """
@@ -26,7 +26,7 @@ QUANTITIES = {
     "norm_over_margin": "Product of norms / training margin",
     "norm_bound": "Product of norms / (training margin * sqrt(N))",
 }
-"""{quantity: its name}; a quantity that is no slope is a mean over levels of means over seeds."""
+"""{quantity: name}; a quantity that is not a slope is a mean over levels of means over seeds."""
 
 PER_NETWORK = tuple(name for name in QUANTITIES if not name.startswith("slope"))
 
@@ -154,8 +154,8 @@ _WITH_RANDOM = "slope_with_random_labels"
 
 
 def _mean_rows(own: pd.DataFrame, size: int) -> list[SizeRow]:
-    """Return means over levels, each level counting alike, and the range of level means."""
-    # NumPy's mean, because that of pandas would leave out what is undefined.
+    """Return means over levels, each level counting equally, and the range of level means."""
+    # NumPy's mean, because pandas would skip undefined values.
     means = own.groupby("level_name")[list(PER_NETWORK)].agg(lambda column: np.mean(column.values))
     rows = []
     for name in PER_NETWORK:

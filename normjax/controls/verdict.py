@@ -45,9 +45,9 @@ def judge(
 
     Supported: training and test margins go together within levels, and on left-out levels the line
     predicts better than the best curve in the norms. Artifact: they do not, an effect of interest
-    is excluded, and that curve predicts at least as well as the line. Undecided: all else, a
-    relation of the wrong sign within levels among it. With one level, the content decides alone. R2
-    is not used: a shared divisor can give any R2.
+    is excluded, and that curve predicts at least as well as the line. Undecided: everything else,
+    including a relation of the wrong sign within levels. With one level, the content decides alone.
+    R2 is not used: a shared divisor can give any R2.
 
     Args:
       content: the content of the networks with true labels, or None.
@@ -134,13 +134,13 @@ def _skill(divisor: Divisor) -> str:
 
 
 def _least_p_value(content: Content, limit: float) -> str:
-    """Say so if no correlation can be found with so few orders."""
+    """Say so if there are too few orders to find any correlation."""
     least = 1 / content.num_orders
     return f"; no p is below {number(least, 2)}" if content.is_exact and least > limit else ""
 
 
 def _levels_for_a_sign(divisor: Divisor, num_levels: int) -> str:
-    """Describe how many levels would tell the sign of a positive skill."""
+    """Describe how many levels would settle the sign of a positive skill."""
     needed = levels_for_skill(divisor.skill, divisor.interval[0], num_levels)
     if needed is None:
         return "more levels or seeds, for a skill whose sign is known"

@@ -1,10 +1,10 @@
 """Algorithms for the convolutions of many small networks, and their gradients.
 
 Which one is fast depends on the device and the shapes; `normjax/training/tuning.py` measures it.
-Under `vmap` over networks with kernels and images of their own, XLA's convolution becomes a grouped
-one, and its kernel gradient a grouped one with huge windows. The alternatives avoid that: loops
-over the networks, or matrix products, which `vmap` turns into batched products. The images of the
-first layer are shared, so that XLA's is one ordinary convolution there.
+Under `vmap` over networks with their own kernels and images, XLA's convolution becomes a grouped
+convolution, and its kernel gradient a grouped convolution with huge windows. The alternatives avoid
+that: loops over the networks, or matrix products, which `vmap` turns into batched products. The
+first layer's images are shared, so XLA uses one ordinary convolution there.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@ Batch normalization needs the statistics of the whole batch, whose activations d
 cache. So a block begins where statistics are known: `relu(factor * y + offset)` of the block
 before, then its own convolution, and sums over the batch for its own statistics. It takes a few
 images at a time, forward and backward. What lies between the sums and the next block's factor and
-offset are a few numbers per channel, which JAX differentiates.
+offset is a few numbers per channel, which JAX differentiates.
 """
 
 from functools import partial
@@ -70,8 +70,8 @@ def conv_batch_norm(
       x: the inputs, `Activations(images)` or those of the block before.
       kernel: filters [KH, KW, Cin, Cout].
       scale: the scale of the normalized channels [Cout].
-      bias: what is added to them [Cout].
-      weights: of each image in the statistics [N], 1, or 0 to exclude it.
+      bias: the bias of the normalized channels [Cout].
+      weights: the weight of each image in the statistics [N]: 1, or 0 to exclude it.
       strides: strides along H and W, positive.
       padding: "VALID" or "SAME", as in `conv2d`.
       algorithm: as in `conv2d`; "platform" takes a few images at a time on a CPU.
@@ -170,7 +170,7 @@ class _Pieces(NamedTuple):
 
 
 def _cut(x):
-    """Cut an array [N, H, W, C] into pieces; the last one is filled with zeros."""
+    """Cut an array [N, H, W, C] into pieces; the last one is zero-padded."""
     num, h, w, c = x.shape
     size = min(MICROBATCH, num)
     x = jnp.pad(x, [(0, -num % size), (0, 0), (0, 0), (0, 0)])

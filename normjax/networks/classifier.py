@@ -69,11 +69,11 @@ def make_classifier(
 ) -> Classifier:
     """Check by its shapes that a network can be trained, and trace its structure.
 
-    In training, `__call__` gets its keywords of the mode (`train`, `training`, `is_training`,
+    In training, `__call__` gets its mode keywords (`train`, `training`, `is_training`,
     `deterministic`, `use_running_average`) and, if it has one, `mask`; an NNX module is switched by
     `train()` and `eval()`. Dropout draws from the stream "dropout".
 
-    Initial standard deviations are given to the module's field `init_std`. Without such a field,
+    Initial standard deviations are passed to the module's field `init_std`. Without such a field,
     each parameter of two or more axes is drawn from N(0, std^2), and the others (biases, scales of
     batch normalization) keep their initialization.
 
@@ -81,7 +81,7 @@ def make_classifier(
       model: the network.
       image_shape: (H, W, C).
       num_classes: K.
-      tied: "keep" leaves layers as they are that cannot be normalized on their own.
+      tied: "keep" leaves layers that cannot be normalized on their own as they are.
 
     Raises:
       ValueError: one line that states the problem.
@@ -109,7 +109,7 @@ def make_classifier(
 
 
 def with_fields(classifier: Classifier, image_shape: Sequence[int], **fields: Any) -> Classifier:
-    """Return the same network, computed in another way: fields of its Linen module are replaced."""
+    """Return the same network, computed differently: fields of its Linen module are replaced."""
     assert classifier.module is not None
     module = classifier.module.clone(**fields)
     _, train_apply, apply = _linen_functions(module, image_shape)
@@ -162,7 +162,7 @@ def _check_shapes(variables: Variables, logits: Any, expected: tuple[int, int]) 
         raise ValueError("it has no parameters")
     leaves = jax.tree.leaves(variables["params"])
     names = leaf_names(variables)
-    if len(set(names)) < len(names):  # as of {"a": {"b": x}, "a/b": y}
+    if len(set(names)) < len(names):  # as in {"a": {"b": x}, "a/b": y}
         raise ValueError(f"two of its variables have the name {max(names, key=names.count)!r}")
     if any(leaf.dtype != jnp.float32 for leaf in leaves):
         raise ValueError("its parameters must be float32")
@@ -280,7 +280,7 @@ def _nnx_functions(make: Callable[..., nnx.Module]) -> tuple[Any, ...]:
 
 
 def _keywords(module_class: type) -> tuple[dict[str, Any], dict[str, Any], Callable]:
-    """Return the keywords of a module's call in training and in evaluation, and for a mask."""
+    """Return a module's call keywords in training, in evaluation and, as a function, for a mask."""
     names = inspect.signature(module_class.__call__).parameters
     training = {name: value for name, value in _TRAINING.items() if name in names}
     evaluation = {name: not value for name, value in training.items()}

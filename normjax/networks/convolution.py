@@ -1,7 +1,7 @@
 """A 2D convolution that is fast for many small networks on a CPU; elsewhere it calls XLA.
 
 On a CPU, XLA's convolution of small networks in a loop is about ten times slower than necessary.
-There it is computed by a few large matrix products and cheap additions: Toom-Cook tiles
+There, this module uses a few large matrix products and cheap additions: Toom-Cook tiles
 (`toom_cook.py`) or one product with the patches (`patches.py`). Internally, channels are the first
 axis and images the last; XLA cancels the transpositions of consecutive layers. `algorithms.py` has
 the alternatives for other devices.

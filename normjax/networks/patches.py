@@ -25,7 +25,7 @@ def conv_by_patches(x, kernel, strides, pads):
     out = output_size(x.shape[1:3], kernel.shape[:2], strides, pads)
     cout = kernel.shape[3]
     w, patches = kernel.reshape(-1, cout), _patches(x, kernel.shape[:2], strides, pads)
-    # Many rows are faster transposed beforehand, in a stage because XLA undoes a plain transpose.
+    # Many rows are faster transposed first, in a stage because XLA undoes a plain transpose.
     w, axis = (stage(jnp.transpose, w), 1) if cout >= 32 else (w, 0)
     return matmul(w, patches, axis, 0).reshape(cout, *out, -1)
 

@@ -26,7 +26,7 @@ _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
 
 def saves_half(x, kernel, strides, pads):
-    """Return whether tiles save half of the products, and these are large enough."""
+    """Return whether tiles save half of the products, and those left are large enough."""
     kh, kw = kernel.shape[:2]
     if strides != (1, 1) or min(kh, kw) < 2 or max(kh, kw) > len(_POINTS):
         return False

@@ -29,7 +29,7 @@ def influence(x: ArrayLike, y: ArrayLike, groups: Sequence[str]) -> Influence:
     """Return Cook's distances of points and of groups; above 1, they dominate the line.
 
     Cook (1977): `D = sum_i (y^_i - y^_i without the points)^2 / (2 s^2)`, with s^2 = SSE / (n - 2).
-    Two points can hide each other: each alone has a small distance, both together a large one.
+    Two points can mask each other: each alone has a small distance, both together a large one.
 
     Args:
       x: n numbers.

@@ -1,11 +1,11 @@
 """95% intervals for networks that come in levels.
 
 Networks of one level are not independent, so the unit of every interval is the level. It is the
-network where there is one level, or where each network has its own.
+network if there is one level, or if each network has its own.
 
 Coefficients of a line have cluster-robust intervals (`cluster_robust_intervals`). Everything else
 has the interval of a delete-one-unit jackknife (`jackknife_interval`). Neither draws random
-numbers. `python -m benchmarks.interval_coverage` measures how often they hold the truth.
+numbers. `python -m benchmarks.interval_coverage` measures how often they contain the true value.
 """
 
 from collections.abc import Hashable, Sequence

@@ -1,7 +1,7 @@
 """Rank correlations over networks, with one interval and one permutation test for all uses.
 
 Networks of one level are not independent: intervals are over levels, and only networks of one level
-are exchanged. Levels are ordered, so that they are never exchanged themselves.
+are exchanged. Levels are ordered, so the levels themselves are never exchanged.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def rank_correlation(
       y: n numbers.
       levels: n labels; networks with the same label are not independent. One label for all makes
         every network its own unit, and all exchangeable. Distinct labels leave nothing to exchange.
-      num_draws: number of random orders within levels; if there are not more, all are enumerated.
+      num_draws: number of random orders within levels; all are enumerated if no more exist.
       seed: seed of these orders.
 
     Raises:

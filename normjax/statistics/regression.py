@@ -160,7 +160,7 @@ def _line_intervals(x: np.ndarray, y: np.ndarray, levels: Sequence[Hashable]) ->
     weights = np.concatenate([np.ones((1, n)), without_each(units)])
     slopes, sse, sst = _lines(dx, dy, weights)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # The scale of Fisher 1921, on which the error of a correlation hardly depends on it.
+        # Fisher's scale (1921), on which the error of a correlation hardly depends on its value.
         fisher = np.sign(slopes) * np.arctanh(np.sqrt(np.maximum(1 - sse / sst, 0)))
         log_rmse = np.log(sse / (weights.sum(axis=1) - 2)) / 2
     low, high = np.tanh(jackknife_interval(fisher[0], fisher[1:]))

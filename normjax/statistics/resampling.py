@@ -19,11 +19,11 @@ MIN_UNITS = 6  # with fewer units a bootstrap has too few different draws
 def orders_within(
     levels: Sequence[Hashable], num_draws: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Return orders that exchange networks of one level, int [B, n], and whether they are all.
+    """Return orders that exchange networks of one level, int [B, n], and whether these are all.
 
     Args:
       levels: n labels.
-      num_draws: number of random orders; if there are not more, all are enumerated.
+      num_draws: number of random orders; all are enumerated if no more exist.
       rng: the generator.
     """
     members = list(members_of(levels).values())

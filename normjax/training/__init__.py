@@ -1,4 +1,4 @@
 """Train many networks at once: configuration, members, steps, evaluation, checkpoints, records.
 
-`normjax.run_sweep` is the way in.
+`normjax.run_sweep` is the entry point.
 """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from normjax.types import Array
 
-SHARE = 8  # shifts of up to an eighth of the side: 4 pixels of 32, as is usual for CIFAR
+SHARE = 8  # shifts of up to an eighth of the side: 4 pixels of 32, as usual for CIFAR
 STREAM = zlib.crc32(b"augment")  # keeps the draws apart from the step's other random numbers
 
 

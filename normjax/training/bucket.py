@@ -1,16 +1,16 @@
 """Runs in a bucket: --workdir=gs://BUCKET/FOLDER or s3://BUCKET/FOLDER.
 
-Process 0 works in a local folder, as always, and sends it to the bucket at each moment from which a
-run can go on. FOLDER/manifest.json lists the files of such a moment and is written last: what it
-does not list does not count yet, and what it no longer lists is removed afterwards. So the bucket
-holds a state to resume from, whenever the process ends. Files that keep their names (run.json,
-metrics.jsonl, tables) may be newer than the manifest; a resumed run takes them as it takes those of
-a process that was killed in a local folder.
+Process 0 works in a local folder, as always, and sends it to the bucket at each point from which a
+run can resume. FOLDER/manifest.json lists the files of that point and is written last: a file that
+it does not list does not count yet, and one that it no longer lists is removed afterwards. So the
+bucket holds a state to resume from, whenever the process ends. Files that keep their names
+(run.json, metrics.jsonl, tables) may be newer than the manifest; a resumed run treats them like
+those of a process that was killed in a local folder.
 
-The bucket is the truth: a start makes the local folder equal to it. There is one exception: before
-a state is sent, the local file unsent.json describes it and names the state that it follows. If the
-bucket still has that one, the next start sends the rest first; if not, it moves the folder aside.
-FOLDER/lock.json names the process that works there; see `Mirror.locked`.
+The bucket is the source of truth: a start makes the local folder equal to it, with one exception.
+Before a state is sent, the local file unsent.json describes it and names the state that it follows.
+If the bucket still has that one, the next start sends the rest first; if not, it moves the folder
+aside. FOLDER/lock.json names the process that works there; see `Mirror.locked`.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ class Mirror:
       home: the local folder that holds the run's folder and what concerns this machine alone.
       run_dir: the local folder of the run.
       fs: the file system of fsspec.
-      owner: what the lock names if it is that of this process.
+      owner: the owner that the lock names while this process holds it.
       manifest: the state in the bucket: its `id`, and `files`, {path: SHA-256}.
       is_lost: whether another process has taken the lock over.
     """
@@ -94,7 +94,7 @@ class Mirror:
             self._check_state()
             with self._reaching():
                 self.fs.put([str(self.run_dir / path) for path in changed], self._names(changed))
-            self._check_state()  # sending may have taken longer than another one waits
+            self._check_state()  # sending may have taken longer than another process waits
             self._write(MANIFEST_FILE, manifest)
         except OSError as error:
             how = "" if self.is_lost else ", and --resume sends it"
@@ -108,7 +108,7 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached.
-          ValueError: it holds a run and not `resume`, something else, or a damaged file.
+          ValueError: the bucket holds a run (if not `resume`), something else, or a damaged file.
         """
         is_there, place = self.read_manifest(), f"--workdir={self.address}"
         with self._reaching():
@@ -156,7 +156,7 @@ class Mirror:
 
         Raises:
           OSError: the bucket cannot be reached, or a file is missing there.
-          ValueError: a file of a finished run is damaged; but if run.json is newer, so are others.
+          ValueError: a file of a finished run is damaged; if run.json is newer, others may be too.
         """
         listed, local = self.manifest["files"], self._digests()
         paths = [path for path in listed if listed[path] != local.get(path)]
@@ -171,10 +171,10 @@ class Mirror:
     def locked(self, resume: bool) -> Iterator[None]:
         """Hold the lock in the bucket, and renew it every `RENEW_S` seconds.
 
-        It is created only if there is none. A killed process leaves it behind. The next one of this
-        folder, whose kernel lock the caller holds, takes it over at once; another one with `resume`
-        after `STALE_S` seconds without a sign of life, as measured here, because clocks differ. Of
-        two that take it over, the later one wins; each start has a new id, as folders are copied.
+        The lock is created only if there is none. A killed process leaves it behind. The next
+        process of this folder, whose kernel lock the caller holds, takes it over at once; another
+        one with `resume`, after `STALE_S` seconds without a sign of life, timed here because clocks
+        differ. If two take it over, the later wins. Each start has a new id, as folders get copied.
 
         Raises:
           OSError: the bucket cannot be reached.
@@ -185,7 +185,7 @@ class Mirror:
         self.owner, found = uuid.uuid4().hex, self._owner()
         if found is None:
             with contextlib.suppress(FileExistsError):
-                for _ in range(2):  # where the condition counts, the second one fails
+                for _ in range(2):  # the second one fails if the store obeys "create"
                     self._write(BUCKET_LOCK_FILE, self._sign_of_life(), mode="create")
                 self._remove([BUCKET_LOCK_FILE])
                 raise ValueError(f"{self.address}: this store cannot create a file only once")
@@ -243,14 +243,14 @@ class Mirror:
             return "somebody else"
 
     def _check_state(self) -> None:
-        """Raise OSError if another process has the lock, or has gone on with the run."""
+        """Raise OSError if another process has the lock, or has continued the run."""
         now = dataclasses.replace(self, manifest={"id": None})
         now.read_manifest()
         self.is_lost |= self._owner() != self.owner or now.manifest["id"] != self.manifest["id"]
         self.check()
 
     def _follows(self, unsent: dict[str, Any]) -> bool:
-        """Return whether the local folder's state follows the bucket's; else move it aside."""
+        """Return whether the unsent state follows the bucket's; move aside one that conflicts."""
         if unsent["id"] == self.manifest["id"]:
             return False  # it was sent
         is_behind = unsent["base"] != self.manifest["id"]
@@ -265,7 +265,7 @@ class Mirror:
     def is_same(self) -> bool:
         """Return whether the local run.json is of the same run as that in the bucket."""
         text = self._read(RUN_FILE) or ""
-        with contextlib.suppress(OSError, ValueError):  # a damaged one is of no run
+        with contextlib.suppress(OSError, ValueError):  # a damaged file is of no run
             runs = read_object(self.run_dir / RUN_FILE), parse_object(text, "")
             ours, theirs = ({n: run[n] for n in run if n not in _CHANGING} for run in runs)
             return ours == theirs
@@ -273,7 +273,7 @@ class Mirror:
 
     def drop_unlisted(self, start: str | tuple[str, ...]) -> None:
         """Remove local files that start like this and are not listed, and empty folders."""
-        for path in sorted(self.run_dir.rglob("*"), reverse=True):  # a folder after its content
+        for path in sorted(self.run_dir.rglob("*"), reverse=True):  # contents before folders
             name = path.relative_to(self.run_dir).as_posix()
             if path.is_dir():
                 with contextlib.suppress(OSError):  # it is not empty
@@ -313,7 +313,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
-        """Turn the errors of fsspec and of its file systems into an OSError of one line."""
+        """Turn the errors of fsspec and of its file systems into a one-line OSError."""
         try:
             yield
         except FileExistsError:
@@ -326,7 +326,7 @@ class Mirror:
 
 @functools.cache
 def _digest(path: Path, _size: int, _mtime_ns: int) -> str:
-    """Return the SHA-256 of a file, which is read again only if it was changed."""
+    """Return the SHA-256 of a file, which is read again only if it has changed."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -378,8 +378,8 @@ def open_mirror(address: str, purpose: str) -> Mirror:
       purpose: "run" or "copy", each with a local folder of its own.
 
     Raises:
-      OSError: the local folder cannot be made.
-      ValueError: it is no such address, or a package is missing.
+      OSError: the local folder cannot be created.
+      ValueError: `address` is not such an address, or a package is missing.
     """
     check_address(address)
     address, scheme = address.rstrip("/"), address.partition(":")[0]

@@ -3,8 +3,8 @@
 DIR/checkpoints/progress/000/EPOCH   group 0 in the middle of its training (the last two)
 
 Process 0 alone reads and writes them. Orbax does not detect changed bytes in an array's file. Each
-checkpoint therefore carries a digest of its arrays, which is checked on loading. Nor does it take
-every path literally: see `files.plainly_named`.
+checkpoint therefore carries a digest of its arrays, which is checked on loading. Nor does Orbax
+take every path literally: see `files.plainly_named`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from normjax.training import processes
 from normjax.training.ensemble import gather_members, take_process_members
 
 RUN_FILE = "run.json"
-# Orbax's newer interface, v1, cannot be used by one process of several.
+# Orbax's newer interface, v1, cannot be used by only one of several processes.
 ALONE = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
 
 
@@ -89,7 +89,7 @@ def save_progress(
     members: Sequence[int],
     then: Callable[[], None] | None = None,
 ) -> None:
-    """Save a stacked state; if `then` is given, wait until it is written and call that.
+    """Save a stacked state; if `then` is given, wait until it is written and call `then`.
 
     Every process must call this. The arrays of all processes are saved without padding, together
     with the indices of the members: a checkpoint does not depend on the number of devices or

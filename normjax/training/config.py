@@ -104,7 +104,7 @@ def validate(config: Any, given: Sequence[str] = ()) -> None:
 
 
 def _needs_home(value: Any) -> bool:
-    """Return whether a value of `expand_home` still has a ~ without a name."""
+    """Return whether a result of `expand_home` still has a bare ~."""
     values = value if isinstance(value, tuple) else (value,)
     return any(expand_user(str(each).removeprefix(FOLDER)) is None for each in values)
 
@@ -366,7 +366,7 @@ def _convert(value: Any, kind: Any) -> Any:
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
-    """Return whether a value has a type; a bool is no number."""
+    """Return whether a value has a type; a bool is not a number."""
     if get_origin(kind) is UnionType:
         return any(_is_of_type(value, argument) for argument in get_args(kind))
     if get_origin(kind) is tuple:

@@ -109,7 +109,7 @@ class Ensemble(NamedTuple):
 
     @property
     def places(self) -> int:
-        """How many networks the local devices train side by side, one each or sharing it."""
+        """How many networks train side by side if each local device, or group of them, has one."""
         return self.mesh.shape[AXIS]
 
 
@@ -135,11 +135,11 @@ def make_ensemble(
       batch_size: examples per step.
       target_losses: training losses, in nats, at which to keep snapshots.
       norms: the norms to normalize by.
-      weight_decay: of the second phase, see `make_train_step`.
+      weight_decay: that of the second phase, see `make_train_step`.
       augment: whether the second phase augments its images, see `make_train_epoch`.
-      stop_at_targets: whether a network is trained no more once it has a snapshot for each target
-        and a loss over the training set, with zero error, below all of them.
-      matmul_precision: of training, see `make_train_step`.
+      stop_at_targets: whether a network stops training once it has a snapshot for each target and a
+        loss over the training set, with zero error, no higher than any of them.
+      matmul_precision: that of training, see `make_train_step`.
       at_once: networks that a device trains and evaluates side by side, see `map_members`.
       devices_per_network: devices that train each network, each on a part of every batch;
         statistics of batch normalization must be combined over the axis `PART`.
@@ -184,14 +184,14 @@ def make_ensemble(
             kept = update_snapshots(snapshots, targets, variables, found.loss, found.error, epoch)
             return kept, found
 
-        if augment:  # the running metrics do not tell the loss of the images as they are
+        if augment:  # the running metrics are of the augmented images
             is_near = jnp.bool(len(target_losses) > 0)
         else:
             is_near = may_be_nearest(snapshots, targets, metrics.loss, metrics.error)
-        if stop_at_targets:  # where all targets were passed, the network may have to stop
+        if stop_at_targets:  # a network past all targets may have to stop
             is_near |= jnp.all(jnp.isfinite(snapshots.loss)) & (metrics.loss < jnp.min(targets))
         is_needed = is_last | is_near
-        if stop_at_targets:  # a stopped network stays what it was when it was measured last
+        if stop_at_targets:  # a stopped network is as it was last measured
             is_needed &= state.stopped_at == 0
         unknown = LossAndError(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
         kept, found = jax.lax.cond(is_needed, evaluate_and_choose, lambda: (snapshots, unknown))
@@ -269,7 +269,7 @@ def map_members(
 def with_sentinels() -> Iterator[None]:
     """Let results hold NaN (not measured) and infinity (no candidate) on purpose.
 
-    JAX's debugging switches for NaN and infinity see all other results.
+    JAX's debugging checks for NaN and infinity still see all other results.
     """
     with jax.debug_nans(False), jax.debug_infs(False):
         yield

@@ -107,7 +107,7 @@ def make_evaluate(
 
 
 def dataset_means(sums: EvaluationSums, num_examples: int) -> Evaluation:
-    """Return the means over `num_examples` examples, with batches added in float64."""
+    """Return the means over `num_examples` examples, with batches summed in float64."""
 
     def mean(batches):
         return np.asarray(batches, np.float64).sum(axis=-1) / num_examples

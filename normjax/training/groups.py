@@ -182,7 +182,7 @@ def _check_finished(sweep: Sweep, run_dir: Path, group: int) -> None:
     if set(rows["member"]) != {member.index for member in members}:
         path = saved.rows_path(run_dir, group)
         raise ValueError(f"{path}: its networks are not those of group {group} in {RUN_FILE}")
-    # Less than all epochs if all networks were stopped.
+    # Fewer than all epochs if all networks were stopped.
     last = sweep.config.pretrain_epochs + int(rows["epoch"].max())
     lines = metrics.keep_metrics(run_dir, members, last)
     with tensorboard.event_files(run_dir, sweep.config.tensorboard) as write_events:

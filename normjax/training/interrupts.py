@@ -47,7 +47,7 @@ def delayed() -> Iterator[Callable[[], int]]:
         message = f"\n{name}: stopping after this epoch with a checkpoint; repeat to stop now\n"
         os.write(2, message.encode())  # print is not reentrant
 
-    heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores
+    heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # ignored ones stay so
     # A handler that was not set from Python is None here and cannot be restored.
     earlier = {signum: signal.signal(signum, note) or signal.SIG_DFL for signum in heard}
     try:

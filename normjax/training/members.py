@@ -36,7 +36,7 @@ def default_init(config: SweepConfig) -> list[Member]:
 
 
 def random_labels(config: SweepConfig) -> list[Member]:
-    """Extend random pretraining by a network per seed that fits random labels (figure 10)."""
+    """Extend random pretraining with a network per seed that fits random labels (figure 10)."""
     return [*random_pretrain(config), *_with_random_labels(config)]
 
 

@@ -184,7 +184,7 @@ def _split(shape, count, stacked, shared):
 
 
 def _device_bytes(tree, places):
-    """Return the bytes per device of a tree that is sharded over so many places."""
+    """Return the bytes per device of a tree that is sharded over `places`."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / places
 
 

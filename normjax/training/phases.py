@@ -105,7 +105,7 @@ def train_group(sweep: Sweep, run_dir: Path, group: int) -> Progress:
         if state.stopped_at is not None:
             with with_sentinels():
                 values = {k: jnp.where(was_trained, v, jnp.nan) for k, v in values.items()}
-            values["stopped_at"] = jnp.copy(state.stopped_at)  # the next epoch takes the state's
+            values["stopped_at"] = jnp.copy(state.stopped_at)  # the next epoch reuses the state
         values["diverged_at"] = diverged_at
         return Progress(state, snapshots, diverged_at), values
 
@@ -166,14 +166,14 @@ def stop_networks(
 
 
 def all_have_stopped(state: TrainState, num_members: int) -> bool:
-    """Return whether no network of the group is trained any more; every process must call this."""
+    """Return whether no network of the group still trains; every process must call this."""
     if state.stopped_at is None:
         return False
     return bool(np.all(gather_members(state.stopped_at, num_members) > 0))
 
 
 def epochs_ahead() -> int:
-    """Return how many epochs start before the metrics of the last one are there.
+    """Return how many epochs start before the metrics of the last one are available.
 
     On a CPU an epoch can take minutes, and a signal must not wait for two.
     """

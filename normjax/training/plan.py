@@ -148,9 +148,9 @@ def divide_batches(
     """Return the network for devices that share each batch.
 
     Raises:
-      ValueError: the number of devices is no multiple of `num_parts`, there are fewer images than
-        parts or several processes, or the network is the user's own: what it does to a batch, such
-        as statistics or dropout, would be done to each part.
+      ValueError: the number of devices is not a multiple of `num_parts`, a batch has fewer images
+        than parts, there are several processes, or the network is the user's own: what it does to
+        a batch, such as statistics or dropout, would be done to each part.
     """
     flag, num_devices = f"--devices_per_network={num_parts}", len(jax.local_devices())
     if num_devices % num_parts:
@@ -175,7 +175,7 @@ def can_divide_batches(classifier: Classifier) -> bool:
 
 
 def suggest_sharing(num_members: int, batch_size: int) -> None:
-    """Say how idle cores can be used if there are fewer networks than cores."""
+    """Print how idle cores can be used if there are fewer networks than cores."""
     cores = len(jax.local_devices())
     most = min(cores // num_members, batch_size // CPU_MICROBATCH)
     allowed = [parts for parts in range(2, most + 1) if cores % parts == 0]

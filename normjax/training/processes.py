@@ -88,7 +88,7 @@ def why_no_devices() -> str:
     """Return, in one line, why JAX cannot start here, or ""."""
     try:
         jax.devices()
-    except Exception as error:  # JAX raises several types, some without a text
+    except Exception as error:  # JAX raises several types, some without text
         reason = one_line(error) or "JAX finds no such device"
         return f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: {reason}"
     return ""
@@ -97,7 +97,7 @@ def why_no_devices() -> str:
 def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, at most `COMPILED_BYTES`, for later runs.
 
-    JAX's own settings of the folder, by environment variables, take precedence. Programs for
+    JAX's own environment variables for the folder take precedence. Programs compiled for
     another kind of CPU can crash, so each kind has its own folder.
     """
     names = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
@@ -191,7 +191,7 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line in process 0; what the encoding of stdout cannot express is escaped."""
+    """Print a line in process 0; characters that stdout cannot encode are escaped."""
     if is_first():
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # stdout may be closed
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
@@ -205,7 +205,7 @@ def all_max(value: int) -> int:
 
 
 def sync() -> None:
-    """Wait for all processes, also for longer than the 30 s of JAX's first collective on CPUs."""
+    """Wait for all processes, even for longer than the 30 s of JAX's first collective on CPUs."""
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
@@ -235,12 +235,12 @@ def in_step(work: Callable[[], T]) -> T:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """Return what `work` returns in process 0, where alone it runs; every process must call this.
+    """Return what `work` returns in process 0, which alone runs it; every process must call this.
 
     Files are read this way: the other processes need not see them. The result is pickled for them.
 
     Raises:
-      SettingsError: `work` raised ValueError or OSError; all processes have the same text.
+      SettingsError: `work` raised ValueError or OSError; all processes raise the same message.
     """
     result: Any = None
     problem = None
@@ -266,7 +266,7 @@ def _text(error: Exception) -> str:
 def _broadcast(data: bytes) -> bytes:
     """Return the bytes of process 0, padded with zeros; every process must call this."""
     sync()
-    width = min(BROADCAST_BYTES, 1 << max(len(data).bit_length(), 2))  # few: each is compiled
+    width = min(BROADCAST_BYTES, 1 << max(len(data).bit_length(), 2))  # few: each width is compiled
     header = np.array([-(-len(data) // width), width], np.int32)
     count, width = multihost_utils.broadcast_one_to_all(header)
     parts = np.frombuffer(data.ljust(count * width, b"\0"), np.uint32).reshape(count, -1)

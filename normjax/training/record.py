@@ -26,7 +26,7 @@ from normjax.training.plan import Sweep
 LOCK_FILE = ".lock"
 DATA_PATHS = ("dataset", "data_dir")  # settings that can hold the path of the data
 REPORT_FILE = "report.html"
-# What a key gives; and the width of the numbers that dropout and augmentation draw.
+# What a key yields, then also the width of the numbers that dropout and augmentation draw.
 KEY_SETTINGS = ("jax_default_prng_impl", "jax_threefry_partitionable", "jax_random_seed_offset")
 RANDOM_SETTINGS = (*KEY_SETTINGS, "jax_enable_x64")
 PACKAGES = ("normjax", "jax", "flax", "optax", "orbax-checkpoint", "numpy", "scipy")
@@ -41,8 +41,8 @@ def is_finished(
       run_dir: the folder.
       experiment: the name of the experiment.
       config: its configuration.
-      is_data_checked: whether the caller compares the digest of the data, which may have moved, so
-        that their name does not matter.
+      is_data_checked: whether the caller compares the digest of the data, which may have moved,
+        so their name does not matter.
 
     Raises:
       ValueError: the folder holds a run and --resume is not given, or that run is of another
@@ -179,7 +179,7 @@ def start_run(run_dir: Path, sweep: Sweep, given: Sequence[str] = ()) -> None:
 def start_plain_run(
     run_dir: Path, experiment: str, config: Any, packages: Sequence[str] = PACKAGES
 ) -> None:
-    """Write flags.txt and run.json of an experiment that is no sweep.
+    """Write flags.txt and run.json of an experiment that is not a sweep.
 
     Args:
       run_dir: the folder of the run.
@@ -218,7 +218,7 @@ def absolute_paths(config: Any) -> dict[str, str]:
 def located(config: SweepConfig, run: Mapping[str, Any], place: str) -> SweepConfig:
     """Return a configuration with absolute paths of the data, if it names them as a run does.
 
-    A path that does not exist any more stays as it is, relative to the current folder.
+    A path that no longer exists stays as it is, relative to the current folder.
 
     Args:
       config: the configuration.
@@ -252,7 +252,7 @@ def random_settings() -> dict[str, Any]:
 def check_random_settings(
     run: Mapping[str, Any], path: Path, names: Sequence[str] = RANDOM_SETTINGS
 ) -> None:
-    """Raise ValueError if JAX's random numbers are now others than those of a run.
+    """Raise ValueError if JAX would now draw other random numbers than a run did.
 
     Args:
       run: the content of run.json.

@@ -49,7 +49,7 @@ def save_network(
       variables: the trained variables, NumPy arrays.
 
     Raises:
-      OSError: the file cannot be written, or holds something else afterwards.
+      OSError: the file cannot be written, or reads back differently.
     """
     path, own = network_path(run_dir, member.index, selection), member._asdict()
     leaves = map(np.asarray, jax.tree.leaves(variables))
@@ -108,7 +108,7 @@ def read_arrays(path: Path, expected: bytes) -> dict[str, np.ndarray]:
                 )
                 for name in archive.namelist()
             }
-    except Exception as error:  # zipfile and numpy raise many kinds
+    except Exception as error:  # zipfile and numpy raise many types
         raise ValueError(f"{path}: damaged, it cannot be read: {one_line(error)}") from error
     if archive.comment != expected:
         found = archive.comment.decode(errors="replace")
@@ -211,10 +211,10 @@ def classifier_of(path: Path, run: dict[str, Any], own: Model | None) -> Classif
 
 
 def save_rows(run_dir: str | os.PathLike, group: int, table: pd.DataFrame) -> None:
-    """Save the rows of a group, which marks it as finished, after they were read back.
+    """Save the rows of a group once they read back correctly; the group is then finished.
 
     Raises:
-      OSError: a file cannot be written, or holds something else afterwards.
+      OSError: a file cannot be written, or reads back differently.
     """
     path = rows_path(run_dir, group)
     with replacing(path) as temporary:

@@ -24,8 +24,8 @@ class TrainState(NamedTuple):
     Attributes:
       variables: the variables of a `Classifier`.
       opt_state: the state of the optimizer.
-      stopped_at: int32 scalar, the epoch of the second phase after which the network is trained no
-        more, or 0; None for networks that are not stopped.
+      stopped_at: int32 scalar, the epoch of the second phase after which the network is no longer
+        trained, or 0; None for networks that are never stopped.
     """
 
     variables: Variables
@@ -107,14 +107,14 @@ def make_train_step(
       microbatch_size: accumulate the gradient over microbatches of this size, which must divide
         the batch size; None uses the whole batch at once. The results differ only by rounding.
         Batch normalization needs None, because its statistics are taken over the whole batch.
-      weight_decay: this times each parameter is added to its gradient, before momentum.
-      matmul_precision: "default", "high" or "highest", of convolutions and products of matrices
-        that don't state their own; see `jax.lax.Precision`. It has no effect on a CPU.
+      weight_decay: each parameter times this is added to its gradient, before momentum.
+      matmul_precision: "default", "high" or "highest", for convolutions and matrix products that
+        don't set their own; see `jax.lax.Precision`. It has no effect on a CPU.
       axis_name: the mesh axis whose devices each hold a part of the batch; sums over the batch are
         combined.
 
     Returns:
-      `train_step(state, batch, key) -> (state, metrics)`; the key is that of dropout.
+      `train_step(state, batch, key) -> (state, metrics)`; the key is for dropout.
 
     Raises:
       ValueError: `microbatch_size` is given for a network with batch normalization.
@@ -188,7 +188,7 @@ def make_train_epoch(
     augment: bool = False,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]:
-    """Make the function of one epoch, a scan over all examples in random order.
+    """Make the function that trains one epoch, a scan over all examples in random order.
 
     If `batch_size` does not divide the number of examples, the last batch is filled with the first
     examples of the epoch at weight 0, to keep shapes static. Statistics of a network without `mask`
@@ -198,7 +198,7 @@ def make_train_epoch(
       train_step: `train_step(state, batch, key) -> (state, metrics)`.
       batch_size: examples per step.
       microbatch_size: the parts of batches are padded to a multiple of this size.
-      augment: whether `augment_images` draws each batch anew; metrics are then of its images.
+      augment: whether `augment_images` alters each batch; the metrics are then of the altered one.
       axis_name: the mesh axis whose devices each take a part of every batch.
 
     Returns:
@@ -235,7 +235,7 @@ def make_train_epoch(
 def unless_stopped(train_epoch: Callable, axis_name: str | None = None) -> Callable:
     """Make a `train_epoch` that leaves stopped networks as they are; their metrics are NaN.
 
-    The devices along `axis_name` train a network together, or all do not.
+    Either all devices along `axis_name` train a network, or none does.
     """
 
     def train_or_skip(state, *args):
@@ -271,7 +271,7 @@ def _own_part(batch: Batch, axis_name: str) -> Batch:
 
 
 def _batches(key, num_examples, batch_size, padded_size):
-    """Return shuffled indices int32 and weights float32, both [num_batches, padded_size]."""
+    """Return shuffled int32 indices and float32 weights, both [num_batches, padded_size]."""
     num_batches = math.ceil(num_examples / batch_size)
     order = jax.random.permutation(key, num_examples)
     fill = num_batches * batch_size - num_examples

@@ -14,7 +14,7 @@ class Strategy(NamedTuple):
     """A way to train many networks on a device.
 
     Attributes:
-      algorithm: of the convolutions, a name in `normjax.networks.algorithms.ALGORITHMS`.
+      algorithm: that of the convolutions, a name in `normjax.networks.algorithms.ALGORITHMS`.
       at_once: networks that a device trains side by side, see `map_members`.
     """
 

@@ -39,14 +39,14 @@ def find_fastest(
     Args:
       make: returns the compiled functions of a strategy.
       names: the strategies to compare.
-      num_networks: the number of networks of the local devices, a multiple of `places`.
-      places: the networks of the local devices if each trains one; see `member_mesh`.
+      num_networks: the number of networks on the local devices, a multiple of `places`.
+      places: the number of networks if each local device trains one; see `member_mesh`.
       settings: what else the time depends on, as JSON values; among them "batch_size" and
         "image_shape", (H, W, C).
       clock: returns seconds.
 
     Returns:
-      The name of the strategy; the first one if none trains even one network a device.
+      The name of the strategy; the first one if none trains even one network per device.
     """
     device = jax.local_devices()[0]
     key = {
@@ -63,7 +63,7 @@ def find_fastest(
     started = clock()
     step_ms: dict[str, float] = {}
     count = num_networks
-    while not step_ms and count:  # fewer networks, if they do not fit in any way
+    while not step_ms and count:  # with fewer networks, if no strategy fits them
         for name in names:
             size, shape = settings["batch_size"], settings["image_shape"]
             seconds = time_strategy(make(name), count, size, shape, clock)
@@ -121,7 +121,7 @@ def _read_cache(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_cache(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the entries; a cache that cannot be written costs the timing only."""
+    """Write the entries; a cache that cannot be written only costs another timing."""
     try:
         write_json(path, entries)
     except OSError as error:
