@@ -5,7 +5,7 @@
 
 Every strategy of `--conv` trains the networks, and so does PyTorch on one device: one network after
 another, as CUDA graphs, and compiled. This prints each result, and writes all to FILE.json and, as
-a table, to FILE.md. What does not fit into the time is named. It also runs on a CPU.
+a table, to FILE.md. Cases that do not fit into the time are named. It also runs on a CPU.
 """
 
 import argparse

@@ -14,7 +14,7 @@ NUM_STEPS, NUM_CALLS = 8, 5
 
 
 def main(task: dict[str, Any]) -> None:
-    """Measure each name at each setting until the time is over; the others are named."""
+    """Measure each name at each setting until the time is over; name those that are left."""
     until = time.monotonic() + task["seconds"]
     prepare, describe = {"normjax": normjax_case, "PyTorch": torch_case}[task["framework"]]()
     for setting in task["settings"]:
@@ -38,7 +38,7 @@ def main(task: dict[str, Any]) -> None:
 
 
 def measure(prepare: Callable[[], tuple[Prepared, Callable[[], float | None]]]) -> dict[str, Any]:
-    """Return the median time of a case in ms per network-step, and its memory; or why not."""
+    """Return the median time of a case in ms per network-step and its memory, or why it failed."""
     try:
         prepared, peak_bytes = prepare()
         prepared.call()

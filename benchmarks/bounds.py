@@ -11,11 +11,11 @@ CONVNET5 = (
     (1, 4, 128, 10),
 )
 LAYERS = {"convnet3": CONVNET3, "convnet5": CONVNET5}
-"""Of each network: (output size, kernel size, channels in, channels out) by layer."""
+"""The layers of each network: (output size, kernel size, channels in, channels out)."""
 
 
 class Peak(NamedTuple):
-    """What a device reaches at most, by its data sheet (dense, not sparse)."""
+    """The peak rates of a device, from its data sheet (dense, not sparse)."""
 
     tflops: dict[str, float]  # by matmul precision, of float32 inputs
     tb_per_s: float
@@ -32,7 +32,7 @@ PEAKS = {  # by a part of JAX's device kind
 def count_flops(model: str) -> int:
     """Return the operations of a step for an image: direct convolutions and their gradients.
 
-    A product and its sum are two operations. The first layer has no gradient of its input.
+    A multiply-add is two operations. The first layer has no gradient of its input.
     """
     return sum(
         (2 if number == 0 else 3) * 2 * out**2 * kernel**2 * cin * cout

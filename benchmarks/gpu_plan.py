@@ -6,10 +6,11 @@
     net3           figures 3 to 6 and 9 to 11 at the paper's settings
     net5           figures 1, 2, 7 and 8 at the paper's settings
 
-A step ends in time: the run in training gets SIGTERM and writes a checkpoint. What a step has, its
-checkpoints too, is packed into DIR/STEP.tar.xz.00, .01, ... of at most 15 MB, also if it fails.
-With these parts in DIR, net3 and net5 go on where they end, on the same machine or another.
-`convolutions` fits its measurements into the time and starts anew. docs/gpu.md has the order.
+A step ends in time: the run in training gets SIGTERM and writes a checkpoint. A step's output,
+including checkpoints, is packed into DIR/STEP.tar.xz.00, .01, ... of at most 15 MB, even if the
+step fails. With these parts in DIR, net3 and net5 continue where they stopped, on the same machine
+or another. `convolutions` fits its measurements into the time and starts anew. docs/gpu.md has the
+order.
 """
 
 import argparse
@@ -31,7 +32,7 @@ GRACE_S = 45  # to write a checkpoint and to pack
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one step; an invalid option gives one line on stderr."""
+    """Run one step; missing data or an unusable --out gives one line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_plan", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("step", choices=STEPS)
@@ -94,10 +95,10 @@ def images_of(data: Path, work: Path) -> Path:
 def run(command: list[str], until: float) -> bool:
     """Run a command until it ends or the time is over; return whether it ended by itself.
 
-    SIGTERM goes to the whole process group, as a scheduler sends it, and all of it is waited for.
+    SIGTERM goes to the whole process group, as from a scheduler, and this waits for all of it.
 
     Raises:
-      RuntimeError: it failed.
+      RuntimeError: the command failed.
     """
     process = subprocess.Popen([sys.executable, *command], start_new_session=True)
     try:
@@ -116,7 +117,7 @@ def run(command: list[str], until: float) -> bool:
 
 
 def pack(folder: Path, out: Path, step: str) -> None:
-    """Pack a folder into numbered parts, which replace those of before."""
+    """Pack a folder into numbered parts, which replace earlier ones."""
     whole = out / f"{step}.tar.xz"
     if not folder.exists():
         return

@@ -2,9 +2,9 @@
 
     python -m benchmarks.growth [--only=networks,images,...] [--out=FILE]
 
-Each row trains one epoch. Times are medians, the sizes of an axis in turns; memory is the peak of a
-process. The exponent is the slope of a line through the logarithms. This writes FILE.json, a table
-FILE.md and a figure FILE.png. Nothing else should run on the machine.
+Each row trains one epoch. Times are medians, with the sizes of an axis interleaved; memory is the
+peak of a process. The exponent is the slope of a line through the logarithms. This writes
+FILE.json, a table FILE.md and a figure FILE.png. Nothing else should run on the machine.
 """
 
 import argparse
@@ -57,7 +57,7 @@ AXES = {
 
 
 def prepare(depth: int, networks: int, batch_size: int, num_images: int) -> Prepared:
-    """Prepare an epoch; a negative depth is that of a plain net, 3 the 3-layer net."""
+    """Prepare an epoch; a negative depth means a plain net of that depth, 3 the 3-layer net."""
     import flax.linen as nn
 
     from benchmarks.normjax_contenders import make_networks, prepare_steps
@@ -83,7 +83,7 @@ def prepare(depth: int, networks: int, batch_size: int, num_images: int) -> Prep
 
 
 def how_many_fit(num_images: int) -> int:
-    """Return how many 3-layer nets on `num_images` images a group holds with the memory of now."""
+    """Return how many 3-layer nets on `num_images` images fit in a group with the free memory."""
     import jax
 
     from benchmarks.normjax_contenders import make_networks

@@ -1,4 +1,4 @@
-"""Estimate how often 95% intervals hold the truth, for synthetic networks with known rules.
+"""Estimate how often 95% intervals contain the truth, for synthetic networks with known rules.
 
     python -m benchmarks.interval_coverage --lines=1000
 
@@ -6,8 +6,7 @@ Normalized losses are drawn on a line of slope 0.6, as in docs/is_it_real.md; ha
 of their errors is common to the networks of one level. Levels are drawn anew for each line, or
 fixed by design, or drawn with errors that grow with the distance from ln K. Ranks and pairs are of
 correlated normal numbers, margins of `synthetic_lines`. Coverage is over the lines that have an
-interval.
-Nothing is trained; 1,000 lines take about one minute on 2 cores.
+interval. Nothing is trained; 1,000 lines take about one minute on 2 cores.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def draw_losses(
         by_level = np.repeat(rng.normal(size=num_levels), num_seeds)
         return np.sqrt(0.5) * (by_level + rng.normal(size=n))
 
-    if num_levels == 1:  # networks that differ by their seed only
+    if num_levels == 1:  # networks that differ only in their seed
         x = -0.07 + 0.004 * rng.normal(size=n)
         return x, 0.65 * x + 4.5e-4 * rng.normal(size=n)
     levels = np.linspace(-0.075, -0.024, num_levels)
@@ -124,7 +123,7 @@ def pick_intervals(
 def skill_intervals(
     kind: str, num_lines: int, num_levels: int, num_seeds: int, seed: int = 0
 ) -> tuple[list[list[Interval]], list[float]]:
-    """Return the intervals of the skill, and that of the mean squared errors of all draws."""
+    """Return the intervals of the skill, and the skill from mean squared errors over all draws."""
     rng, found, errors = np.random.default_rng(seed), [], []
     for _ in range(num_lines):
         divisor = measure_divisor(*draw_line(kind, rng, num_levels, num_seeds))
@@ -144,7 +143,7 @@ def content_intervals(
 
 
 def coverage(intervals: Sequence[Interval], truth: float) -> tuple[int, int]:
-    """Return how many intervals hold the truth, and how many there are."""
+    """Return how many intervals contain the true value, and how many there are."""
     known = [interval for interval in intervals if interval is not None]
     return sum(low <= truth <= high for low, high in known), len(known)
 

@@ -111,7 +111,7 @@ def prepare_train(
 
 
 def prepare_steps(networks: Networks, members: int, num_steps: int) -> tuple[Prepared, Any]:
-    """Prepare an epoch of `num_steps` steps, and return its compiled program too."""
+    """Prepare an epoch of `num_steps` steps; also return its compiled program."""
     state, data = networks.state, (networks.labels, networks.images, share(make_order_key(0)))
     train_epoch, compile_s = compile_for(networks.ensemble.train_epoch, state, *data)
 
@@ -200,7 +200,7 @@ def prepare_normalize_eager(repeats: int, by_numpy: bool) -> Prepared:
 
 
 def answer_directly() -> None:
-    """Let JAX compute in the calling thread, which suits short calls; before its first one."""
+    """Make JAX compute in the calling thread, which suits short calls; set it before JAX runs."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 

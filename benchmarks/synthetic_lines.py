@@ -50,13 +50,12 @@ def draw_line(
     Args:
       kind: one of `NULLS` or `HARD`, in which test and training margins have nothing to do with
         each other given level and norm, or of `RELATED`. "independent": all numbers are, the pure
-        artifact.
-        "by level": levels are independent, networks of one level similar. "in the level": both
-        follow the position of the level in this shape, in the same or opposite direction. "follow
-        the norm": margins are powers of the norm, or of a U-shaped function of its logarithm, with
-        2% noise; "wide": norms of one level differ by 30%. "constant ratio": the test margin is 0.6
-        times the training margin. "drifts": the ratio falls with the norm, and the margins are
-        U-shaped, as in that run. `HARD` is described at `_draw_hard`.
+        artifact. "by level": levels are independent, networks of one level similar. "in the level":
+        both follow the position of the level in this shape, in the same or opposite direction.
+        "follow the norm": margins are powers of the norm, or of a U-shaped function of its
+        logarithm, with 2% noise; "wide": norms of one level differ by 30%. "constant ratio": the
+        test margin is 0.6 times the training margin. "drifts": the ratio falls with the norm, and
+        the margins are U-shaped, as in that run. `HARD` is described at `_draw_hard`.
       rng: the random generator.
       num_levels: number of levels.
       num_seeds: number of networks per level.
@@ -104,8 +103,8 @@ def _draw_hard(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return unrelated margins and ln(norm) that the verdict can take for content.
 
-    "levels apart from the norm": both margins differ by level, which the norms do not tell, so that
-    the line has skill, and only the content stands between it and support; "spread by level": the
+    "levels apart from the norm": both margins differ by level, which the norms do not show, so the
+    line has skill, and only the content stands between the line and support; "spread by level": the
     spread among seeds differs tenfold. "norm slope by level": both follow the norm within a level,
     with slopes of -3 to 3. "a seed shared": networks of one seed have the same error at all levels,
     in half or all of the variance. "logistic", "step": both follow such a curve in the norm, over a

@@ -76,7 +76,7 @@ def draw_content(
 def count_found(
     correlation: float, num_lines: int, num_levels: int, num_seeds: int, seed: int = 0
 ) -> tuple[int, int]:
-    """Return on how many lines of this correlation within levels it is found, and called small."""
+    """Return on how many lines the correlation is found, and on how many it is called small."""
     rng = np.random.default_rng(seed)
     found = excluded = 0
     for _ in range(num_lines):

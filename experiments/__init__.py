@@ -2,5 +2,5 @@
 
 import os
 
-# Figures go to files. A backend of the user's that is not installed here would end any command.
+# Figures go to files. If the user's backend is not installed here, every command would fail.
 os.environ["MPLBACKEND"] = "agg"

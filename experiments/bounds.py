@@ -4,7 +4,7 @@
 
 Every layer of the run's networks is normalized to Frobenius norm 1. The gaps between test and
 training loss are compared with the confidence term, with lower estimates of R_N (from random signs
-and from networks trained on random labels) and with four upper bounds of R_N, which docs/bounds.md
+and from networks trained on random labels) and with four upper bounds on R_N, which docs/bounds.md
 derives. Networks with biases in later layers are refused: the R_N of their class is infinite.
 
     WORKDIR/bounds.json   all values (`normjax.generalization.eq4.Eq4`)

@@ -2,11 +2,11 @@
 
     python -m experiments.fixed_margin --flagfile=experiments/flagfiles/fixed_margin.flags
 
-Every layer has Frobenius norm 1 after each step, so that the margin is the normalized one, and a
-squared loss draws it to a target. For each target, networks are trained on the true labels and on
-random ones. If test errors follow the target at true labels, the margin has an effect that neither
-the norm nor the number of images explains; if random labels reach the margins of true ones, a
-margin alone does not tell that a network generalizes.
+Every layer has Frobenius norm 1 after each step, so the margin is the normalized one, and a squared
+loss pulls it toward a target. For each target, networks are trained on the true labels and on
+random ones. If test errors follow the target with true labels, the margin has an effect that
+neither the norm nor the number of images explains. If random labels reach the margins of true ones,
+a margin alone does not tell that a network generalizes.
 
     DIR/flags.txt  run.json
     DIR/results.csv   a row per network (`normjax.generalization.fixed_margin.measure`)
@@ -72,7 +72,7 @@ class Config:
         "Target margins of the normalized network.",
         check=check_list(
             "margin",
-            # Adam squares gradients, which have squares of 1 / margin, in float32.
+            # Adam squares gradients, which scale as 1 / margin^2, in float32.
             is_allowed=lambda x: MIN_MARGIN <= x < math.inf,
             allowed=f"margins must be at least {MIN_MARGIN:g} and finite",
         ),

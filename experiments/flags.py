@@ -53,7 +53,7 @@ def run(main: Callable[[T], None], config_class: type[T], **defaults: Any) -> No
     """
     _restart_with_utf8_paths()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     logging.set_verbosity(logging.WARNING)  # Orbax and Matplotlib log every step
     warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     processes.keep_compiled()
@@ -93,7 +93,7 @@ def _restart_with_utf8_paths() -> None:
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
-        if sys.stdout is not None:  # None where it is closed
+        if sys.stdout is not None:  # None if it is closed
             os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -162,7 +162,7 @@ def expand_flagfiles(arguments: Sequence[str], outer: Sequence[str] = ()) -> lis
 
     Args:
       arguments: the command line.
-      outer: the flagfiles that hold it.
+      outer: the flagfiles that contain it.
 
     Raises:
       OSError, ValueError: a file cannot be read, or includes itself.
@@ -219,7 +219,7 @@ def _value(field: dataclasses.Field, hint: Any, value: Any) -> Any:
 
 
 def _remote_runs(config: Any) -> dict[str, Any]:
-    """Return {field: value} for --from, if it is or has an address in a bucket."""
+    """Return {field: value} for --from, if the value is or contains an address in a bucket."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -230,7 +230,7 @@ def _remote_runs(config: Any) -> dict[str, Any]:
 
 
 def _fetched(source: str | tuple[str, ...]) -> Any:
-    """Return local folders with the runs of addresses; other folders as they are."""
+    """Return the local folders of the runs at addresses; other folders are unchanged."""
     if isinstance(source, tuple):
         return tuple(map(_fetched, source))
     if not is_address(source):

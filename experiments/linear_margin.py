@@ -6,7 +6,7 @@ Many training sets of one size are drawn from one distribution. For each, gradie
 the logistic loss, and its direction is compared with the hard-margin solution. The norm of that
 solution at unit margin is then correlated with its exact test error over the training sets.
 
-The outcome depends on the distribution. If the classes overlap (the default), smaller norms have
+The outcome depends on the distribution. If the classes overlap (the default), smaller norms go with
 smaller test errors, as the paper expects. With the labels of a noiseless linear teacher, it is the
 reverse. Likely reasons, not tested here: with overlap, a small margin is due to a few examples far
 on the wrong side, which also turn the solution away from the optimum. Without noise, a large

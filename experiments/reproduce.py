@@ -4,14 +4,14 @@
     python -m experiments.reproduce --figures=4,10,11 --scale=full --data_dir=DIR
 
 Each run that the figures need (`paper.figures.RUNS`) is a command of an experiment, which is
-printed. Finished runs are not repeated, interrupted runs are resumed.
+printed. Finished runs are not repeated; interrupted runs are resumed.
 
     DIR/runs/<run>/      the runs
     DIR/figures/         fig01.png and .pdf to fig15, linear, monitor (the closing recommendation)
     DIR/ledger.csv and ledger.md
 
-The figures of networks at a target loss get a row for each finished run DIR/runs/<run>_<N> too,
-the same run on N training images; such a run may have stopped at the target.
+Figures of networks at a target loss also get a row for each finished run DIR/runs/<run>_<N>, the
+same run on N training images; such a run may have stopped at the target.
 
 Figures without data are skipped with a message. The exit code is 0 if all other figures are drawn.
 """

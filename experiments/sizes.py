@@ -1,4 +1,4 @@
-"""The number of training images: slope, ratio of margins, test error and gap against it.
+"""How slope, ratio of margins, test error and gap depend on the number of training images.
 
     python -m experiments.sizes --from=RUN1,RUN2,RUN3 --workdir=DIR
 

@@ -116,14 +116,14 @@ def finished_runs(runs_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def finished_sizes(run: str, runs_dir: Path) -> list[Path]:
-    """Return the folder of a run, then RUN_N of N training images, smallest N first, if finished.
+    """Return the finished folders of a run: its own, then RUN_N with N images, smallest N first.
 
     Args:
       run: key in `RUNS`.
       runs_dir: the parent folder.
 
     Raises:
-      ValueError, OSError: a run.json is damaged or cannot be read, or RUN_N has not N images.
+      ValueError, OSError: a run.json is damaged or cannot be read, or RUN_N does not have N images.
     """
     sizes = {}
     for path in runs_dir.glob(f"{run}_*"):

@@ -90,7 +90,7 @@ CLASS_NAMES = {name: tuple(text.split()) for name, text in _CLASS_NAMES_TEXT.ite
 def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
     """Find an official CIFAR archive in `folder`, or else its unpacked folder, or `folder` itself.
 
-    Archives that TFDS has downloaded to `folder/downloads` are found too; TFDS adds the address
+    Archives that TFDS has downloaded to `folder/downloads` are found too; TFDS puts the address
     before the name and a checksum after it.
     """
     layouts = LAYOUTS[name]
@@ -105,7 +105,7 @@ def find_cifar(name: str, folder: Path) -> tuple[Layout, Path] | None:
 
 
 def _is_unpacked(layout: Layout, folder: Path) -> bool:
-    """Return whether a folder is an unpacked archive itself, by its name or its files."""
+    """Return whether a folder itself is an unpacked archive, by its name or its files."""
     has_test_files = all((folder / name).is_file() for name in layout.test_files)
     return folder.resolve().name == layout.folder or has_test_files
 

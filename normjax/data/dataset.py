@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 FOLDER = "folder:"
-"""What the name of a data set starts with if the rest is a folder of images."""
+"""Prefix of a data set's name; the rest is the path of a folder of images."""
 
 ArrayT = TypeVar("ArrayT", bound=Any)  # NumPy or JAX
 

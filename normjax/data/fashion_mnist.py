@@ -36,7 +36,7 @@ def find_files(folder: Path) -> dict[str, Path] | None:
     """Return the four files in a folder by name, or None if it has none of them.
 
     Raises:
-      ValueError: it has some of them only.
+      ValueError: the folder has only some of them.
     """
     places = [(name, folder / (name + suffix)) for suffix in (".gz", "") for name in SHA256]
     found = {name: path for name, path in places if path.is_file()}
@@ -46,7 +46,7 @@ def find_files(folder: Path) -> dict[str, Path] | None:
 
 
 def load_files(files: dict[str, Path]) -> Dataset:
-    """Read the files of `find_files`, in the official order; a warning names what is not official.
+    """Read the files of `find_files`, in the official order; warn about unofficial files.
 
     Raises:
       ValueError: a file is damaged, or files do not belong together; the message names the file.

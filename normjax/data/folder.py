@@ -21,9 +21,9 @@ SPLITS = ("train", "test")
 def load_folder(path: str | os.PathLike) -> Dataset:
     """Read `path/{train,test}/<class>/*`, 8-bit images of equal size.
 
-    Classes and files are sorted by name, composed to Unicode's NFC; hidden entries are ignored.
-    Images are decoded by `decode_image`. They keep one channel if all are grayscale; otherwise they
-    become RGB. A warning says once, not for each image, what was not read, such as later frames.
+    Classes and files are sorted by name in Unicode NFC; hidden entries are ignored. Images are
+    decoded by `decode_image`. They keep one channel if all are grayscale; otherwise they become
+    RGB. Remarks, such as that later frames were not read, give one warning each, not one per image.
     The decoded images are cached in `cache_dir` under a hash of the files' names and contents. A
     damaged cache file is rebuilt with a warning.
 
@@ -66,7 +66,7 @@ def _visible(folder: Path) -> list[os.DirEntry]:
 
 
 def _composed(name: str) -> str:
-    """Return a name in the Unicode normal form that names are compared in."""
+    """Return a name in the Unicode normal form in which names are compared."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -152,7 +152,7 @@ def _size(image: np.ndarray) -> str:
 
 
 def _read_cache(cache_file: Path, counts: dict[str, int]) -> dict[str, np.ndarray] | None:
-    """Read what `_decode_all` returned; None without a cache, and a warning if damaged.
+    """Read what `_decode_all` returned; None if there is no cache, or with a warning if damaged.
 
     Zip checksums protect the data. The counts detect a header with the wrong number of images.
     """

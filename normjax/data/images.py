@@ -23,12 +23,12 @@ ON_WHITE = "have transparent pixels, and are read as on white"
 def decode_image(path: str) -> tuple[np.ndarray, list[str]]:
     """Decode one image file.
 
-    The EXIF orientation is applied, transparency is composited on white, and of several frames or
-    pages the first is read.
+    The EXIF orientation is applied and transparency is composited on white. Only the first frame or
+    page is read.
 
     Returns:
       The pixels, uint8 [H, W, 1] (grayscale) or [H, W, 3] (RGB), and those of the remarks
-      `FIRST_FRAME` and `ON_WHITE` that are true of the file.
+      `FIRST_FRAME` and `ON_WHITE` that apply to the file.
 
     Raises:
       ValueError: the file is not an image of an allowed format, size and depth, or is damaged.

@@ -37,8 +37,8 @@ def load_prepared(name: str, folder: Path) -> Dataset | None:
       The data set, or None if `folder` has no prepared data of that name.
 
     Raises:
-      ValueError: the data have another file format, lack a train or test split, are not labeled
-        8-bit images of one shape, declare too large images, or are damaged.
+      ValueError: the data have a different file format, lack a train or test split, are not labeled
+        8-bit images of one shape, declare images that are too large, or are damaged.
     """
     # Checked first, because TFDS takes a second to import and warns about missing folders.
     dataset_name = re.match(r"\w+", name)

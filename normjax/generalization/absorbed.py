@@ -1,7 +1,8 @@
 """The layers of a network with batch normalization absorbed, and the network with other layers.
 
 Batch normalization multiplies each output channel by a factor and adds an offset. The kernel times
-the factor and the offset as bias are the layer of the same network without batch normalization.
+the factor, with the offset as its bias, is the layer of the same network without batch
+normalization.
 """
 
 import dataclasses
@@ -52,10 +53,10 @@ def with_layers(params: Any, structure: NetworkStructure, layers: Layers) -> Any
 
 
 def check_layers(structure: NetworkStructure) -> None:
-    """Check that kernels, biases and batch normalization make the network, each in one place.
+    """Check that a network consists of kernels, biases and batch normalization, each used once.
 
     Raises:
-      ValueError: one line that says what else there is.
+      ValueError: the network has anything else, which one line names.
     """
     if structure.problems:
         raise ValueError(

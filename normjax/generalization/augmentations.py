@@ -25,7 +25,7 @@ def augmentation_penalty(network: TrainedNetwork) -> float:
     """Return the mean penalty for predictions that seven augmentations change.
 
     If the predicted class is the same, the penalty is the change of its probability, else the
-    number of `PENALTIES`; penalties of one image are added. Source: Aithal, Kashyap and
+    entry in `PENALTIES`; the penalties of one image are added. Source: Aithal, Kashyap and
     Subramanyam, "Robustness to Augmentations as a Generalization Metric" (2021), first runner-up
     of the competition "Predicting Generalization in Deep Learning" (NeurIPS 2020). NaN for inputs
     that are not images. Batch normalization: does not matter, the function is the same.

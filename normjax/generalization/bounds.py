@@ -49,7 +49,7 @@ class LayerShape:
 
     @property
     def spectral_norm(self) -> float:
-        """Return an upper bound of the spectral norm of the layer's matrix."""
+        """Return an upper bound on the spectral norm of the layer's matrix."""
         return math.sqrt(min(self.window, self.positions))
 
 
@@ -130,7 +130,7 @@ def network_class(
       num_inputs: size of one input.
 
     Raises:
-      ValueError: a later layer has a bias (no norm bounds it), the layers are no chain of dense
+      ValueError: a later layer has a bias (no norm bounds it), the layers are not a chain of dense
         layers and convolutions, or `positions` do not match.
     """
     check_first_bias_only(structure)
@@ -184,7 +184,8 @@ def neyshabur_bound(networks: NetworkClass, norms: InputNorms) -> float:
 
     `R_N <= 2^(d-1) prod_k M_k sqrt(sum_i ||x_i||^2) / N` for d layers whose matrices have Frobenius
     norm at most M_k: the complexity of linear functions times 2 per hidden layer. A bias in the
-    first layer is an additional input that is always 1. The number is that of Graf et al. 2022.
+    first layer is an additional input that is always 1. The corollary's number is from Graf et al.
+    2022.
     """
     return 2 ** (len(networks.layers) - 1) * _frobenius_term(networks, norms)
 

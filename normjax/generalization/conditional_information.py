@@ -1,4 +1,4 @@
-"""How much a measure says about the order of errors that the hyperparameters do not say.
+"""How much a measure says about the order of errors beyond what the hyperparameters say.
 
 Jiang et al. 2020 and the competition "Predicting Generalization in Deep Learning" (NeurIPS 2020).
 """
@@ -23,12 +23,12 @@ class Information:
 
     Attributes:
       value: between 0 (nothing) and 1 (the order is known); NaN if all errors are equal. It has no
-        sign: a measure that always orders wrongly has 1.
-      given: the hyperparameters that leave least information.
-      chance: mean value of the measure in another order of the networks of each level. It is above
-        0, because a few pairs always seem to say something.
-      p_value: fraction of these orders, including the observed one, that reach the value. Both are
-        NaN if each network has its own level, so that there is one order.
+        sign: a measure that always orders wrongly also has 1.
+      given: the hyperparameters that leave the least information.
+      chance: mean information of the measure over orders of the networks within each level. It is
+        above 0, because a few pairs always seem to say something.
+      p_value: fraction of these orders, counting the observed one, that reach the value. Like
+        `chance`, it is NaN if each network has its own level, because there is only one order.
     """
 
     value: float
@@ -51,7 +51,7 @@ def conditional_information(
     For a random ordered pair of different networks, V says whether the measure of the first is
     larger, and W whether its error is. With the values U of a set of hyperparameters in both
     networks, the information is I(V; W | U) / H(W | U). The result is its minimum over all sets of
-    at most two hyperparameters, the empty one too. Sets that determine W are ignored.
+    at most two hyperparameters, including the empty set. Sets that determine W are ignored.
 
     The competition's program has sets of exactly two, weights all values of U alike, and counts
     pairs of a network with itself.
@@ -61,7 +61,7 @@ def conditional_information(
       error: n numbers.
       hyperparameters: {name: n values}, without repetitions such as the seed.
       levels: n labels; networks of one level have the same hyperparameters.
-      num_draws: number of random orders; if there are not more, all are enumerated.
+      num_draws: number of random orders; all are enumerated if no more exist.
       seed: seed of these orders.
     """
     x, y = np.asarray(measure, np.float64), np.asarray(error, np.float64)

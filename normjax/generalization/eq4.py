@@ -80,13 +80,13 @@ class Eq4:
       labels: lower estimate of 2 R_N by networks with random labels; None if the run has none.
       labels_over_signs: `labels` divided by `signs`; None without `labels`.
       signs: lower estimate of 2 R_N by ascent with random signs.
-      upper: {authors: published upper bound of 2 R_N}.
+      upper: {authors: published upper bound on 2 R_N}.
       least_upper: key of the smallest upper bound.
       upper_over_signs: the smallest upper bound divided by `signs`.
       right_side: `signs` plus `confidence_term`.
       num_within: number of networks whose gap is at most `right_side`.
       num_below_chance: number of networks whose training loss is below ln K by more than
-        `right_side`: the test losses that these terms bound below the loss of chance.
+        `right_side`: these terms bound their test loss below the loss of chance.
     """
 
     run: str
@@ -138,7 +138,7 @@ def class_of(run: FinishedRun) -> bounds.NetworkClass:
     """Return the class of the run's normalized networks.
 
     Raises:
-      ValueError: later layers have biases, or the network is not of the kind that has bounds.
+      ValueError: later layers have biases, or there are no bounds for networks of this kind.
     """
     classifier, structure = run.classifier, run.classifier.structure
     if classifier.module is None:
@@ -178,7 +178,7 @@ def measure(
       delta: probability that the bound fails.
       num_signs: number of sign draws.
       num_steps: ascent steps per draw.
-      num_examples: number of training images for the ascent, at most.
+      num_examples: maximum number of training images for the ascent.
       seed: seed of the signs.
     """
     images = np.asarray(standardize_images(run.dataset.train.images))

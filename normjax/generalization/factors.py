@@ -1,4 +1,4 @@
-"""The factors that networks differ in by design."""
+"""The factors in which networks differ by design."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -13,12 +13,12 @@ Factors = Mapping[str, Sequence[str]]
 
 
 def hyperparameters(factors: Mapping[str, T]) -> dict[str, T]:
-    """Return what is known of each factor, without repetitions."""
+    """Return the entries of all factors except that of repetitions."""
     return {name: values for name, values in factors.items() if name != REPEAT}
 
 
 def groups_of(factors: Factors, names: Sequence[str]) -> dict[tuple[str, ...], list[int]]:
-    """Return the positions of the networks that agree in these factors."""
+    """Return the positions of the networks, grouped by their values of these factors."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for i in range(len(next(iter(factors.values())))):
         groups.setdefault(tuple(factors[name][i] for name in names), []).append(i)

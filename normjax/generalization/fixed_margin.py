@@ -3,7 +3,7 @@
 Farhang, Bernstein, Tirumala, Liu and Yue, "Investigating Generalization by Controlling Normalized
 Margin" (ICML 2022, arXiv 2205.03940) train networks of constant Frobenius norms to targets alpha on
 the right class and 0 on the others by a squared loss. Here every layer has Frobenius norm 1 after
-each step of projected gradient descent, so that the margin is the normalized one; they use another
+each step of projected gradient descent, so the margin is the normalized one; they use a different
 optimizer (Nero, whose rows have norm 1), perceptrons and full batches.
 """
 
@@ -101,12 +101,12 @@ def make_step(classifier: Classifier, tx: optax.GradientTransformation) -> Any:
     """Make a step of projected gradient descent on the squared distance to the targets.
 
     The loss is half the squared distance of `logits / margin` to `one_hot(label)`, summed over
-    classes and averaged over the batch: small margins would otherwise have gradients below Adam's
-    epsilon.
+    classes and averaged over the batch. Without the division, gradients at small margins would be
+    below Adam's epsilon.
 
     Returns:
       `step(state, batch, key) -> (state, metrics)` for `make_train_epoch`; `metrics.loss` is the
-      mean loss, and only `metrics.error` is used besides.
+      mean loss, and besides it only `metrics.error` is set.
     """
 
     def mean_loss(params: Any, batch: Batch, margin: Array, key: Array) -> Any:
@@ -150,7 +150,7 @@ def train(
       tx: the optimizer.
       dataset: the images and true labels.
       members: the networks; the level is the target margin.
-      epochs: epochs.
+      epochs: number of epochs.
       batch_size: examples per step.
       seed: seed of the run.
 
@@ -193,7 +193,7 @@ def measure(
     | labels | `true` or `random`: the labels of training |
     | target_margin | alpha |
     | reached | 1 if mean and standard deviation of the training margin are within `TOLERANCE` |
-    | product_norm | product of the layers' Frobenius norms: 1, up to rounding; NaN, like all that follows, if training diverged or a layer is 0 |
+    | product_norm | product of the layers' Frobenius norms: 1, up to rounding; NaN, like all that follows, if training diverged or a layer's norm is 0 or overflows |
     | train_margin, train_margin_std, train_margin_min | right class minus best other class, on the labels of training |
     | test_margin, test_error | on the true labels of the test set |
     | train_error | on the labels of training; margins of 0, as of a dead network, are errors |
@@ -259,7 +259,7 @@ def margins_of(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def summarize(table: pd.DataFrame, *, seed: int) -> dict[str, Any]:
-    """Correlate margins with test errors, over the networks of each kind that reached theirs.
+    """Correlate margins with test errors, over the networks of each kind that reached the target.
 
     Returns:
       Values for summary.json; `reasons` explains correlations that are None.

@@ -21,7 +21,7 @@ def granulated_tau(measure: ArrayLike, error: ArrayLike, factors: Factors) -> di
 
     Args:
       measure: n numbers.
-      error: n numbers; the paper takes the generalization gap.
+      error: n numbers; the paper uses the generalization gap.
       factors: {name: n values}, the design factors.
 
     Returns:

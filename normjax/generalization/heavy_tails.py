@@ -1,8 +1,8 @@
 """Measures of generalization: power laws in the spectra of the weights.
 
 The eigenvalues of a layer are the squared singular values of its matrix, or of all positions of a
-convolution's window together, as in WeightWatcher. Biases are left out, and layers with fewer than
-three distinct eigenvalues. See `measures` for conventions.
+convolution's window together, as in WeightWatcher. Biases are left out, as are layers with fewer
+than three distinct eigenvalues. See `measures` for conventions.
 """
 
 import math
@@ -67,7 +67,7 @@ def fit_power_law(values: np.ndarray) -> float:
 
 
 def _spectra(network: TrainedNetwork) -> list[np.ndarray]:
-    """Return the positive eigenvalues of each layer that has three distinct ones."""
+    """Return the positive eigenvalues of each layer that has at least three distinct ones."""
     found = []
     for layer in network.layers:
         kernel = np.asarray(layer["kernel"], np.float64)

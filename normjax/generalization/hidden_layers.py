@@ -71,7 +71,7 @@ def logits_in_batches(
 def _in_batches(
     function: Callable[..., Any], arrays: tuple[np.ndarray, ...], batch_size: int
 ) -> Any:
-    """Apply a function to batches of one size; return its tree of joined results."""
+    """Apply a function to batches of one size; return its results, concatenated, as one tree."""
     num, parts = len(arrays[0]), []
     for start in range(0, num, batch_size):
         index = np.minimum(np.arange(start, start + batch_size), num - 1)
@@ -138,7 +138,7 @@ def read_layers(
 
 
 class _Value(NamedTuple):
-    """A value of the computation, with the layers whose kernels it is made of."""
+    """A value of the computation, with the layers from whose kernels it is made."""
 
     array: Any
     layers: frozenset[int]

@@ -90,7 +90,7 @@ def mixup_margin(network: TrainedNetwork) -> float:
     """Return minus the mean of five quantiles of margins on means of two images of one class.
 
     The margins are those of the first hidden layer, divided by the root of the mean variance of its
-    units without the 5% largest and smallest. The quantiles are the quartiles and the nearest
+    units, trimmed of the 5% largest and smallest. The quantiles are the quartiles and the nearest
     outliers beyond 1.5 interquartile ranges, or the extremes where there are none. Source: Natekar
     and Sharma, "Representation Based Complexity Measures for Predicting Generalization in Deep
     Learning" (2020), mixup margin. Batch normalization: does not matter, the representations are

@@ -138,15 +138,15 @@ def measure_networks(
     Args:
       runs: the runs.
       chosen: the n networks.
-      sharpness_images: number of training images for the flatness measures, at most.
-      sample_images: number of training images for measures of representations, at most.
+      sharpness_images: maximum number of training images for the flatness measures.
+      sample_images: maximum number of training images for measures of representations.
       seed: seed of these images and of the noise.
 
     Returns:
       A table with n rows in the order of `chosen` and a column per measure.
 
     Raises:
-      ValueError: a network has more than kernels, biases and batch normalization.
+      ValueError: a network has anything besides kernels, biases and batch normalization.
     """
     for run in runs:
         check_layers(run.classifier.structure)

@@ -64,7 +64,7 @@ def hard_margin(x: np.ndarray, y: np.ndarray) -> HardMargin:
 
     signed = _signed_examples(x, y)
     n = len(signed)
-    with warnings.catch_warnings():  # without a solution SVC does not converge
+    with warnings.catch_warnings():  # if there is no solution, SVC does not converge
         warnings.simplefilter("ignore", ConvergenceWarning)
         machine = SVC(kernel="linear", C=1e10, tol=1e-8, max_iter=200_000)
         machine.fit(np.concatenate([signed, -signed]), np.repeat([1, -1], n))

@@ -17,7 +17,7 @@ Frobenius norms are of kernels; as everywhere in this library, the bias of the f
 an additional input. Spectral norms are `norms.spectral_norm`: for a convolution, the operator norm
 of the circular stride-1 convolution.
 
-docs/measures.md has the whole table, with what was seen of each source and where.
+docs/measures.md has the full table, and says how much of each source was seen, and where.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ class Measure(NamedTuple):
 
     Attributes:
       function: computes it; its docstring has the definition.
-      source: who published it, or "" for what nobody did.
+      source: who published it, or "" if nobody did.
       unit: "ln" and "log10" for logarithms of pure numbers, "1" for pure numbers.
     """
 

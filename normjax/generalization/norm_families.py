@@ -2,7 +2,7 @@
 
 These are the measures of Jiang et al. 2020 (see `measures`, for conventions too) that the public
 code of Dziugaite et al. 2020 computes besides those of `norm_measures` and `margin_measures`. Where
-all networks have the same depth, a "sum" has the order of its product; both are here because both
+all networks have the same depth, a "sum" ranks them as its product does; both are here because both
 are published.
 
 The spectral norm is that of the convolution's operator, or, where the name has "matrix", that of

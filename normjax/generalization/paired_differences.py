@@ -21,10 +21,10 @@ class Difference:
 
     Attributes:
       value: the difference.
-      interval: simultaneous 95% interval: in 95% of repetitions, all intervals between all
-        measures hold at once, within the possible -2 to 2. None where there is none.
+      interval: simultaneous 95% interval, within the possible -2 to 2: in 95% of repetitions,
+        the intervals of all pairs of measures hold at once. None if there is none.
       p_value: probability, if no two measures differed, that some pair of measures differs by as
-        many standard errors; NaN without an interval.
+        many standard errors; NaN if there are too few levels to draw from.
       reason: why there is no interval, or "".
     """
 
@@ -99,7 +99,7 @@ def _to_student(quantiles: np.ndarray, num_units: int) -> np.ndarray:
 def _largest_differences(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return standard errors [m, m] of differences, and the largest |difference| of each draw.
 
-    The latter is about the mean of the draws, in standard errors. Orders that always agree have
+    The latter is about the mean of the draws, in standard errors. Measures that always agree have
     standard error 0 and do not count.
     """
     centered = drawn - drawn.mean(axis=1, keepdims=True)

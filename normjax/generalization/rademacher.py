@@ -32,7 +32,7 @@ class RademacherEstimate:
     """A Monte Carlo estimate of R_N.
 
     Attributes:
-      values: the supremum for each draw, float64 [num_draws].
+      values: the supremum for each draw, or a lower estimate of it, float64 [num_draws].
       num_examples: N.
       by_step: best value before each ascent step and at the end, averaged over draws, float64
         [num_steps + 1]; None without ascent.
@@ -145,7 +145,7 @@ def rademacher_by_labels(train_excess: ArrayLike, num_examples: int) -> Rademach
     than chance. Symmetrization (other labels, same inputs) gives `E sup_f (ln K - L(f)) <= 2 R_N`.
     The expected difference between ln K and the training loss L of a normalized network is
     therefore at most `2 R_N`. This is the R_N of losses with random labels; it bounds nothing for
-    the true ones. Swapped labels keep the class counts and are otherwise independent.
+    the true labels. Swapped labels keep the class counts and are otherwise independent.
 
     Args:
       train_excess: `L - ln K` in nats for normalized networks, each trained on its own random

@@ -1,9 +1,9 @@
 """How well measures of generalization rank networks by test error.
 
-The criteria: rank correlation over all networks (Kendall's tau), rank correlation if only one
-factor changes and the information that the hyperparameters do not have (Jiang et al., ICLR 2020),
-the error rate in the worst comparison (Dziugaite et al., NeurIPS 2020), and whether a measure is
-worse than the best one.
+The criteria: rank correlation over all networks (Kendall's tau), rank correlation where only one
+factor changes and information beyond the hyperparameters (Jiang et al., ICLR 2020), the error rate
+in the worst comparison (Dziugaite et al., NeurIPS 2020), and whether a measure is worse than the
+best one.
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ class RankedMeasure:
     Attributes:
       name: name of the measure.
       correlation: rank correlation with the test error, or None.
-      adjusted_p_value: p value of the correlation by Holm's method, for all measures together; NaN
-        without one.
+      adjusted_p_value: p value of the correlation, adjusted by Holm's method for all measures; NaN
+        without a correlation.
       difference: tau of the best measure minus this one's, or None without a correlation.
       tied_with: names of the measures that order the networks identically.
       tau_normalized_test_loss: Kendall's tau-b with the normalized test loss. It is high by
@@ -151,7 +151,7 @@ def rank_measures(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values adjusted by Holm's method, for all of them together; NaN stays NaN."""
+    """Return p values, adjusted for all of them by Holm's method; NaN stays NaN."""
     given = np.asarray(p_values, np.float64)
     order = np.argsort(given, kind="stable")[: np.sum(~np.isnan(given))]
     multiples = (len(order) - np.arange(len(order))) * given[order]

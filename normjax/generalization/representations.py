@@ -1,4 +1,4 @@
-"""Measures of generalization: how classes lie in hidden layers, and what mixed images are called.
+"""Measures of generalization: how classes lie in hidden layers, and predictions on mixed images.
 
 See `measures` for conventions. All use the sample of training images.
 """
@@ -17,12 +17,12 @@ from normjax.types import Array
 def davies_bouldin(network: TrainedNetwork) -> float:
     """Return the Davies-Bouldin index of the classes in the first hidden layer.
 
-    It is the mean over classes of the largest `(s_i + s_j) / d_ij`, with the mean distance s of a
-    class to its mean and the distance d of two means. The first hidden layer is what the second
-    layer reads; the inputs, if there is one layer. Source: Natekar and Sharma, "Representation
-    Based Complexity Measures for Predicting Generalization in Deep Learning" (2020). Their public
-    code augments and pools first, and takes the mean over the other classes. Batch normalization:
-    does not matter, the representations are the same.
+    It is the mean over classes of the largest `(s_i + s_j) / d_ij`, where s is the mean distance of
+    a class to its mean, and d the distance between two means. The first hidden layer is what the
+    second layer reads; the inputs, if there is one layer. Source: Natekar and Sharma,
+    "Representation Based Complexity Measures for Predicting Generalization in Deep Learning"
+    (2020). Their public code augments and pools first, and takes the mean over the other classes.
+    Batch normalization: does not matter, the representations are the same.
     """
     from sklearn.metrics import davies_bouldin_score  # this import takes a second
 
@@ -34,7 +34,7 @@ def mixup_loss(network: TrainedNetwork) -> float:
     """Return the mean cross entropy, in nats, on means of two training images of one class.
 
     Source: Natekar and Sharma (2020), label-wise mixup; their public code averages over all pairs
-    of a batch, here each image has one random partner. Batch normalization: does not matter, the
+    of a batch; here each image has one random partner. Batch normalization: does not matter, the
     function is the same.
     """
     logits, labels = jnp.asarray(network.mixed_hidden.logits), jnp.asarray(network.mixup.labels)
@@ -42,7 +42,7 @@ def mixup_loss(network: TrainedNetwork) -> float:
 
 
 def mixup_error(network: TrainedNetwork) -> float:
-    """Return the fraction misclassified of the mean images of `mixup_loss`.
+    """Return the fraction of the mean images of `mixup_loss` that are misclassified.
 
     Source: Natekar and Sharma (2020), label-wise mixup. Batch normalization: does not matter, the
     function is the same.
@@ -64,8 +64,8 @@ def davies_bouldin_mixup(network: TrainedNetwork) -> float:
 def class_distance_variance(network: TrainedNetwork) -> float:
     """Return the class-distance normalized variance of what the last layer reads.
 
-    It is the mean over pairs of classes of `(v_i + v_j) / (2 d_ij^2)`, with the mean squared
-    distance v of a class to its mean. Source: Galanti, György and Hutter, "On the Role of Neural
+    It is the mean over pairs of classes of `(v_i + v_j) / (2 d_ij^2)`, where v is the mean squared
+    distance of a class to its mean. Source: Galanti, György and Hutter, "On the Role of Neural
     Collapse in Transfer Learning" (ICLR 2022). Batch normalization: does not matter, the
     representations are the same.
     """

@@ -1,4 +1,4 @@
-"""The training images that the costly measures use, and images made of them."""
+"""The training images that the costly measures use, and images made from them."""
 
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ def draw_sample(images: np.ndarray, labels: np.ndarray, size: int, seed: int) ->
     Args:
       images: uint8 `[N, ...]`.
       labels: integers `[N]`.
-      size: number of images, at most.
+      size: maximum number of images.
       seed: seed of the draw.
     """
     chosen = np.random.default_rng(seed).choice(len(labels), min(size, len(labels)), replace=False)
@@ -36,7 +36,7 @@ def draw_sample(images: np.ndarray, labels: np.ndarray, size: int, seed: int) ->
 
 
 def mix_within_classes(sample: Sample) -> Sample:
-    """Return the means of each image and a random other image of its label (label-wise mixup).
+    """Return the mean of each image and a random other image with its label (label-wise mixup).
 
     Images that are alone in their class are left out.
     """
@@ -56,9 +56,9 @@ def mix_within_classes(sample: Sample) -> Sample:
 def augment(sample: Sample) -> dict[str, np.ndarray]:
     """Return the images under seven augmentations, by name.
 
-    Those of the public code of Aithal, Kashyap and Subramanyam: a flip, a random saturation, a crop
-    of the central 90%, horizontal edges, a higher brightness, a flip with a random saturation, and
-    a random black rectangle. Images of one channel have no saturation.
+    As in the public code of Aithal, Kashyap and Subramanyam: a flip, a random saturation, a crop of
+    the central 90%, horizontal edges, a higher brightness, a flip with a random saturation, and a
+    random black rectangle. Images with one channel have no saturation.
     """
     rng = np.random.default_rng(sample.seed)
     pixels = (np.asarray(sample.x, np.float32) + 1) / 2
@@ -76,7 +76,7 @@ def augment(sample: Sample) -> dict[str, np.ndarray]:
 
 
 def _saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
-    """Multiply the saturation of HSV, at most up to 1; hue and value stay."""
+    """Multiply the HSV saturation, capped at 1; hue and value stay the same."""
     if pixels.shape[-1] != 3:
         return pixels
     value = pixels.max(axis=-1, keepdims=True)
@@ -86,14 +86,14 @@ def _saturate(pixels: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _crop(pixels: np.ndarray) -> np.ndarray:
-    """Cut off 5% at each side, rounded down, and resize to the former size."""
+    """Crop 5% from each side, rounded down, and resize to the original size."""
     rows, columns = (int((side - 0.9 * side) / 2) for side in pixels.shape[1:3])
     center = pixels[:, rows : pixels.shape[1] - rows, columns : pixels.shape[2] - columns]
     return np.asarray(jax.image.resize(center, pixels.shape, "linear", antialias=False))
 
 
 def _edges(pixels: np.ndarray) -> np.ndarray:
-    """Return Sobel's horizontal derivative, mirrored at the border."""
+    """Return the horizontal Sobel derivative, with mirrored borders."""
     padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     difference = padded[:, :, 2:] - padded[:, :, :-2]
     return difference[:, :-2] + 2 * difference[:, 1:-1] + difference[:, 2:]

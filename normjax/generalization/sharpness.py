@@ -133,11 +133,11 @@ def find_alpha(
     num_steps: int = NUM_STEPS,
     batch_size: int = 16,
 ) -> Array:
-    """Find the size of the box around the weights whose worst point raises the error by a given.
+    """Find the size of a box around the weights whose worst point raises the error by `error_rise`.
 
     The worst point is sought by `num_ascents` steps along the sign of the gradient of the cross
-    entropy, each half as long as the box, which they do not leave; the worst error of all steps
-    counts. It is a lower estimate of the worst error, and alpha an upper one. The search is that
+    entropy, each half the box's size and clipped to the box; the worst error of all steps counts.
+    That underestimates the worst error in the box, and so overestimates alpha. The search is that
     of `find_sigma`; the cost is about `4 * num_ascents * num_steps` forward passes.
 
     Args:
@@ -187,7 +187,7 @@ def loss_rise(
     Args:
       apply_fn, params, x, labels, batch_size: see `find_sigma`.
       radius: length of the step.
-      is_adaptive: whether it is measured in units of the kernels' magnitudes.
+      is_adaptive: whether the step is measured in units of the kernels' magnitudes.
     """
     loss_of = partial(_loss, apply_fn, x=x, labels=labels, batch_size=batch_size)
     gradient = _gradient(apply_fn, params, x=x, labels=labels, batch_size=batch_size)

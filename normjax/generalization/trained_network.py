@@ -83,7 +83,7 @@ class TrainedNetwork:
 
     @functools.cached_property
     def mixup(self) -> Sample:
-        """Return means of pairs of images of the sample that have one label."""
+        """Return means of pairs of images of the sample that share a label."""
         return mix_within_classes(self.sample)
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""The figure of losses during training, with the epochs at which they would stop."""
+"""The figure of losses during training, with the epochs at which they would stop it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

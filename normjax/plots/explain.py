@@ -136,7 +136,7 @@ def _draw_divisor(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_content(axes: Axes, found: Explanation) -> None:
-    """Draw what level and norm leave of the margins."""
+    """Draw what level and norm leave unexplained in the margins."""
     content = found.content
     axes.set_title("At equal level and norm")
     _label(axes, "Training margin, rest", "Test margin, rest")
@@ -201,7 +201,7 @@ def _draw_ranking(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_influence(axes: Axes, found: Explanation) -> None:
-    """Draw Cook's distance of each network, and of each level and random labels together."""
+    """Draw Cook's distance of each network, and of each level, or the random labels, as a whole."""
     axes.set_title("Influence on the line")
     if found.influence is None:
         write_reason(axes, found.reasons["influence"])
@@ -220,7 +220,7 @@ def _draw_influence(axes: Axes, found: Explanation) -> None:
 
 
 def _draw_temperatures(axes: Axes, logits: LogitExplanation) -> None:
-    """Draw 1 - R2 of lines with the logits also divided by a common temperature."""
+    """Draw 1 - R2 of the lines when all logits are also divided by a common temperature."""
     temperatures = np.array(logits.temperatures)
     axes.set_title("Logits over norm x temperature")
     if not np.isfinite(np.array(list(logits.temperature_r2.values()), np.float64)).any():

@@ -19,7 +19,8 @@ def plot_leaderboard(ranked: Sequence[RankedMeasure], title: str) -> Figure:
     """Draw three panels with a row per measure: tau, psi by factor, and sign errors.
 
     Points are values, bars are 95% intervals; missing ones are not drawn. The paper's measure has
-    its own color; measures that are worse than the first, for all together, are hollow.
+    its own color. Points are hollow if a simultaneous interval shows the measure worse than the
+    first.
 
     Args:
       ranked: the measures, best first.

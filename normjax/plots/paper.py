@@ -1,9 +1,9 @@
 """The paper's figures, drawn from results and explanations.
 
 Each `plot_*` takes the rows of one selection and norm and their `Explanation`, and returns a
-Matplotlib `Figure`. Each network is a star; its color is its level, which is written once, at the
-mean of the level's networks. Diverged networks are omitted and counted in the title. Networks with
-random labels ("RL") are shown as evaluated on random labels.
+Matplotlib `Figure`. Each network is a star; its color is its level, which is written at most once,
+beside the level's highest network. Diverged networks are omitted and counted in the title. Networks
+with random labels ("RL") are shown as evaluated on random labels.
 """
 
 import math

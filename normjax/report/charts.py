@@ -102,7 +102,7 @@ def level_of(line: Mapping[str, Any]) -> Level:
 
 
 def for_script(sources: Sequence[Mapping[str, Any]], first: Explanation) -> dict[str, Any]:
-    """Return what `page.js` draws: charts for the selection and norm that `first` has, and more."""
+    """Return what `page.js` draws; the page opens with the selection and norm of `first`."""
     return {"config": _CONFIG, "first": (first.selection, first.norm), "sources": sources}
 
 
@@ -116,7 +116,7 @@ def scatters(
     """Return the networks of each explanation, with the specification of a chart for each panel.
 
     Args:
-      place: the start of the ids of the charts' places on the page; the panel's number follows.
+      place: prefix of the ids of the charts' places on the page; the panel's number follows.
       panels: columns and lines of the charts.
       table: the results of a run.
       explanations: the explanations of its selections and norms, with the lines.
@@ -176,11 +176,11 @@ def curves(
 ) -> list[dict[str, Any]]:
     """Return the curves, title and step of each quantity that was logged in training.
 
-    Of a quantity with more than `MOST_POINTS` values, every `step`-th epoch of each network is
-    kept, counted from its last one. Values are rounded to 4 digits.
+    For a quantity with more than `MOST_POINTS` values, every `step`-th epoch of each network is
+    kept, counted back from its last one. Values are rounded to 4 digits.
 
     Args:
-      place: the start of the ids of the charts' places on the page; a number follows.
+      place: prefix of the ids of the charts' places on the page; a number follows.
       lines: the lines of metrics.jsonl.
       levels: all levels of the page.
     """

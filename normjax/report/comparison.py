@@ -29,7 +29,7 @@ class ComparedRun:
       experiment: the name of the experiment.
       train_images: number of training images.
       test_images: number of test images.
-      num_networks: number of networks, those with random labels included.
+      num_networks: number of networks, including those with random labels.
       table: its results.
       explanations: its analysis, an entry for each selection and norm.
       headline: the entry that the figure shows.

@@ -21,8 +21,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render(template: str, **context: Any) -> str:
     """Render a template of `templates/`.
 
-    All values are escaped: HTML characters, in Markdown without quotes, but with the bars and line
-    breaks that would break a table. Filters: `number`, `fixed`, `percent`, `interval`
+    All values are escaped: HTML characters and, in Markdown, the bars and line breaks that would
+    break a table, but not quotes. Filters: `number`, `fixed`, `percent`, `interval`
     (`normjax.formatting`), `selection_name`, `norm_name`, and `data_uri` (embeds a PNG file).
 
     Args:

@@ -148,7 +148,7 @@ def _title(table: pd.DataFrame, record: Mapping[str, Any]) -> list[str]:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    """Return the command that repeats a run, from its run.json; "" if none does."""
+    """Return the command that repeats a run, from its run.json; "" if there is none."""
     workdir = record.get("config", {}).get("workdir")
     if not isinstance(workdir, str) or "experiment" not in record or record.get("given"):
         return ""

@@ -31,8 +31,8 @@ def read_columns(path: str | os.PathLike, kinds: Mapping[str, type]) -> pd.DataF
     """Read a table with these columns, each a str, int or float.
 
     Columns may be in any order; other columns are dropped. Tables that pandas or a spreadsheet has
-    saved again are read: an empty cell is NaN where floats are, 3.0 is 3 where integers are, and
-    blank lines may follow the last one.
+    saved again are accepted: an empty cell is NaN in a float column, 3.0 is 3 in an integer column,
+    and blank lines may follow the last one.
 
     Raises:
       OSError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per network and epoch; and the epochs at which losses would stop.
+"""metrics.jsonl, with one line per network and epoch, and the epochs at which to stop training.
 
 The paper recommends monitoring the training loss of the normalized network. The stopping epochs
 test this recommendation with metrics.jsonl alone.
@@ -61,8 +61,8 @@ class LevelStops:
       level: the level.
       num_networks: number of networks.
       is_better: whether `test_loss_at_normalized` is below `test_loss_at_raw`.
-      num_lower: number of networks for which it is lower.
-      num_higher: number of networks for which it is higher.
+      num_lower: number of networks whose `test_loss_at_normalized` is lower.
+      num_higher: number of networks whose `test_loss_at_normalized` is higher.
       test_loss_at_best: as in `Stop`, like the remaining fields.
     """
 

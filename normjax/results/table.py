@@ -233,7 +233,7 @@ def _canonical_norm(norm: str | float) -> str:
 
 
 def _is_norm(name: str) -> bool:
-    """Return whether a text may name a norm; spreadsheets make a date of "1/100"."""
+    """Return whether a text may name a norm; spreadsheets turn "1/100" into a date."""
     try:
         return bool(parse_norm(name))
     except ValueError:  # the name of a function

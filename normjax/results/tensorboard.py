@@ -1,7 +1,7 @@
 """TensorBoard's view of metrics.jsonl: a folder with one event file for each network.
 
 The event files are written from lines of metrics.jsonl alone, so that a resumed run writes them
-again from the lines it keeps: no epoch is lost or shown twice, also if `--tensorboard` is new.
+again from the lines it keeps: no epoch is lost or shown twice, even if `--tensorboard` is new.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def event_files(
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        # tensorboardX takes no absolute path for an address such as gs:.
+        # tensorboardX never mistakes an absolute path for an address such as gs:.
         writers[folder] = EventsWriter(str(folder.absolute() / "events"))
         stack.callback(close, folder)
 

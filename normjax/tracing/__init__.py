@@ -1,5 +1,5 @@
-"""Read the structure of a network off its computation.
+"""Read the structure of a network from its computation.
 
-`trace.py` has the entry, `walk.py` goes through a jaxpr, and `rules.py` says for every primitive
-how its result scales with its operands.
+`trace.py` is the entry point, `walk.py` goes through a jaxpr, and `rules.py` says for each
+primitive how its result scales with its operands.
 """

@@ -1,8 +1,8 @@
 """ATen operations in JAX: how a network exported from PyTorch is traced.
 
-PyTorch writes a network in a small set of operations. Those that may scale their result when their
-operands scale are in `OPERATIONS`, in terms of JAX, so that JAX's rules apply to them. All others
-(gelu, softmax, layer_norm) are `opaque`: operations without a rule, whose operands must not scale.
+PyTorch exports a network as a small set of operations. Those whose result may scale with their
+operands are in `OPERATIONS`, written in JAX, so JAX's rules apply to them. All others (gelu,
+softmax) are `opaque`: operations without a rule, whose operands must not scale.
 """
 
 import itertools
@@ -39,8 +39,8 @@ def call(
     """Return the results of an operation, opaque where `OPERATIONS` does not give them.
 
     Args:
-      name: the operation and its overload, as "add.Tensor".
-      args, options: its arguments, with arrays of JAX.
+      name: the operation and its overload, such as "add.Tensor".
+      args, options: its arguments, with JAX arrays.
       operands: the arrays among them.
       shapes: the shapes and dtypes of the results in PyTorch.
     """
@@ -115,7 +115,7 @@ def _embedding(table: Array, indices: Array, *_: Any) -> Array:
 
 
 def _reduced(reduce: Callable) -> Callable:
-    """Return a reduction as PyTorch calls it: no axes, or an empty list of them, are all axes."""
+    """Return a reduction as PyTorch calls it: no axes, or an empty list, means all axes."""
 
     def apply(x: Array, axes: Any = None, keepdims: bool = False) -> Array:
         axes = tuple(axes) if isinstance(axes, Sequence) else axes
@@ -175,7 +175,7 @@ def _split(x: Array, sizes: Sequence[int], axis: int = 0) -> list[Array]:
 
 
 def _unfold(x: Array, axis: int, size: int, step: int) -> Array:
-    """Lay windows along an axis side by side; a new last axis is within a window."""
+    """Stack the windows along an axis; a new last axis holds the entries of each window."""
     starts = np.arange(0, x.shape[axis] - size + 1, step)
     axis %= x.ndim
     windows = jnp.take(x, starts[:, None] + np.arange(size), axis=axis, mode="clip")

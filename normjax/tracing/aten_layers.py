@@ -66,7 +66,7 @@ def batch_norm(
     momentum: float,
     epsilon: float,
 ) -> tuple[Array, None, None]:
-    """Normalize with given statistics; the other results, batch statistics, are empty."""
+    """Normalize with given statistics; PyTorch's other results, batch statistics, are None."""
     factor = lax.rsqrt(var + epsilon)
     factor = factor if scale is None else scale * factor
     x = (x - _for_channels(mean, x)) * _for_channels(factor, x)
@@ -216,14 +216,14 @@ def _for_axes(num_axes: int, *sizes: Sizes) -> list[list[int]]:
 def _pads(
     lengths: Sizes, size: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, is_ceil: bool
 ) -> list[tuple[int, int]]:
-    """Return the padding of each axis; `ceil_mode` adds to the end what the last window needs."""
+    """Return the padding of each axis; with `is_ceil`, the end is padded to fit the last window."""
     pads = []
     for length, width, step, pad, spread in zip(
         lengths, size, stride, padding, dilation, strict=True
     ):
         spare = length + 2 * pad - spread * (width - 1) - 1
         more = -spare % step if is_ceil else 0
-        is_empty = spare + more >= length + pad  # a window that starts behind the values
+        is_empty = spare + more >= length + pad  # the last window would start past the values
         pads.append((pad, pad if is_empty else pad + more))
     return pads
 

@@ -1,6 +1,6 @@
-"""The linear maps of a traced network: kernels' layouts, and the factors that follow them.
+"""The linear maps of a traced network: the layouts of kernels, and the factors that follow them.
 
-A layer's matrix is its kernel, times what multiplies each of its output channels before the next
+A layer's matrix is its kernel, times whatever multiplies each output channel before the next
 nonlinear operation: batch normalization in evaluation mode, or a learned scale. `LayerMaps` follows
 the output channels of each kernel through the operations of a traced network.
 """
@@ -24,13 +24,13 @@ MOVES = frozenset(
     "reshape transpose broadcast_in_dim squeeze convert_element_type copy copy_p name"
     " device_put optimization_barrier stop_gradient rev".split()
 )
-"""Primitives that move the entries of one operand, and keep their values."""
+"""Primitives that move the entries of one operand without changing their values."""
 
 _VECTOR_OPERATIONS = frozenset("add sub mul div neg sqrt rsqrt square integer_pow pow".split())
 
 
 class Relaid(NamedTuple):
-    """A leaf whose entries were at most moved.
+    """A leaf whose entries may have been moved, but not changed.
 
     Attributes:
       leaf: the leaf.
@@ -84,7 +84,7 @@ class Units(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of a value besides its exponents; see the classes of these names."""
+    """What is known about a value besides its exponents; see the classes of these names."""
 
     relaid: Relaid | None = None
     spread: Spread | None = None
@@ -112,11 +112,11 @@ class LayerMaps:
         self._scales: dict[Leaf, list[Vector]] = defaultdict(list)
 
     def follow(self, eqn: Any, facts: Sequence[Facts], is_data: Sequence[bool]) -> Facts:
-        """Return what is known of the output of an operation with one output.
+        """Return what is known about the output of an operation with one output.
 
         Args:
           eqn: the operation.
-          facts: what is known of its operands.
+          facts: what is known about its operands.
           is_data: whether each operand depends on the network's inputs.
         """
         name, params = eqn.primitive.name, eqn.params
@@ -234,7 +234,7 @@ def _known(vector: Vector | None, default: float) -> Vector:
 
 
 def _unordered(layout: Layout | None) -> Any:
-    """Return the same for a matrix and its transpose, whose norms are equal."""
+    """Return the same key for a matrix and its transpose, whose norms are equal."""
     if layout is None or layout.window or layout.groups > 1:
         return layout
     return frozenset((layout.inputs, layout.outputs))
@@ -243,7 +243,7 @@ def _unordered(layout: Layout | None) -> Any:
 def _on_leaf(layout: Layout, kernel: Relaid, shape: Dims) -> Layout | None:
     """Return a layout in terms of the leaf's axes.
 
-    It is None if these are unknown or out of order, or if the kernel repeats its entries.
+    The result is None if the axes are unknown or out of order, or if the kernel repeats entries.
     """
     axes = kernel.axes
     if axes is None:
@@ -291,7 +291,7 @@ def _dot_layout(
 
 
 def _converted(fact: Facts, dtype: Any) -> Facts:
-    """Return what is known of a value in another dtype: integers lose fractions, numbers round."""
+    """Return what is known about a value after a cast: integers drop fractions, numbers round."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return Facts()
     spread = fact.spread
@@ -301,7 +301,7 @@ def _converted(fact: Facts, dtype: Any) -> Facts:
 
 
 def _moved(fact: Facts, shape: Dims, name: str, params: Any, new_shape: Dims) -> Facts:
-    """Return what is known of a value whose entries were moved."""
+    """Return what is known about a value whose entries were moved."""
     merged = merged_axes(name, params, shape, new_shape)
     flipped_dims = params["dimensions"] if name == "rev" else ()
     relaid, spread, channels, _ = fact
@@ -377,7 +377,7 @@ def _operate(eqn: Any, facts: Sequence[Facts]) -> Spread | None:
 
 
 def leaf_facts(leaf: Leaf, axes: tuple[Dims, ...], shape: Dims) -> Facts:
-    """Return what is known of a leaf, or of a part of it, of the given shape."""
+    """Return what is known about a leaf, or of a part of it, of the given shape."""
     varying = tuple(axis for axis, size in enumerate(shape) if size > 1)
     return Facts(Relaid(leaf, axes), Spread(leaf, varying))
 

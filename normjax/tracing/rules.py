@@ -1,8 +1,8 @@
 """How the result of every primitive scales with its operands.
 
-What is added, compared or selected must scale alike, what is multiplied adds its exponents, and so
-on. Operands of a primitive without a rule must not scale, so that an unknown operation is never
-wrong.
+Values that are added, compared or selected must scale alike, a product adds the exponents of its
+factors, and so on. Operands of a primitive without a rule must not scale, so an unknown operation
+is never misjudged.
 """
 
 import math
@@ -19,10 +19,10 @@ from normjax.tracing.layer_maps import MOVES, Facts, Spread
 
 
 class Value(NamedTuple):
-    """What is known of a value of the network's computation.
+    """What is known about a value of the network's computation.
 
     Attributes:
-      exponents: how it scales; None if it is 0, infinite or NaN everywhere, which any factor keeps.
+      exponents: how it scales; None if it is 0, infinite or NaN everywhere, so no scale changes it.
       is_data: whether it depends on the network's inputs.
       leaves: the leaves that it depends on, if it does not depend on the inputs.
       facts: see `Facts`.
@@ -67,7 +67,7 @@ class Demands:
 
 
 def constant_value(value: Any) -> Value:
-    """Return a constant: 0, infinity and NaN are kept by any factor, other numbers by none."""
+    """Return a constant: scaling preserves 0, infinity and NaN, but no other number."""
     if isinstance(value, Tracer) or not jnp.issubdtype(jnp.result_type(value), jnp.number):
         return Value({})
     numbers: Any = np.asarray(value)
@@ -81,7 +81,7 @@ def constant_value(value: Any) -> Value:
 
 
 _MAX_DENOMINATOR = 64
-"""Of a constant power; 1/3 in floating point is not 1/3, and would give absurd fractions."""
+"""Limit for a constant power: 1/3 in floating point is not 1/3 and would give absurd fractions."""
 
 Rule = Callable[[Demands, Any, list[Value]], Exponents | list[Exponents | None] | None]
 """(demands, equation, operands) -> exponents of the output, or of each of several outputs."""
@@ -161,7 +161,7 @@ def _converted(demands: Demands, eqn: Any, values: list[Value]) -> Exponents | N
 
 
 def _chosen(*positions: int) -> Callable:
-    """Return the rule of what selects from the operands at `positions`; others must not scale."""
+    """Return the rule for selecting from the operands at `positions`; others must not scale."""
 
     def rule(demands: Demands, eqn: Any, values: list[Value]) -> Exponents | None:
         if not _is_inexact(eqn):  # integers are filled with their lowest number
@@ -230,6 +230,6 @@ ADDITIVE = frozenset(f"{_ALIKE} {_COMPARED} {_SCATTERED} select_n dynamic_update
 def apply_rule(demands: Demands, eqn: Any, values: list[Value]) -> Any:
     """Return the exponents of the output of an operation, or a list for several outputs."""
     exponents = RULES.get(eqn.primitive.name, _held)(demands, eqn, values)
-    # Of integers, only the constant 0 is the same at every scale: operations may wrap around.
+    # Among integers, only the constant 0 is the same at every scale: operations may wrap around.
     is_exact_zero = exponents is None and eqn.primitive.name in MOVES
     return {} if exponents is None and not _is_inexact(eqn) and not is_exact_zero else exponents

@@ -11,10 +11,10 @@ _OWN = str(Path(__file__).with_name("trace.py"))
 
 
 def source_line(calls: Sequence[Any]) -> str:
-    """Return the primitive, the module and the line, as `'tanh' in Net (net.py:12)`.
+    """Return the primitive, the module and the line, such as `'tanh' in Net (net.py:12)`.
 
     Args:
-      calls: the equation, behind those of the functions that call it, outermost first.
+      calls: the equations of the enclosing calls, outermost first, then the equation itself.
     """
     name = repr(calls[-1].primitive.name)
     for eqn in reversed(calls):

@@ -1,4 +1,4 @@
-"""Read the structure of a network off its computation."""
+"""Read the structure of a network from its computation."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ LeafShapes = Sequence[tuple[str, tuple[int, ...]]]
 
 
 def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) -> NetworkStructure:
-    """Read off a network's computation how its leaves may be scaled.
+    """Read from a network's computation how its leaves may be scaled.
 
     The network is traced, not run. Every leaf is given an unknown scale, and each operation demands
     what keeps the result a multiple of the original one: added values must scale alike, the
@@ -29,7 +29,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
 
     The certificate holds in exact arithmetic, for all values of the parameters and all inputs of
     these shapes. It does not cover overflow and underflow, or Python control flow that depends on
-    something else than shapes.
+    anything other than shapes.
 
     Examples:
       >>> import jax
@@ -46,7 +46,7 @@ def trace_structure(apply_fn: Callable[[Any, Any], Any], params: Any, x: Any) ->
     Args:
       apply_fn: the network, `apply_fn(params, x) -> logits`, as it is used at test time. A network
         with state returns only the logits here.
-      params: any pytree; arrays of floating point are the leaves that may scale, all others are
+      params: any pytree; floating-point arrays are the leaves that may scale, all others are
         constants. Batch statistics that the network reads belong in it. Shapes are enough
         (`jax.ShapeDtypeStruct`).
       x: inputs, or their shapes.
@@ -178,7 +178,7 @@ def _has_own_biases(
 
 
 def leaf_name(path: str, part: int | None) -> str:
-    """Return the name of a leaf, or of the part of it."""
+    """Return the name of a leaf, or of one part of it."""
     return path if part is None else f"{path}[{part}]"
 
 
@@ -188,7 +188,7 @@ def _group(
     """Return the linear map of each layer by its kernel, and the leaf that carries its norm.
 
     A kernel and the scales that multiply its outputs are one layer. The scale carries the norm, so
-    that batch statistics stay as they are.
+    batch statistics stay as they are.
     """
     maps, carriers, absorbed = {}, {}, set()
     for leaf in free:
@@ -205,14 +205,14 @@ def _group(
 
 
 def _problem(name: str, others: Sequence[str], reason: str) -> str:
-    """Return one sentence on a weight that is not free."""
+    """Return one sentence about a weight that is not free."""
     if others:
         return f"{name} is tied to {', '.join(others)} by {reason}"
     return f"{name} is held by {reason}"
 
 
 def _layer_paths(weights: Sequence[str]) -> list[str]:
-    """Return the path of each weight's module, or the weight's own if its module has several."""
+    """Return the path of each weight's module, or of the weight if its module has several."""
     modules = []
     for path in weights:
         path = path.removesuffix("/value")  # the last key of an NNX variable
@@ -227,7 +227,7 @@ def _layer_paths(weights: Sequence[str]) -> list[str]:
 
 
 def _whole_leaves(walk: Walk, output: Exponents) -> dict[Leaf, Exponents]:
-    """Map each part of a leaf to the whole leaf, if that is also used as a whole."""
+    """Map each part of a leaf to the whole leaf, if the leaf is also used as a whole."""
     used = {*walk.order, *_leaves_of(walk.equations, output)}
     wholes = {leaf.number for leaf in used | walk.whole if leaf.part is None}
     return {
@@ -253,7 +253,7 @@ def _counted(counts: Mapping[Leaf, int], whole: Mapping[Leaf, Exponents]) -> dic
 
 
 def _is_array(leaf: Any) -> bool:
-    """Whether a leaf is an array or stands for one, and not a number or a function."""
+    """Whether a leaf is an array or stands for one, rather than a number or a function."""
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 

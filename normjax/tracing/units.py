@@ -1,8 +1,8 @@
 """Follow the hidden units of each layer to the layer that reads them.
 
-Rescaling a single unit keeps a network's function if everything between its layer and the next acts
-on each unit alone and is positively homogeneous, and if nothing else reads the unit. `UnitFlow`
-keeps track of units through such operations only.
+Rescaling a single unit preserves a network's function if everything between its layer and the next
+acts on each unit alone and is positively homogeneous, and if nothing else reads the unit.
+`UnitFlow` tracks units through such operations only.
 """
 
 from collections import defaultdict
@@ -51,7 +51,7 @@ class UnitFlow:
         return units
 
     def lose(self, values: Sequence[Value]) -> None:
-        """Note that the units in these values are used by something else than one layer."""
+        """Note that the units in these values are used by something other than a single layer."""
         self._lost.update(v.facts.units.kernel for v in values if v.facts.units is not None)
 
     def reads(self, kernels: Sequence[Leaf], number: int) -> Reads | None:
@@ -72,7 +72,7 @@ class UnitFlow:
         return Reads(kernels.index(before), inner)
 
     def _apply(self, eqn: Any, data: int, value: Value, kernel: Leaf) -> Units | None:
-        """Note whose units a kernel reads; return its own."""
+        """Note whose units a kernel reads; return the kernel's own units."""
         params, units = eqn.params, value.facts.units
         if eqn.primitive.name == "dot_general":
             contracted, batch = params["dimension_numbers"]

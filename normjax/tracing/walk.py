@@ -39,8 +39,8 @@ class Walk(Demands):
       order: the position of each leaf's first use with data.
       multiplied: how many values that depend on the inputs each leaf multiplies.
       added: leaves that are added to such values, or compared with them.
-      divided: leaves that divide such values, or multiply them below a root, as variances do.
-      whole: leaves of which all parts are used together.
+      divided: leaves that divide such values, or multiply them under a root, as variances do.
+      whole: leaves that are used as a whole.
       maps: the linear maps of the layers.
       units: the hidden units of the layers.
     """
@@ -69,7 +69,7 @@ class Walk(Demands):
     def run(
         self, jaxpr: Jaxpr | ClosedJaxpr, arguments: Sequence[Value], wanted: Sequence[bool] = ()
     ) -> list[Value]:
-        """Return the outputs of a jaxpr; those that are not `wanted` are left open."""
+        """Return the outputs of a jaxpr, with placeholders for those that are not `wanted`."""
         plain, consts = (
             (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
         )
@@ -95,7 +95,7 @@ class Walk(Demands):
         ]
 
     def end(self, values: Sequence[Value]) -> None:
-        """End what is followed through these values, which something else uses."""
+        """Stop following channels and units through these values, which something else uses."""
         self.maps.end([value.facts for value in values])
         self.units.lose(values)
 
@@ -177,7 +177,7 @@ def _cond(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
     walk.hold([index])
     walk.note_whole([index])
     if params.get("branches_platforms"):
-        # One function in several algorithms: all must scale alike, the last shows its layers.
+        # Implementations of one function: all must scale alike, and the last one shows the layers.
         *others, shown = params["branches"]
         results = walk.run(shown, operands)
         for branch in others:
@@ -236,7 +236,7 @@ def _scan(walk: Walk, params: Any, values: list[Value]) -> list[Value]:
 
 
 def _settled(walk: Walk, step: Callable, carry: list[Value]) -> list[Value]:
-    """Repeat a loop's body until its carry scales in the same way before and after it."""
+    """Repeat a loop's body until its carry scales the same way before and after it."""
     carry = [value._replace(facts=Facts()) for value in carry]
     while True:
         merged = [_merge(walk, pair) for pair in zip(carry, step(carry), strict=True)]
@@ -246,7 +246,7 @@ def _settled(walk: Walk, step: Callable, carry: list[Value]) -> list[Value]:
 
 
 def _merge(walk: Walk, values: Sequence[Value]) -> Value:
-    """Return a value that is one of several."""
+    """Return what is known about a value that is one of several."""
     is_data = any(value.is_data for value in values)
     leaves = frozenset() if is_data else frozenset().union(*(v.leaves for v in values))
     return Value(walk.equate(values), is_data, leaves)
