@@ -43,13 +43,13 @@ class Config:
         is_path=True,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
-    norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
+    norm: str | None = setting(None, "Norm, as in the results: 2, 1/100, ...; default: 2.")
     dataset: str | None = setting(None, MOVED_HELP["dataset"], is_path=True)
     data_dir: str | None = setting(None, MOVED_HELP["data_dir"], is_path=True)
     workdir: str | None = setting(
         None, "Output folder; default: the folder of --from.", check=check_workdir, is_path=True
     )
-    seed: int = setting(0, "Seed of the random orders.", check=check_seed)
+    seed: int = setting(0, "Seed of the random permutations.", check=check_seed)
 
     @property
     def folder(self) -> Path:

@@ -82,7 +82,7 @@ class Config:
     epochs: int = setting(2000, "Epochs.", check=at_least(1))
     batch_size: int = setting(64, "Examples per step.", check=at_least(1))
     learning_rate: float = setting(
-        0.001, "Learning rate of Adam at the start; it falls to 0 along a cosine.", check=positive
+        0.001, "Initial learning rate of Adam, with cosine decay to 0.", check=positive
     )
     resume: bool = setting(False, "Restart the unfinished run in --workdir.")
 
@@ -146,7 +146,7 @@ def main(config: Config) -> None:
     print(f"{run_dir / RESULTS_FILE}: {len(table)} networks; figure: {run_dir / 'figures'}")
     if num_diverged := len(summary["diverged"]):
         which = "all" if num_diverged == len(table) else f"{num_diverged} of"
-        print(f"warning: {which} {len(table)} networks diverged; --learning_rate can be smaller")
+        print(f"warning: {which} {len(table)} networks diverged; try a smaller --learning_rate")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Config:
         check=check_that(lambda path: Path(path).is_dir(), "no such folder"),
         is_path=True,
     )
-    norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
+    norm: str | None = setting(None, "Norm, as in the results: 2, 1/100, ...; default: 2.")
     workdir: str = setting("runs/monitor", "Output folder.", check=check_output, is_path=True)
 
 

@@ -68,15 +68,15 @@ class Config:
         is_path=True,
     )
     cifar10: str = setting(
-        "cifar10", "--dataset of the CIFAR-10 runs, except at smoke.", is_path=True
+        "cifar10", "--dataset of the CIFAR-10 runs, except at scale smoke.", is_path=True
     )
     cifar100: str = setting(
-        "cifar100", "--dataset of the CIFAR-100 runs, except at smoke.", is_path=True
+        "cifar100", "--dataset of the CIFAR-100 runs, except at scale smoke.", is_path=True
     )
     data_dir: str | None = setting(None, "Folder of the CIFAR archives.", is_path=True)
     source: str | None = setting(
         None,
-        "A workdir to redraw without training.",
+        "Output folder of an earlier run, to redraw without training.",
         flag="from",
         check=check_that(
             lambda path: path and (Path(path) / "runs").is_dir(), "it has no folder runs"

@@ -54,7 +54,7 @@ class Config:
         is_path=True,
     )
     selection: str | None = setting(None, "final or loss=TARGET; default: final.")
-    norm: str | None = setting(None, "As in the results: 2, 1/100, ...; default: 2.")
+    norm: str | None = setting(None, "Norm, as in the results: 2, 1/100, ...; default: 2.")
     workdir: str = setting("runs/sizes", "Output folder.", check=check_output, is_path=True)
 
 

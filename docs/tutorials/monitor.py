@@ -53,7 +53,7 @@ structure = normjax.trace_structure(model.apply, params, images[:1])  # once, be
 print(structure)
 
 # %% [markdown]
-# The step is the usual one, and one line: `normjax.monitor` with the parameters and the logits of
+# The step is the usual one plus one line: `normjax.monitor` with the parameters and the logits of
 # the step.
 
 
@@ -86,9 +86,9 @@ for _epoch in range(60):
 losses, excess, log_product, tests = np.array(curves).T
 
 # %% [markdown]
-# The normalized loss stays near ln K, the loss of a network that knows nothing, because the
-# normalized logits are small. `normalized_excess` is its distance from ln K, computed without
-# cancellation: the number to plot.
+# The normalized loss stays near ln K, the loss of a uniform guess, because the normalized logits
+# are small. `normalized_excess` is the distance of the loss from ln K, computed without
+# cancellation. This is the number to plot.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(11, 2.8), layout="constrained")
@@ -110,8 +110,8 @@ print(f"training loss: least at epoch {losses.argmin()}")
 
 # %% [markdown]
 # With a fifth of the labels swapped, the test loss rises again while the training loss keeps
-# falling. Whether the normalized loss shows the turn is a question for each run, not a law: compare
-# the three lines above. The numbers from the monitor are those of the definition:
+# falling. Whether the normalized loss shows this turning point is a question for each run, not a
+# law: compare the three lines above. The monitor's numbers agree with the definition:
 
 # %%
 normalized = normjax.normalize_params(params, structure=structure)

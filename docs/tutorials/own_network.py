@@ -13,12 +13,12 @@
 # %% [markdown]
 # # Normalize your own network
 #
-# Normalization divides each layer of a network by its norm. The output only changes its scale,
+# Normalization divides each layer of a network by its norm. Only the scale of the output changes,
 #
 #     f(W; x) = rho_1 rho_2 ... rho_K f(W~; x)
 #
-# where the `rho_k` are the norms of the layers and `W~` are the weights after division. Here this
-# is done to a Flax Linen network, a Flax NNX network and a PyTorch network.
+# where the `rho_k` are the norms of the layers and `W~` are the weights after division. This
+# tutorial normalizes a Flax Linen network, a Flax NNX network and a PyTorch network.
 
 # %%
 import importlib.util
@@ -55,16 +55,16 @@ vgg = Vgg()
 variables = vgg.init(jax.random.key(0), x)
 
 # %% [markdown]
-# `trace_structure` reads the layers and their order off the computation. What it prints is a
-# certificate for all weights and all inputs of this shape.
+# `trace_structure` reads the layers and their order off the computation. The printed
+# structure is a certificate for all weights and all inputs of this shape.
 
 # %%
 structure = normjax.trace_structure(vgg.apply, variables, x)
 print(structure)
 
 # %% [markdown]
-# The norms, in the order in which the layers are applied, and the normalized network: the same tree
-# of variables, so that the same `apply` takes it.
+# The norms come in the order in which the layers are applied. The normalized network is the same
+# tree of variables, so the same `apply` takes it.
 
 # %%
 for norm in (2, 1, "spectral"):
@@ -82,7 +82,7 @@ assert difference <= 1e-5
 # %% [markdown]
 # ## Flax NNX
 #
-# Split the module into a graph and its state. The state is a tree of parameters like any other.
+# Split the module into a graph and its state. The state is a parameter tree like any other.
 
 
 # %%
@@ -109,7 +109,7 @@ structure = normjax.trace_structure(apply_fn, state, x)
 print(structure)
 
 # %% [markdown]
-# This network is residual, and its trace says what that means: of `x + inside(x)`, the second part
+# This network is residual, and its trace shows the consequence: in `x + inside(x)`, the second term
 # cannot be scaled alone. Normalization is refused.
 
 # %%
@@ -121,8 +121,8 @@ else:
     raise AssertionError("a residual network was not refused")
 
 # %% [markdown]
-# With `tied="keep"` the layers that are free are normalized and the others stay as they are. The
-# equation still holds; the product of norms is that of the free layers alone.
+# With `tied="keep"`, the free layers are normalized and the others stay unchanged. The equation
+# still holds; the product of norms is that of the free layers alone.
 
 # %%
 normalized = normjax.normalize_params(state, structure=structure, tied="keep")
@@ -136,8 +136,8 @@ assert difference <= 1e-5
 # %% [markdown]
 # ## PyTorch
 #
-# `normjax.torch` traces a module and normalizes its `state_dict`. `to_arrays` makes the state_dict
-# the tree of arrays that all other functions take. It needs the extra `torch`:
+# `normjax.torch` traces a module and normalizes its `state_dict`. `to_arrays` turns the state_dict
+# into the tree of arrays that all other functions take. `normjax.torch` needs the extra `torch`:
 # `pip install 'normjax[torch]'`. This part is skipped where PyTorch is not installed.
 
 # %%
@@ -172,7 +172,7 @@ else:
 # %% [markdown]
 # ## What is refused
 #
-# A network that is not homogeneous in its weights has no such equation. The refusal names the
+# A network that is not homogeneous in its weights satisfies no such equation. The refusal names the
 # weights, the operation and the line.
 
 

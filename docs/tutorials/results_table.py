@@ -14,7 +14,7 @@
 # # Reading somebody else's results table
 #
 # A line of normalized losses can be judged from its table alone: no weights and no data are needed.
-# First a table that normjax wrote, then one that it did not.
+# The first example is a table that normjax wrote, the second one that it did not.
 
 # %%
 import math
@@ -29,8 +29,8 @@ import normjax
 # ## A table that normjax wrote
 #
 # The checkout has the tables of the paper's figures at a small scale. `read_results` takes the file
-# or its folder. It checks each line: a damaged or contradictory table is refused with the number of
-# the line.
+# or its folder. It checks each line: a damaged or contradictory table is refused with the line
+# number.
 
 # %%
 folder = "docs/small_scale/runs/convnet3"  # from the folder of the checkout
@@ -51,12 +51,12 @@ print(f"Missing: {found.missing}.")
 #
 # A published table rarely has all columns. `explain_line` needs, for each network:
 #
-# - its level and seed, because only networks of one level are comparable;
+# - its level and seed, because only networks of the same level are comparable;
 # - the product of norms and both normalized losses;
 # - the test error, for the rank correlations.
 #
-# Suppose that somebody published these numbers for ten classes. (They are drawn here; in this
-# table the training and test margins of a network have nothing to do with each other.)
+# Suppose that somebody published these numbers for ten classes. (They are randomly generated
+# here; in this table, the training and test margins of a network are unrelated.)
 
 # %%
 rng = np.random.default_rng(1)
@@ -75,11 +75,11 @@ published = pd.DataFrame(
 published.head(3).round(4)
 
 # %% [markdown]
-# The columns get the names of `results.csv`, and all must be there. Normalization changes no
+# The columns get the names of `results.csv`, and all are required. Normalization changes no
 # prediction, so the normalized errors are the errors; all networks fit their training labels. The
 # losses as trained were not published. The normalized losses stand in for them, so the fields that
-# use them (`raw_fit` and the ranking by `train_loss`) mean nothing here. The verdict does not use
-# them.
+# use the losses as trained (`raw_fit` and the ranking by `train_loss`) mean nothing here. The
+# verdict does not use these losses.
 
 # %%
 table = pd.DataFrame(
@@ -113,7 +113,7 @@ assert found.fit.r2 > 0.9 and found.verdict != "supported"
 
 # %% [markdown]
 # R2 is high although the margins were drawn independently: this is the artifact of the shared
-# divisor. The controls see it, because among networks of one level the margins do not go together.
+# divisor. The controls detect it, because within a level the margins do not vary together.
 
 # %%
 networks = pd.DataFrame([vars(network) for network in found.networks])
@@ -126,4 +126,4 @@ plt.show()
 # %% [markdown]
 # Ask the authors one thing: whether the levels share their seeds (one initialization used at every
 # level). The verdict assumes that networks of one level are independent, and a shared seed breaks
-# this.
+# this assumption.

@@ -40,7 +40,7 @@ config = normjax.SweepConfig(
     batch_size=25,
     learning_rate=0.05,
 )
-with contextlib.redirect_stderr(io.StringIO()):  # a line for each epoch
+with contextlib.redirect_stderr(io.StringIO()):  # hides a line per epoch
     run = normjax.run_sweep(config)
 
 # %% [markdown]
@@ -78,7 +78,7 @@ plt.show()
 #
 # The normalized losses lie on a line. That alone proves little: both axes are divided by the same
 # product of norms, and two quantities with a common divisor line up if the divisor varies enough.
-# `explain_line` holds the line against that explanation.
+# `explain_line` tests the line against that explanation.
 
 # %%
 found = normjax.explain_line(run.run_dir)

@@ -180,7 +180,7 @@ def _check_targets(targets: tuple[float, ...]) -> None:
     if not all(0 < target < math.inf for target in targets):
         raise ValueError("losses must be positive")
     if len({format(target, "g") for target in targets}) < len(targets):
-        raise ValueError("losses must differ in their first six digits")
+        raise ValueError("losses must differ in their first six significant digits")
 
 
 def _check_norms(names: tuple[str, ...]) -> None:
@@ -218,13 +218,13 @@ class SweepConfig:
     test_size: int | None = setting(None, "Number of test images; default: all.", check=at_least(1))
     model: str = setting(
         "convnet3",
-        f"{', '.join(MODEL_NAMES)}, or package.module:function that makes a network.",
+        f"{', '.join(MODEL_NAMES)}, or package.module:function that returns a network.",
         check=_check_model,
     )
     batch_norm: bool = setting(False, "Batch normalization (convnet5 only).")
     tied: str = setting(
         "refuse",
-        "Layers that cannot be normalized on their own: refuse the network, or keep them.",
+        "Layers that cannot be normalized alone: refuse the network, or keep them as they are.",
         allowed=("refuse", "keep"),
     )
     corruption_levels: tuple[float, ...] = setting(
@@ -234,7 +234,7 @@ class SweepConfig:
             "level", is_allowed=lambda x: 0 <= x <= 1, allowed="levels must lie in [0, 1]"
         ),
     )
-    corruption: str = setting("swap", "How labels are corrupted.", allowed=METHODS)
+    corruption: str = setting("swap", "How to corrupt labels.", allowed=METHODS)
     init_stds: tuple[float, ...] = setting(
         (),
         "Initial standard deviations.",
@@ -262,7 +262,7 @@ class SweepConfig:
     augment: bool = setting(
         False,
         "Flip and shift the training images at random, each by up to an eighth of its side (4 of "
-        "32 pixels), filled with black; second phase only, not for losses, norms or targets.",
+        "32 pixels), filled with black; second phase only, not where losses are measured.",
     )
     target_losses: tuple[float, ...] = setting(
         (), "Training losses (nats) at which to keep the nearest snapshot.", check=_check_targets
@@ -273,7 +273,7 @@ class SweepConfig:
     )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
-        "Norms: spectral, fro, inf, any p >= 1; /SCALE divides.",
+        "Norms: spectral, fro, inf, any p >= 1; NORM/SCALE is divided by SCALE.",
         check=_check_norms,
     )
     test_every: int = setting(
@@ -281,7 +281,7 @@ class SweepConfig:
     )
     tensorboard: bool = setting(
         False,
-        "Write metrics.jsonl for TensorBoard too, into WORKDIR/tensorboard.",
+        "Also write the metrics for TensorBoard, to WORKDIR/tensorboard.",
         check=check_installed,
     )
     members_per_group: int | None = setting(
@@ -298,8 +298,8 @@ class SweepConfig:
     )
     matmul_precision: str = setting(
         "default",
-        "Of convolutions in training. default: TF32 on NVIDIA, as in PyTorch, and bfloat16 on TPU; "
-        "highest: float32, as in evaluation.",
+        "Precision of convolutions in training. default: TF32 on NVIDIA, as in PyTorch, bfloat16 "
+        "on TPU; highest: float32, as in evaluation.",
         allowed=("default", "high", "highest"),
     )
     resume: bool = setting(False, "Continue the run in --workdir.")

@@ -59,7 +59,7 @@ def check_output(workdir: str) -> None:
 
 
 MOVED_HELP = {
-    "dataset": "New folder:PATH or name of the runs' data, if they moved; they must be the same.",
+    "dataset": "New folder:PATH or name of the runs' data, if moved; the data must be the same.",
     "data_dir": "New folder of the runs' data, if they moved.",
 }
 

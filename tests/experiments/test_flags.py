@@ -186,7 +186,7 @@ def test_the_papers_settings():
         (["--target_losses=0.1,0"], "--target_losses=0.1,0.0: losses must be positive"),
         (["--target_losses=-0.1"], "losses must be positive"),
         (["--target_losses=nan"], "losses must be positive"),
-        (["--target_losses=0.1,0.1000000001"], "losses must differ in their first six digits"),
+        (["--target_losses=0.1,0.1000000001"], "must differ in their first six significant digits"),
         (["--norms=2,l2"], "unknown norm 'l2'; allowed: spectral, fro, inf, any p >= 1"),
         (["--norms=0.5"], "norm '0.5' has p < 1"),
         (["--norms="], "--norms=: at least one norm is needed"),

@@ -48,7 +48,7 @@ def test_the_table():
 
 def test_vacuous_is_said_with_its_numbers():
     text = page()
-    assert "loses ln K = 2.3 nats" in text and "here at most 0.0731 nats: 0 of the 2" in text
+    assert "has loss ln K = 2.3 nats" in text and "here at most 0.0731 nats: 0 of the 2" in text
     assert "0 of the 2 networks, so eq. 4 is vacuous for all of them. The right side" in text
     text = page(num_below_chance=1)
     assert "1 of the 2 networks. The right side" in text and "vacuous" not in text
