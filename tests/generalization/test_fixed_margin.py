@@ -110,8 +110,9 @@ def test_what_is_measured(trained):
         assert row[f"{split}_margin"] == pytest.approx(np.mean(margins), rel=1e-4, abs=1e-6)
         assert row[f"{split}_error"] == np.mean(np.array(margins) <= 0)
         if split == "train":
-            spacing = float(np.spacing(np.float32(0.05)))  # margins are float32; std is 1e-6
-            assert row["train_margin_std"] == pytest.approx(np.std(margins), rel=1e-3, abs=spacing)
+            # Margins of 0.05 are float32 sums, off by a few spacings; their std is 300 spacings.
+            rounding = 8 * float(np.spacing(np.float32(0.05)))
+            assert row["train_margin_std"] == pytest.approx(np.std(margins), abs=rounding)
             assert row["train_margin_min"] == pytest.approx(np.min(margins), rel=1e-4)
     assert abs(row["train_margin"] - 0.05) < 0.005 and row["train_error"] == 0
 
