@@ -139,12 +139,17 @@ def test_false_alarms_are_rare(kind, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_error_rates(size):
-    """Of 500 lines, with the limits of Clopper and Pearson, as the benchmark prints for 1,000."""
+    """With the limits of Clopper and Pearson, as the benchmark prints for 1,000 lines.
+
+    With several levels, the skill keeps these rates near zero, and fewer lines show it.
+    """
+    num_lines = 500 if size[0] == 1 else 200
     for seed, kind in enumerate(NULLS):
-        counts = count_verdicts(kind, 500, *size, seed=100 + seed)
-        assert counts[SUPPORTED] / 500 <= 0.05 and limits(counts[SUPPORTED], 500)[1] <= 0.07, kind
+        supported = count_verdicts(kind, num_lines, *size, seed=100 + seed)[SUPPORTED]
+        assert supported / num_lines <= 0.05 and limits(supported, num_lines)[1] <= 0.07, kind
     for seed, kind in enumerate(RELATED[:2]):
-        assert count_verdicts(kind, 500, *size, seed=seed)[ARTIFACT] / 500 <= 0.18, kind
+        counts = count_verdicts(kind, num_lines, *size, seed=seed)
+        assert counts[ARTIFACT] / num_lines <= 0.18, kind
 
 
 def test_the_benchmark_prints_its_tables(capsys):
