@@ -50,7 +50,9 @@ class Config:
     )
     num_signs: int = setting(8, "Draws of random signs.", check=at_least(1))
     num_steps: int = setting(12, "Ascent steps per draw.", check=at_least(1))
-    num_examples: int = setting(5000, "Most training images for the ascent.", check=at_least(1))
+    num_examples: int = setting(
+        5000, "Maximum number of training images for the ascent.", check=at_least(1)
+    )
     seed: int = setting(0, "Seed of the signs.", check=check_seed)
 
 

@@ -6,7 +6,7 @@ Every layer has Frobenius norm 1 after each step, so the margin is the normalize
 loss pulls it toward a target. For each target, networks are trained on the true labels and on
 random ones. If test errors follow the target with true labels, the margin has an effect that
 neither the norm nor the number of images explains. If random labels reach the margins of true ones,
-a margin alone does not tell that a network generalizes.
+a margin alone does not show that a network generalizes.
 
     DIR/flags.txt  run.json
     DIR/results.csv   a row per network (`normjax.generalization.fixed_margin.measure`)

@@ -56,7 +56,7 @@ def check_layers(structure: NetworkStructure) -> None:
     """Check that a network consists of kernels, biases and batch normalization, each used once.
 
     Raises:
-      ValueError: the network has anything else, which one line names.
+      ValueError: the network has other parts; one line names them.
     """
     if structure.problems:
         raise ValueError(

@@ -273,7 +273,7 @@ class SweepConfig:
     )
     norms: tuple[str, ...] = setting(
         ("2", "1/100"),
-        "Norms: spectral, fro, inf, any p >= 1; NORM/SCALE is divided by SCALE.",
+        "Norms: spectral, fro, inf, any p >= 1; NORM/SCALE divides it by SCALE.",
         check=_check_norms,
     )
     test_every: int = setting(

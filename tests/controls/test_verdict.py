@@ -137,11 +137,12 @@ def test_false_alarms_are_rare(kind, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [size for size in SIZES if size[1] > 1], ids=str)
 def test_error_rates(size):
     """With the limits of Clopper and Pearson, as the benchmark prints for 1,000 lines.
 
-    With several levels, the skill keeps these rates near zero, and fewer lines show it.
+    With several levels, the skill keeps these rates near zero, and fewer lines show it. One network
+    per level has no content and is never decided.
     """
     num_lines = 500 if size[0] == 1 else 200
     for seed, kind in enumerate(NULLS):
