@@ -23,6 +23,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+# Two workers share two cores; threads of BLAS that wait for each other took several times as long.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # The workers' allocator keeps fewer pools, which otherwise hold a gigabyte of freed memory.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -93,8 +94,7 @@ def launch(commands, num_devices):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"
-        " --xla_cpu_multi_thread_eigen=false",
+        "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"]),
     }
     options = {"env": environment, "text": True, "stdout": -1, "stderr": -1, "cwd": ROOT}
     launched = [subprocess.Popen(command, **options) for command in commands]
