@@ -35,6 +35,7 @@ class Stop:
       raw_epoch: epoch of the lowest training loss, as trained.
       normalized_epoch: epoch of the lowest normalized training loss.
       test_loss_at_best: test loss at `best_epoch`, nats.
+      test_loss_at_first: test loss at the first of these epochs that was measured.
       test_loss_at_raw: test loss at `raw_epoch`.
       test_loss_at_normalized: test loss at `normalized_epoch`.
       test_error_at_raw: test error at `raw_epoch`, a fraction.
@@ -47,6 +48,7 @@ class Stop:
     raw_epoch: int
     normalized_epoch: int
     test_loss_at_best: float
+    test_loss_at_first: float
     test_loss_at_raw: float
     test_loss_at_normalized: float
     test_error_at_raw: float
@@ -72,6 +74,7 @@ class LevelStops:
     num_lower: int
     num_higher: int
     test_loss_at_best: float
+    test_loss_at_first: float
     test_loss_at_raw: float
     test_loss_at_normalized: float
     test_error_at_raw: float
@@ -220,6 +223,7 @@ def stopping_epochs(metrics: Sequence[Mapping[str, Any]]) -> list[Stop]:
                 raw_epoch=int(epochs[at_raw]),
                 normalized_epoch=int(epochs[at_normalized]),
                 test_loss_at_best=float(test[at_best]),
+                test_loss_at_first=float(test[known[0]]),
                 test_loss_at_raw=float(test[at_raw]),
                 test_loss_at_normalized=float(test[at_normalized]),
                 test_error_at_raw=float(errors[at_raw]),

@@ -25,8 +25,8 @@ WORSE = [(0.9, -0.7, 2.5), *BETTER[1:]]
 def test_stopping_epochs_by_hand():
     metrics = make_lines(7, 0.5, BETTER) + make_lines(2, 0.1, WORSE)
     assert stopping_epochs(metrics) == [
-        Stop(2, 0.1, 4, 6, 3, 1.2, 1.9, 2.5, 1.9 / 4, 2.5 / 4),
-        Stop(7, 0.5, 4, 6, 5, 1.2, 1.9, 1.3, 1.9 / 4, 1.3 / 4),
+        Stop(2, 0.1, 4, 6, 3, 1.2, 2.5, 1.9, 2.5, 1.9 / 4, 2.5 / 4),
+        Stop(7, 0.5, 4, 6, 5, 1.2, 1.5, 1.9, 1.3, 1.9 / 4, 1.3 / 4),
     ]
     assert stopping_epochs(metrics[::-1]) == stopping_epochs(metrics)
 
@@ -35,7 +35,7 @@ def test_epochs_without_a_test_loss_count_nowhere():
     second = [(0.9, -0.1, 1.5), (0.5, -0.3, None), (0.3, -0.2, 1.3), (0.1, -0.9, None)]
     second += [(0.2, None, 0.1), (None, -0.8, 0.1), (0.4, -0.15, 1.3)]
     assert stopping_epochs(make_lines(0, 0.1, second)) == [
-        Stop(0, 0.1, 5, 5, 5, 1.3, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
+        Stop(0, 0.1, 5, 5, 5, 1.3, 1.5, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
     ]
     untested = [(raw, excess, None) for raw, excess, _ in BETTER]
     assert stopping_epochs(make_lines(0, 0.1, untested)) == []
@@ -43,7 +43,7 @@ def test_epochs_without_a_test_loss_count_nowhere():
 
 def test_the_first_phase_counts_where_its_labels_are_true():
     uncorrupted = make_lines(0, 0.0, BETTER)
-    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, *[1e-9] * 3, *[1e-9 / 4] * 2)]
+    assert stopping_epochs(uncorrupted) == [Stop(0, 0.0, 1, 1, 1, *[1e-9] * 4, *[1e-9 / 4] * 2)]
     scaled = [line | {"family": "init_scale"} for line in make_lines(0, 0.1, BETTER)]
     assert stopping_epochs(scaled)[0].best_epoch == 1
 
@@ -56,16 +56,16 @@ def test_of_equal_losses_the_earliest_epoch_counts():
 
 def test_levels():
     stops = [
-        Stop(0, 0.0, 2, 4, 3, 1.2, 1.9, 1.3, 0.5, 0.45),
-        Stop(1, 0.0, 2, 4, 3, 1.0, 1.5, 1.6, 0.4, 0.41),
-        Stop(2, 0.5, 2, 4, 4, 1.0, 1.5, 1.5, 0.4, 0.4),
-        Stop(3, 1.0, 2, 4, 1, 1.0, 1.5, 2.5, 0.4, 0.6),
+        Stop(0, 0.0, 2, 4, 3, 1.2, 1.8, 1.9, 1.3, 0.5, 0.45),
+        Stop(1, 0.0, 2, 4, 3, 1.0, 1.4, 1.5, 1.6, 0.4, 0.41),
+        Stop(2, 0.5, 2, 4, 4, 1.0, 1.4, 1.5, 1.5, 0.4, 0.4),
+        Stop(3, 1.0, 2, 4, 1, 1.0, 1.4, 1.5, 2.5, 0.4, 0.6),
     ]
     low, middle, high = stopping_by_level(stops)
-    expected = LevelStops(0.0, 2, True, 1, 1, 1.1, 1.7, 1.45, 0.45, 0.43)
+    expected = LevelStops(0.0, 2, True, 1, 1, 1.1, 1.6, 1.7, 1.45, 0.45, 0.43)
     assert dataclasses.astuple(low) == pytest.approx(dataclasses.astuple(expected))
-    assert middle == LevelStops(0.5, 1, False, 0, 0, 1.0, 1.5, 1.5, 0.4, 0.4)
-    assert high == LevelStops(1.0, 1, False, 0, 1, 1.0, 1.5, 2.5, 0.4, 0.6)
+    assert middle == LevelStops(0.5, 1, False, 0, 0, 1.0, 1.4, 1.5, 1.5, 0.4, 0.4)
+    assert high == LevelStops(1.0, 1, False, 0, 1, 1.0, 1.4, 1.5, 2.5, 0.4, 0.6)
     assert stopping_by_level([]) == []
 
 
