@@ -33,6 +33,7 @@ RATIOS = (  # between rows with the same members and batch
     ("eager", "best PyTorch"),
     ("eager NumPy", "best PyTorch"),
     ("normjax", "Flax vmap"),
+    ("normjax.conv_general_dilated", "lax.conv_general_dilated"),
     ("8 norms", "plain pass"),
     ("whole epoch", "training alone"),
     ("monitor, each step", "epoch of training"),
@@ -99,6 +100,15 @@ def _normjax_case(model: str, members: int, batch: int, is_shared: bool = False)
     args = (model, members, batch, num_images, is_shared)
     name = "normjax, shared batches" if is_shared else "normjax"
     return Case(name, members, batch, f"{NORMJAX}:prepare_train", args)
+
+
+def own() -> Iterator[Row]:
+    """Compare two convolutions in a sweep of a user's own network, the 3-layer net in Flax."""
+    cases = [
+        Case(f"{name}.conv_general_dilated", 2, 128, f"{FLAX}:prepare_own", (is_ours, 2, 128, 4))
+        for name, is_ours in (("normjax", True), ("lax", False))
+    ]
+    yield from measure("own", cases, "ms/network-step", 1e3)
 
 
 def evaluate() -> Iterator[Row]:
@@ -184,7 +194,8 @@ def startup() -> Iterator[Row]:
 
 
 BENCHES = {
-    fn.__name__: fn for fn in (train3, train5, evaluate, normalize, epoch, monitor, memory, startup)
+    fn.__name__: fn
+    for fn in (train3, train5, own, evaluate, normalize, epoch, monitor, memory, startup)
 }
 
 

@@ -1,4 +1,4 @@
-"""Plain Flax: the same networks with the default convolution of `nn.Conv`, `jit(vmap(step))`."""
+"""The same networks in plain Flax: in `jit(vmap(step))`, or as a user's own network in a sweep."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.normjax_contenders import IMAGE_SHAPE, compile_for
+from benchmarks.normjax_contenders import (
+    IMAGE_SHAPE,
+    compile_for,
+    make_networks,
+    prepare_steps,
+)
 from benchmarks.synthetic import NUM_CLASSES, make_data
 from benchmarks.timing import Prepared
+from normjax import conv_general_dilated
 
 
 class PlainConvNet3(nn.Module):
     """The network convnet3 for images of at least 12 pixels, with the same parameter tree."""
 
+    conv: Callable | None = None  # None: JAX's
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map float images [N, H, W, C] to logits [N, K]."""
-        x = nn.relu(nn.Conv(24, (5, 5), padding="VALID")(x))
-        x = nn.relu(nn.Conv(24, (5, 5), padding="VALID", use_bias=False)(x))
+        how = {"padding": "VALID", "conv_general_dilated": self.conv}
+        x = nn.relu(nn.Conv(24, (5, 5), **how)(x))
+        x = nn.relu(nn.Conv(24, (5, 5), use_bias=False, **how)(x))
         return nn.Dense(NUM_CLASSES, use_bias=False)(x.reshape(len(x), -1))
 
 
@@ -77,3 +86,10 @@ def prepare_vmap(model: str, members: int, batch_size: int) -> Prepared:
         return losses
 
     return Prepared(call, members, compile_s)
+
+
+def prepare_own(is_ours: bool, members: int, batch_size: int, num_steps: int) -> Prepared:
+    """Prepare an epoch of a sweep of `PlainConvNet3`, with our convolution or JAX's."""
+    net = PlainConvNet3(conv_general_dilated if is_ours else None)
+    networks = make_networks(net, members, batch_size, batch_size * num_steps)
+    return prepare_steps(networks, members, num_steps)[0]

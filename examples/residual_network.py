@@ -5,9 +5,14 @@
 `tied="keep"` normalizes the layers before and after the residual block, which is exact.
 """
 
+from functools import partial
+
 from flax import nnx
 
 import normjax
+
+# As JAX's convolution, but fast on a CPU.
+Conv = partial(nnx.Conv, conv_general_dilated=normjax.conv_general_dilated)
 
 
 class Block(nnx.Module):
@@ -15,9 +20,9 @@ class Block(nnx.Module):
 
     def __init__(self, features, *, rngs):
         """Make the layers."""
-        self.conv1 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.conv1 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.norm1 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
+        self.conv2 = Conv(features, features, (3, 3), use_bias=False, rngs=rngs)
         self.norm2 = nnx.BatchNorm(features, momentum=0.9, rngs=rngs)
 
     def __call__(self, x):
@@ -31,7 +36,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, *, rngs):
         """Make the layers."""
-        self.stem = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+        self.stem = Conv(1, 8, (3, 3), rngs=rngs)
         self.block = Block(8, rngs=rngs)
         self.head = nnx.Linear(8, 10, rngs=rngs)
 

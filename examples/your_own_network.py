@@ -19,12 +19,12 @@ class Vgg(nn.Module):
     @nn.compact
     def __call__(self, images, *, train=False):
         """Map images [N, H, W, C] to logits [N, 10]."""
-        x = images
+        x, conv = images, normjax.conv_general_dilated  # as JAX's, but fast on a CPU
         for features in (8, 8, "pool", 16, "pool"):
             if features == "pool":
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             else:
-                x = nn.Conv(features, (3, 3), use_bias=False)(x)
+                x = nn.Conv(features, (3, 3), use_bias=False, conv_general_dilated=conv)(x)
                 x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         x = x.reshape(len(x), -1)
         return nn.Dense(10)(nn.relu(nn.Dense(32)(x)))

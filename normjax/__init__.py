@@ -15,6 +15,7 @@ _MODULE_OF = {
     "balance_params": "balance",
     "check_homogeneity": "normalize",
     "classification_error": "losses",
+    "conv_general_dilated": "networks.convolution",
     "corrupt_labels": "data",
     "cross_entropy": "losses",
     "excess_cross_entropy": "losses",

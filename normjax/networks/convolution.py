@@ -1,4 +1,4 @@
-"""A 2D convolution that is fast for many small networks on a CPU; elsewhere it calls XLA.
+"""2D convolutions that are fast for many small networks on a CPU; elsewhere they call XLA.
 
 On a CPU, XLA's convolution of small networks in a loop is about ten times slower than necessary.
 There, this module uses a few large matrix products and cheap additions: Toom-Cook tiles
@@ -38,6 +38,83 @@ def conv2d(x, kernel, *, strides=(1, 1), padding="VALID", algorithm="platform"):
     """
     pads = check_conv(x, kernel, strides, padding, algorithm)
     return _compiled_conv(x, kernel, tuple(strides), pads, algorithm)
+
+
+def conv_general_dilated(
+    lhs,
+    rhs,
+    window_strides,
+    padding,
+    lhs_dilation=None,
+    rhs_dilation=None,
+    dimension_numbers=None,
+    feature_group_count=1,
+    batch_group_count=1,
+    **others,
+):
+    """Convolve as `jax.lax.conv_general_dilated` does, but fast in small networks on a CPU.
+
+    For the convolutions of your own network. JAX's own function is called on other devices, with
+    other options, and for all but 2D convolutions of [N, H, W, Cin] with
+    [KH, KW, Cin, Cout] without dilation and groups.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import normjax
+      >>> conv = nn.Conv(8, (3, 3), conv_general_dilated=normjax.conv_general_dilated)
+      >>> images = jax.numpy.ones((2, 6, 6, 1))
+      >>> conv.init_with_output(jax.random.key(0), images)[0].shape
+      (2, 6, 6, 8)
+
+    Args:
+      lhs: images.
+      rhs: kernel.
+      window_strides: as in JAX's function, like the remaining arguments.
+      padding: "SAME", "VALID", "SAME_LOWER" or a pair of numbers for each spatial axis.
+      lhs_dilation: None or all 1 to be fast.
+      rhs_dilation: None or all 1 to be fast.
+      dimension_numbers: those of NHWC images and HWIO kernels to be fast.
+      feature_group_count: 1 to be fast.
+      batch_group_count: 1 to be fast.
+      **others: further options of JAX's function; all None to be fast.
+
+    Returns:
+      The convolved images. Where it is fast, the errors are those of `conv2d`, and it is
+      differentiable once, only in reverse mode.
+    """
+    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    is_plain = (
+        lhs.ndim == 4
+        and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
+        and lhs.shape[3] == rhs.shape[2]
+        and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
+        and feature_group_count == batch_group_count == 1
+        and {*others.values()} <= {None}
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and 0 not in (*lhs.shape, *rhs.shape)
+    )
+    if is_plain:
+        sizes = lhs.shape[1:3], rhs.shape[:2]
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(*sizes, window_strides, padding)
+        pads = tuple((int(before), int(after)) for before, after in padding)
+        reach = (size + sum(pad) - window for size, window, pad in zip(*sizes, pads, strict=True))
+        if min(map(min, pads)) >= 0 and min(reach) >= 0:
+            return _compiled_conv(lhs, rhs, tuple(window_strides), pads, "platform")
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        **others,
+    )
 
 
 _compiled_conv = jax.jit(convolve, static_argnums=(2, 3, 4))  # outside jit: compile once per shape

@@ -1,6 +1,7 @@
 """Set up a sweep: the data, the network and the compiled functions."""
 
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,8 +91,12 @@ def make_sweep(
     if config.devices_per_network > 1:
         parts = (config.batch_size, config.devices_per_network)
         classifier = divide_batches(classifier, dataset.image_shape, *parts)
-    elif can_divide_batches(classifier) and not config.resume:
+    elif config.resume:
+        pass
+    elif can_divide_batches(classifier):
         suggest_sharing(len(members), config.batch_size)
+    else:
+        suggest_convolution(classifier, dataset.image_shape)
 
     def make(name: str) -> Ensemble:
         return make_ensemble(
@@ -183,6 +188,19 @@ def suggest_sharing(num_members: int, batch_size: int) -> None:
         print(
             f"{num_members} of {cores} cores would train a network: "
             f"--devices_per_network={allowed[-1]} shares each batch",
+            file=sys.stderr,
+        )
+
+
+def suggest_convolution(classifier: Classifier, image_shape: Sequence[int]) -> None:
+    """Print how the convolutions of a user's network become fast on a CPU, if it has slow ones."""
+    images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
+    program = jax.jit(classifier.apply).lower(classifier.shapes, images).as_text()
+    is_slow = re.search(r"\[b, 0, 1, f\]x\[0, 1, i, o\].*feature_group_count = 1 ", program)
+    if is_slow and jax.default_backend() == "cpu" and processes.is_first():
+        print(
+            "JAX's convolution is slow in a sweep on a CPU; nn.Conv and nnx.Conv are faster with "
+            "conv_general_dilated=normjax.conv_general_dilated",
             file=sys.stderr,
         )
 

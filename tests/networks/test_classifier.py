@@ -11,7 +11,9 @@ from flax import nnx
 
 from normjax.networks import classifier as classifiers
 from normjax.networks.classifier import import_model, leaf_names, make_classifier
+from normjax.networks.convolution import conv_general_dilated
 from normjax.networks.models import make_model
+from normjax.training.plan import suggest_convolution
 
 SHAPE = (6, 6, 1)
 
@@ -241,3 +243,44 @@ def test_models_are_imported_by_name():
     with pytest.raises(ValueError, match=r"^--model=lost.module:net: .* cannot be imported"):
         import_model("lost.module:net")
     assert classifiers.model_name(functools.partial(Nnx, 3)) == "Nnx"
+
+
+class Convolved(nn.Module):
+    """A convolution and a dense layer."""
+
+    how: dict
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), **self.how)(x))
+        return nn.Dense(3)(x.reshape(len(x), -1))
+
+
+class NnxConvolved(nnx.Module):
+    """The same network."""
+
+    def __init__(self, how, *, rngs):
+        self.conv = nnx.Conv(2, 4, (3, 3), rngs=rngs, **how)
+        self.head = nnx.Linear(144, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.conv(x))
+        return self.head(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("make", [Convolved, lambda how: functools.partial(NnxConvolved, how)])
+def test_our_convolution_changes_neither_the_network_nor_its_structure(make, capsys):
+    how, shape = {"conv_general_dilated": conv_general_dilated}, (6, 6, 2)
+    theirs, ours = (make_classifier(make(each), shape, 3) for each in ({}, how))
+    assert ours.structure == theirs.structure and ours.structure.is_certified
+    variables = theirs.init(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (5, *shape))
+    found = [jax.jit(each.apply)(variables, images) for each in (ours, theirs)]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+    groups = make_classifier(make({"feature_group_count": 2}), shape, 3)
+    for each in (ours, groups):
+        suggest_convolution(each, shape)
+    assert capsys.readouterr().err == ""
+    suggest_convolution(theirs, shape)
+    assert capsys.readouterr().err.endswith("conv_general_dilated=normjax.conv_general_dilated\n")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import export
 
 from normjax.networks.algorithms import ALGORITHMS
-from normjax.networks.convolution import conv2d
+from normjax.networks.convolution import conv2d, conv_general_dilated
 
 # The norm of the error over the norm of the result. The transforms of Toom-Cook lose a little more
 # than a sum of products in float32 does.
@@ -200,6 +200,63 @@ def test_lowers_to_an_ordinary_convolution_elsewhere(platform):
     module = export.export(gradients, platforms=[platform])(kernel, x).mlir_module()
     assert module.count("stablehlo.convolution") == 3
     assert "dot_general" not in module
+
+
+IMAGES_LAST = ("CHWN", "IHWO", "CHWN")
+
+
+@pytest.mark.parametrize(
+    ("is_fast", "options"),
+    [
+        (True, {"padding": "SAME"}),
+        (True, {"padding": "VALID", "window_strides": (2, 1)}),
+        (True, {"padding": "SAME_LOWER", "lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}),
+        (True, {"padding": [(0, 3), (2, 1)]}),
+        (False, {"padding": [(-1, 3), (2, 1)]}),
+        (False, {"padding": "SAME", "rhs_dilation": (2, 1)}),
+        (False, {"padding": [(0, 0), (1, 1)], "lhs_dilation": (1, 2)}),
+        (False, {"padding": "SAME", "precision": "highest"}),
+        (False, {"padding": "SAME", "preferred_element_type": jnp.float32}),
+        (False, {"padding": "SAME", "dimension_numbers": IMAGES_LAST}),
+        (False, {"padding": "SAME", "dimension_numbers": None}),
+        (False, {"padding": "SAME", "feature_group_count": 3}),
+        (False, {"padding": "VALID", "batch_group_count": 2}),
+    ],
+    ids=str,
+)
+def test_conv_general_dilated_is_that_of_jax(is_fast, options):
+    options = {
+        "window_strides": (1, 1),
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        **options,
+    }
+    shapes = {None: ((2, 3, 8, 7), (4, 3, 3, 2)), IMAGES_LAST: ((3, 8, 7, 2), (3, 3, 2, 4))}
+    shape, window = shapes.get(options["dimension_numbers"], ((2, 8, 7, 3), (3, 2, 3, 6)))
+    if "feature_group_count" in options:
+        window = (3, 2, 1, 6)
+    x, kernel = random_arrays(5, shape, window)
+
+    def sum_of_squares(conv):
+        return lambda x, kernel: jnp.sum(conv(x, kernel, **options) ** 2)
+
+    for wrap in (lambda f: f, jax.jit):
+        ours, theirs = (
+            wrap(jax.value_and_grad(sum_of_squares(conv), (0, 1)))(x, kernel)
+            for conv in (conv_general_dilated, jax.lax.conv_general_dilated)
+        )
+        for value, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert relative_error(value, np.float64(expected)) < 2e-6
+    program = str(jax.make_jaxpr(lambda *args: conv_general_dilated(*args, **options))(x, kernel))
+    assert ("custom_vjp" in program) == is_fast
+
+
+def test_one_dimension_and_bad_shapes_are_those_of_jax():
+    x, kernel = random_arrays(6, (2, 9, 3), (4, 3, 5))
+    y = conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    assert y.shape == (2, 9, 5)
+    x, kernel = random_arrays(7, (1, 6, 6, 2), (3, 3, 3, 4))
+    with pytest.raises(ValueError, match="feature dimension"):
+        conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 X = jnp.zeros((2, 6, 6, 3))
