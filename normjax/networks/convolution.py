@@ -7,6 +7,8 @@ axis and images the last; XLA cancels the transpositions of consecutive layers. 
 the alternatives for other devices.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -50,13 +52,15 @@ def conv_general_dilated(
     dimension_numbers=None,
     feature_group_count=1,
     batch_group_count=1,
-    **others,
+    precision=None,
+    preferred_element_type=None,
+    out_sharding=None,
 ):
     """Convolve as `jax.lax.conv_general_dilated` does, but fast in small networks on a CPU.
 
-    For the convolutions of your own network. JAX's own function is called on other devices, with
-    other options, and for all but 2D convolutions of [N, H, W, Cin] with
-    [KH, KW, Cin, Cout] without dilation and groups.
+    For the convolutions of your own network. Fast are 2D convolutions of images [N, H, W, Cin] with
+    kernels [KH, KW, Cin, Cout] of one floating dtype, without dilation, groups, negative padding or
+    another option. Everything else, and everything on other devices, is JAX's convolution.
 
     Examples:
       >>> import flax.linen as nn
@@ -69,40 +73,42 @@ def conv_general_dilated(
 
     Args:
       lhs: images.
-      rhs: kernel.
-      window_strides: as in JAX's function, like the remaining arguments.
-      padding: "SAME", "VALID", "SAME_LOWER" or a pair of numbers for each spatial axis.
-      lhs_dilation: None or all 1 to be fast.
-      rhs_dilation: None or all 1 to be fast.
-      dimension_numbers: those of NHWC images and HWIO kernels to be fast.
-      feature_group_count: 1 to be fast.
-      batch_group_count: 1 to be fast.
-      **others: further options of JAX's function; all None to be fast.
+      rhs: kernels.
+      window_strides: as in JAX's function, like all other arguments.
+      padding: "SAME", "VALID", "SAME_LOWER" or a pair of integers for each spatial axis.
+      lhs_dilation: dilation of the images.
+      rhs_dilation: dilation of the kernels.
+      dimension_numbers: the layouts, ("NHWC", "HWIO", "NHWC") in Flax.
+      feature_group_count: number of groups of channels.
+      batch_group_count: number of groups of images.
+      precision: precision of the products.
+      preferred_element_type: dtype of the sums.
+      out_sharding: sharding of the result.
 
     Returns:
-      The convolved images. Where it is fast, the errors are those of `conv2d`, and it is
-      differentiable once, only in reverse mode.
+      The convolved images. Those of a fast convolution have the errors of `conv2d`. On every
+      device, its derivatives are those of reverse mode only: `jax.jvp` raises TypeError.
     """
-    layout = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    layouts = [
+        lax.conv_dimension_numbers(lhs.shape, rhs.shape, names)
+        for names in (dimension_numbers, ("NHWC", "HWIO", "NHWC"))
+        if lhs.ndim == rhs.ndim == 4
+    ]
     is_plain = (
-        lhs.ndim == 4
-        and layout == lax.conv_dimension_numbers(lhs.shape, rhs.shape, ("NHWC", "HWIO", "NHWC"))
-        and lhs.shape[3] == rhs.shape[2]
-        and {*(lhs_dilation or (1,)), *(rhs_dilation or (1,))} == {1}
-        and feature_group_count == batch_group_count == 1
-        and {*others.values()} <= {None}
+        len({*layouts}) == 1
+        and lhs.shape[3] == rhs.shape[2]  # one group of channels
+        and all(each is None or tuple(each) == (1, 1) for each in (lhs_dilation, rhs_dilation))
+        and batch_group_count == 1
+        and precision is preferred_element_type is out_sharding is None
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
-        and 0 not in (*lhs.shape, *rhs.shape)
+        and all(isinstance(size, int) and size for size in (*lhs.shape, *rhs.shape))
+        and len(window_strides) == 2
+        and min(window_strides) >= 1
     )
-    if is_plain:
-        sizes = lhs.shape[1:3], rhs.shape[:2]
-        if isinstance(padding, str):
-            padding = lax.padtype_to_pads(*sizes, window_strides, padding)
-        pads = tuple((int(before), int(after)) for before, after in padding)
-        reach = (size + sum(pad) - window for size, window, pad in zip(*sizes, pads, strict=True))
-        if min(map(min, pads)) >= 0 and min(reach) >= 0:
-            return _compiled_conv(lhs, rhs, tuple(window_strides), pads, "platform")
+    pads = _pads(padding, lhs.shape[1:3], rhs.shape[:2], window_strides) if is_plain else None
+    if pads:
+        return _compiled_conv(lhs, rhs, tuple(map(int, window_strides)), pads, "platform")
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -113,8 +119,22 @@ def conv_general_dilated(
         dimension_numbers,
         feature_group_count,
         batch_group_count,
-        **others,
+        precision,
+        preferred_element_type,
+        out_sharding,
     )
+
+
+def _pads(padding, image, window, strides):
+    """Return the padding as ((top, bottom), (left, right)), or None if we cannot use it."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(image, window, strides, padding)
+    try:
+        (top, bottom), (left, right) = (map(operator.index, pair) for pair in padding)
+    except (TypeError, ValueError):
+        return None
+    fits = image[0] + top + bottom >= window[0] and image[1] + left + right >= window[1]
+    return ((top, bottom), (left, right)) if fits and min(top, bottom, left, right) >= 0 else None
 
 
 _compiled_conv = jax.jit(convolve, static_argnums=(2, 3, 4))  # outside jit: compile once per shape

@@ -33,6 +33,13 @@ from normjax.training.tuning import find_fastest
 Arrays = tuple[np.ndarray, np.ndarray]
 """Images uint8 [N, H, W, C] and labels int [N]."""
 
+# In StableHLO: a convolution that `conv_general_dilated` makes fast.
+_SLOW = (
+    r"\[b, 0, 1, f\]x\[0, 1, i, o\]->\[b, 0, 1, f\], window = \{"
+    r"(?![^}]*-)(?![^}]*dilate = \[(?!1, 1\])).*feature_group_count = 1 "
+    r".*precision DEFAULT>, #stablehlo<precision DEFAULT>"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
@@ -91,12 +98,10 @@ def make_sweep(
     if config.devices_per_network > 1:
         parts = (config.batch_size, config.devices_per_network)
         classifier = divide_batches(classifier, dataset.image_shape, *parts)
-    elif config.resume:
-        pass
-    elif can_divide_batches(classifier):
-        suggest_sharing(len(members), config.batch_size)
-    else:
+    elif not can_divide_batches(classifier):
         suggest_convolution(classifier, dataset.image_shape)
+    elif not config.resume:
+        suggest_sharing(len(members), config.batch_size)
 
     def make(name: str) -> Ensemble:
         return make_ensemble(
@@ -194,10 +199,11 @@ def suggest_sharing(num_members: int, batch_size: int) -> None:
 
 def suggest_convolution(classifier: Classifier, image_shape: Sequence[int]) -> None:
     """Print how the convolutions of a user's network become fast on a CPU, if it has slow ones."""
+    if jax.default_backend() != "cpu" or not processes.is_first():
+        return
     images = jax.ShapeDtypeStruct((2, *image_shape), np.float32)
     program = jax.jit(classifier.apply).lower(classifier.shapes, images).as_text()
-    is_slow = re.search(r"\[b, 0, 1, f\]x\[0, 1, i, o\].*feature_group_count = 1 ", program)
-    if is_slow and jax.default_backend() == "cpu" and processes.is_first():
+    if re.search(_SLOW, program):
         print(
             "JAX's convolution is slow in a sweep on a CPU; nn.Conv and nnx.Conv are faster with "
             "conv_general_dilated=normjax.conv_general_dilated",

@@ -278,8 +278,14 @@ def test_our_convolution_changes_neither_the_network_nor_its_structure(make, cap
     found = [jax.jit(each.apply)(variables, images) for each in (ours, theirs)]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
 
-    groups = make_classifier(make({"feature_group_count": 2}), shape, 3)
-    for each in (ours, groups):
+    slow_anyway = (
+        {"feature_group_count": 2},
+        {"kernel_dilation": 2, "padding": 2},
+        {"precision": "highest"},
+        {"padding": [(-1, 3), (1, 1)]},
+    )
+    others = [make_classifier(make({**how, **options}), shape, 3) for options in slow_anyway]
+    for each in (ours, *others):
         suggest_convolution(each, shape)
     assert capsys.readouterr().err == ""
     suggest_convolution(theirs, shape)

@@ -215,7 +215,9 @@ IMAGES_LAST = ("CHWN", "IHWO", "CHWN")
         (False, {"padding": [(-1, 3), (2, 1)]}),
         (False, {"padding": "SAME", "rhs_dilation": (2, 1)}),
         (False, {"padding": [(0, 0), (1, 1)], "lhs_dilation": (1, 2)}),
+        (True, {"padding": "same", "window_strides": np.array([1, 2])}),
         (False, {"padding": "SAME", "precision": "highest"}),
+        (False, {"padding": "SAME", "precision": ["highest", "highest"]}),
         (False, {"padding": "SAME", "preferred_element_type": jnp.float32}),
         (False, {"padding": "SAME", "dimension_numbers": IMAGES_LAST}),
         (False, {"padding": "SAME", "dimension_numbers": None}),
@@ -234,7 +236,11 @@ def test_conv_general_dilated_is_that_of_jax(is_fast, options):
     shape, window = shapes.get(options["dimension_numbers"], ((2, 8, 7, 3), (3, 2, 3, 6)))
     if "feature_group_count" in options:
         window = (3, 2, 1, 6)
-    x, kernel = random_arrays(5, shape, window)
+    check_against_jax(is_fast, options, *random_arrays(5, shape, window))
+
+
+def check_against_jax(is_fast, options, x, kernel):
+    """The value and the gradients, and whether the convolution is ours."""
 
     def sum_of_squares(conv):
         return lambda x, kernel: jnp.sum(conv(x, kernel, **options) ** 2)
@@ -245,15 +251,84 @@ def test_conv_general_dilated_is_that_of_jax(is_fast, options):
             for conv in (conv_general_dilated, jax.lax.conv_general_dilated)
         )
         for value, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            assert relative_error(value, np.float64(expected)) < 2e-6
+            assert relative_error(value, np.float64(expected)) < RELATIVE_ERROR["toom_cook"]
     program = str(jax.make_jaxpr(lambda *args: conv_general_dilated(*args, **options))(x, kernel))
     assert ("custom_vjp" in program) == is_fast
 
 
-def test_one_dimension_and_bad_shapes_are_those_of_jax():
-    x, kernel = random_arrays(6, (2, 9, 3), (4, 3, 5))
-    y = conv_general_dilated(x, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
-    assert y.shape == (2, 9, 5)
+def test_conv_general_dilated_by_toom_cook_and_in_one_dimension():
+    options = {"window_strides": (1, 1), "padding": "SAME"}
+    options["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+    check_against_jax(True, options, *random_arrays(8, (16, 12, 12, 8), (3, 3, 8, 8)))
+    options = {
+        "window_strides": (1,),
+        "padding": "SAME",
+        "dimension_numbers": ("NWC", "WIO", "NWC"),
+    }
+    check_against_jax(False, options, *random_arrays(6, (2, 9, 3), (4, 3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [
+        (np.ones((2, 6, 6, 3), np.int32), np.ones((3, 3, 3, 2), np.int32)),
+        (np.ones((0, 6, 6, 3), np.float32), np.ones((3, 3, 3, 2), np.float32)),
+        (np.ones((1, 2, 2, 3), np.float32), np.ones((5, 5, 3, 2), np.float32)),
+    ],
+    ids=["integers", "empty", "small image"],
+)
+def test_what_conv2d_refuses_is_left_to_jax(x, kernel):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    ours, theirs = (
+        conv(x, kernel, (1, 1), "VALID", **options)
+        for conv in (conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (TypeError, {"padding": [(1.5, 1), (1, 1)]}),
+        (TypeError, {"padding": [(1, 1)]}),
+        (TypeError, {"rhs_dilation": ()}),
+        (TypeError, {"precisoin": None}),
+        (TypeError, {"rhs": jnp.ones((3, 3, 3, 4), jnp.bfloat16)}),
+    ],
+    ids=str,
+)
+def test_what_jax_refuses_is_refused(error, options):
+    options = {
+        "lhs": jnp.ones((1, 6, 6, 3)),
+        "rhs": jnp.ones((3, 3, 3, 4)),
+        "window_strides": (1, 1),
+        "padding": "SAME",
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        **options,
+    }
+    for conv in (jax.lax.conv_general_dilated, conv_general_dilated):
+        with pytest.raises((error, ValueError)):
+            conv(**options)
+
+
+def test_forward_mode_is_refused_and_a_symbolic_batch_is_exported():
+    x, kernel = random_arrays(9, (2, 6, 6, 8), (3, 3, 8, 8))
+    conv = functools.partial(
+        conv_general_dilated,
+        rhs=kernel,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(conv, (x,), (x,))
+    batch = jax.ShapeDtypeStruct(export.symbolic_shape("b, 6, 6, 8"), "float32")
+    exported = export.export(jax.jit(conv))(batch)
+    np.testing.assert_allclose(exported.call(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+def test_bad_shapes_are_those_of_jax():
     x, kernel = random_arrays(7, (1, 6, 6, 2), (3, 3, 3, 4))
     with pytest.raises(ValueError, match="feature dimension"):
         conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

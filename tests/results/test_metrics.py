@@ -32,10 +32,16 @@ def test_stopping_epochs_by_hand():
 
 
 def test_epochs_without_a_test_loss_count_nowhere():
-    second = [(0.9, -0.1, 1.5), (0.5, -0.3, None), (0.3, -0.2, 1.3), (0.1, -0.9, None)]
+    second = [
+        (0.95, -0.05, None),
+        (0.9, -0.1, 1.5),
+        (0.5, -0.3, None),
+        (0.3, -0.2, 1.3),
+        (0.1, -0.9, None),
+    ]
     second += [(0.2, None, 0.1), (None, -0.8, 0.1), (0.4, -0.15, 1.3)]
     assert stopping_epochs(make_lines(0, 0.1, second)) == [
-        Stop(0, 0.1, 5, 5, 5, 1.3, 1.5, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
+        Stop(0, 0.1, 6, 6, 6, 1.3, 1.5, 1.3, 1.3, 1.3 / 4, 1.3 / 4)
     ]
     untested = [(raw, excess, None) for raw, excess, _ in BETTER]
     assert stopping_epochs(make_lines(0, 0.1, untested)) == []
