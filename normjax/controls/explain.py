@@ -113,6 +113,7 @@ class Explanation:
       raw_fit_without_random_labels: like `raw_fit`, for true labels only.
       anchored_fit: the line through (ln K, ln K), in terms of the excess.
       divisor_fit: normalized test loss on 1 / rho, without the training loss.
+      margin_fit: raw test margin on raw training margin, without the norms.
       deming: the line with errors of equal variance in both variables.
       norm_permutation: R2 with product norms shuffled and margins kept.
       ratio: the ratio of raw test to training margin.
@@ -146,6 +147,7 @@ class Explanation:
     raw_fit_without_random_labels: LineFit | None
     anchored_fit: AnchoredFit | None
     divisor_fit: LineFit | None
+    margin_fit: LineFit | None
     deming: DemingFit | None
     norm_permutation: NormPermutation | None
     ratio: MarginRatio | None
@@ -248,6 +250,7 @@ def explain_line(
         raw_fit_without_random_labels=attempt("raw_fit_without_random_labels", lambda: fit(true)),
         anchored_fit=attempt("anchored_fit", lambda: fit_through_anchor(*excess, 0.0)),
         divisor_fit=attempt("divisor_fit", divisor_fit),
+        margin_fit=attempt("margin_fit", lambda: fit_line(*margins, levels)),
         deming=attempt(
             "deming",
             lambda: deming_line(true["normalized_train_loss"], true["normalized_test_loss"]),

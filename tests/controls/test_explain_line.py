@@ -31,6 +31,9 @@ def test_numbers_against_scipy():
         np.testing.assert_allclose(found.norm_permutation.r2, line.rvalue**2, rtol=1e-10)
         divisor = stats.linregress(1 / points["product_norm"], points["normalized_test_loss"])
         np.testing.assert_allclose(found.divisor_fit.r2, divisor.rvalue**2, rtol=1e-8)
+        margins = stats.linregress(x * points["product_norm"], y * points["product_norm"])
+        np.testing.assert_allclose(found.margin_fit.r2, margins.rvalue**2, rtol=1e-8)
+        np.testing.assert_allclose(found.margin_fit.slope, margins.slope, rtol=1e-8)
         for name in ("product_norm", "normalized_train_loss", "train_loss"):
             expected = stats.kendalltau(points[name], points["test_error"]).statistic
             assert found.error_ranking[name].kendall == pytest.approx(expected)
@@ -96,7 +99,7 @@ def test_random_labels_enter_the_fit_and_not_the_verdict():
     assert together.fit.intervals != alone.fit.intervals
     for name in (
         *("verdict", "because", "missing", "content", "divisor", "ratio", "error_ranking"),
-        *("norm_permutation", "divisor_fit", "anchored_fit", "deming", "prediction"),
+        *("norm_permutation", "divisor_fit", "margin_fit", "anchored_fit", "deming", "prediction"),
     ):
         assert getattr(together, name) == getattr(alone, name), name
     # Of the three networks, each has less influence than all together.
@@ -133,7 +136,7 @@ def test_too_few_networks_give_reasons_not_errors():
     assert (none.num_networks, none.num_diverged, len(none.left_out)) == (0, 2, 2)
     assert none.num_classes is none.ln_num_classes is None and none.networks == ()
     for found in (two, none):
-        for name in ("fit", "raw_fit", "content", "divisor", "influence", "ratio"):
+        for name in ("fit", "raw_fit", "margin_fit", "content", "divisor", "influence", "ratio"):
             assert getattr(found, name) is None and found.reasons[name]
         assert (
             found.error_ranking is None and "points; at least 3" in found.reasons["error_ranking"]
