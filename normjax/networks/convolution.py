@@ -58,9 +58,9 @@ def conv_general_dilated(
 ):
     """Convolve as `jax.lax.conv_general_dilated` does, but fast in small networks on a CPU.
 
-    For the convolutions of your own network. Fast are 2D convolutions of images [N, H, W, Cin] with
-    kernels [KH, KW, Cin, Cout] of one floating dtype, without dilation, groups, negative padding or
-    another option. Everything else, and everything on other devices, is JAX's convolution.
+    For the convolutions of your own network. The fast path takes 2D convolutions of images
+    [N, H, W, Cin] with kernels [KH, KW, Cin, Cout] of one floating dtype, without dilation, groups,
+    negative padding or other options. All others, and all on other devices, are computed by JAX.
 
     Examples:
       >>> import flax.linen as nn
@@ -86,8 +86,8 @@ def conv_general_dilated(
       out_sharding: sharding of the result.
 
     Returns:
-      The convolved images. Those of a fast convolution have the errors of `conv2d`. On every
-      device, its derivatives are those of reverse mode only: `jax.jvp` raises TypeError.
+      The convolved images. The fast path has the errors of `conv2d`. What it takes can be
+      differentiated in reverse mode only, on every device: `jax.jvp` raises TypeError.
     """
     layouts = [
         lax.conv_dimension_numbers(lhs.shape, rhs.shape, names)
@@ -119,9 +119,9 @@ def conv_general_dilated(
         dimension_numbers,
         feature_group_count,
         batch_group_count,
-        precision,
-        preferred_element_type,
-        out_sharding,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
     )
 
 

@@ -288,17 +288,17 @@ def test_what_conv2d_refuses_is_left_to_jax(x, kernel):
 
 
 @pytest.mark.parametrize(
-    ("error", "options"),
+    "options",
     [
-        (TypeError, {"padding": [(1.5, 1), (1, 1)]}),
-        (TypeError, {"padding": [(1, 1)]}),
-        (TypeError, {"rhs_dilation": ()}),
-        (TypeError, {"precisoin": None}),
-        (TypeError, {"rhs": jnp.ones((3, 3, 3, 4), jnp.bfloat16)}),
+        {"padding": [(1.5, 1), (1, 1)]},
+        {"padding": [(1, 1)]},
+        {"rhs_dilation": ()},
+        {"precisoin": None},
+        {"rhs": jnp.ones((3, 3, 3, 4), jnp.bfloat16)},
     ],
     ids=str,
 )
-def test_what_jax_refuses_is_refused(error, options):
+def test_what_jax_refuses_is_refused(options):
     options = {
         "lhs": jnp.ones((1, 6, 6, 3)),
         "rhs": jnp.ones((3, 3, 3, 4)),
@@ -308,7 +308,7 @@ def test_what_jax_refuses_is_refused(error, options):
         **options,
     }
     for conv in (jax.lax.conv_general_dilated, conv_general_dilated):
-        with pytest.raises((error, ValueError)):
+        with pytest.raises((TypeError, ValueError)):
             conv(**options)
 
 
