@@ -67,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accelerator", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--models", default=",".join(LAYERS))
-    parser.add_argument("--members", default="16,64")
+    parser.add_argument("--members", default="32")
     parser.add_argument("--batches", default="128,1024")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--minutes", default="8", help="no case starts later")
@@ -130,9 +130,8 @@ def format_row(row: dict[str, Any]) -> str:
 def summarize(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return a line for each setting: the fastest strategy, and PyTorch's times over its time."""
     lines = []
-    settings = dict.fromkeys((row["model"], row["members"], row["batch"]) for row in rows)
-    for setting in settings:
-        here = [r for r in rows if r["ms"] and (r["model"], r["members"], r["batch"]) == setting]
+    for setting in settings_of(rows):
+        here = [row for row in rows if row["ms"] and setting_of(row) == setting]
         ours = [
             row for row in here if row["framework"] == "normjax" and row["precision"] != "highest"
         ]
@@ -151,12 +150,25 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def setting_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a row's model, members and batch."""
+    return row["model"], row["members"], row["batch"]
+
+
+def settings_of(rows: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return the settings of all rows, each once."""
+    return list(dict.fromkeys(map(setting_of, rows)))
+
+
 def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Write all rows as JSON and as a Markdown table."""
+    """Write all rows as JSON and, ordered by setting, as a Markdown table."""
     Path(f"{out}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     devices = "; ".join(dict.fromkeys(f"{row['device']}, {row['version']}" for row in rows))
     header = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines = [*header, *map(format_row, rows), "", *(f"- {line}" for line in summarize(rows))]
+    by_setting = [
+        row for setting in settings_of(rows) for row in rows if setting_of(row) == setting
+    ]
+    lines = [*header, *map(format_row, by_setting), "", *(f"- {s}" for s in summarize(rows))]
     text = f"{devices}; {time.strftime('%Y-%m-%d', time.gmtime())}.\n\n" + "\n".join(lines) + "\n"
     Path(f"{out}.md").write_text(text, encoding="utf-8")
 

@@ -14,27 +14,35 @@ NUM_STEPS, NUM_CALLS = 8, 5
 
 
 def main(task: dict[str, Any]) -> None:
-    """Measure each name at each setting until the time is over; name those that are left."""
+    """Measure each name at every setting until the time is over; name the cases that are left.
+
+    The first name is measured at every setting before the second one, so that a setting lacks only
+    the last names if the time is short. Full float32 is measured at the end, for the fastest
+    strategy of each setting.
+    """
     until = time.monotonic() + task["seconds"]
     prepare, describe = {"normjax": normjax_case, "PyTorch": torch_case}[task["framework"]]()
-    for setting in task["settings"]:
-        fastest, precisions = None, ("default", "highest")
-        for precision in precisions if task["framework"] == "normjax" else precisions[:1]:
-            # Full float32 is measured for the fastest strategy only.
-            names = task["names"] if precision == "default" else [fastest] if fastest else []
-            times = {}
-            for name in names:
-                row = {"framework": task["framework"], **setting, "contender": name}
-                row |= {"precision": precision, "ms": None, "peak_gb": None, "compile_s": None}
-                row |= describe()
-                if time.monotonic() > until:
-                    row["why_not"] = "not run: time"
-                else:
-                    row |= measure(partial(prepare, setting, name, precision))
-                if row["ms"]:
-                    times[name] = row["ms"]
-                print(json.dumps(row), flush=True)
-            fastest = min(times, key=lambda name: times[name], default=None)
+
+    def measure_case(number: int, name: str, precision: str) -> float | None:
+        row = {"framework": task["framework"], **task["settings"][number], "contender": name}
+        row |= {"precision": precision, "ms": None, "peak_gb": None, "compile_s": None}
+        row |= describe()
+        if time.monotonic() > until:
+            row["why_not"] = "not run: time"
+        else:
+            row |= measure(partial(prepare, task["settings"][number], name, precision))
+        print(json.dumps(row), flush=True)
+        return row["ms"]
+
+    times: list[dict[str, float]] = [{} for _ in task["settings"]]
+    for name in task["names"]:
+        for number, own in enumerate(times):
+            if ms := measure_case(number, name, "default"):
+                own[name] = ms
+    if task["framework"] == "normjax":
+        for number, own in enumerate(times):
+            if own:
+                measure_case(number, min(own, key=lambda name: own[name]), "highest")
 
 
 def measure(prepare: Callable[[], tuple[Prepared, Callable[[], float | None]]]) -> dict[str, Any]:

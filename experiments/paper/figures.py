@@ -89,8 +89,9 @@ _NET5_SMOKE = {
     "learning_rate": "0.05",
     "epochs": "20",
 }
+# All figures of the 5-layer net are at the target loss.
 _PRETRAIN5 = {
-    "shared": {},
+    "shared": {"stop_at_targets": "true"},
     "small": {
         **_NET5_SMALL,
         "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
@@ -99,7 +100,7 @@ _PRETRAIN5 = {
     "smoke": {**_NET5_SMOKE, "corruption_levels": "0,0.5,1", "pretrain_epochs": "5"},
 }
 _INIT5 = {
-    "shared": {},
+    "shared": {"stop_at_targets": "true"},
     "small": {**_NET5_SMALL, "init_stds": "0.01,0.025,0.05,0.1,0.15", "epochs": "60"},
     "smoke": {**_NET5_SMOKE, "init_stds": "0.025,0.05,0.1", "epochs": "50"},
 }

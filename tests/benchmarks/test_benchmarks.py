@@ -336,16 +336,17 @@ def test_accelerator(tmp_path, capsys, monkeypatch):
 
 
 def test_cases_of_accelerator(capsys, monkeypatch):
-    """PyTorch's case, one that fails, and one for which no time is left."""
+    """PyTorch's case, one that fails, and those without time; a name at all settings, then the next."""
     import_torch_nets()
     monkeypatch.setattr(accelerator_cases, "NUM_STEPS", 1)
     setting = {"model": "convnet3", "members": 1, "batch": 2}
     task = {"framework": "PyTorch", "settings": [setting], "names": ["eager", "cuda_graph"]}
     accelerator_cases.main({**task, "seconds": 60})
-    accelerator_cases.main({**task, "seconds": -1})
+    accelerator_cases.main({**task, "settings": [setting, setting], "seconds": -1})
     eager, graph, *late = map(json.loads, capsys.readouterr().out.splitlines())
     assert eager["ms"] > 0 and graph["why_not"].startswith("failed: ")
-    assert [row["why_not"] for row in late] == ["not run: time"] * 2
+    assert [row["why_not"] for row in late] == ["not run: time"] * 4
+    assert [row["contender"] for row in late] == ["eager", "eager", "cuda_graph", "cuda_graph"]
 
 
 @pytest.mark.parametrize(
