@@ -165,10 +165,8 @@ def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
     Path(f"{out}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     devices = "; ".join(dict.fromkeys(f"{row['device']}, {row['version']}" for row in rows))
     header = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    by_setting = [
-        row for setting in settings_of(rows) for row in rows if setting_of(row) == setting
-    ]
-    lines = [*header, *map(format_row, by_setting), "", *(f"- {s}" for s in summarize(rows))]
+    ordered = sorted(rows, key=lambda row: settings_of(rows).index(setting_of(row)))
+    lines = [*header, *map(format_row, ordered), "", *(f"- {s}" for s in summarize(rows))]
     text = f"{devices}; {time.strftime('%Y-%m-%d', time.gmtime())}.\n\n" + "\n".join(lines) + "\n"
     Path(f"{out}.md").write_text(text, encoding="utf-8")
 

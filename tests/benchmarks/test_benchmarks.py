@@ -336,7 +336,7 @@ def test_accelerator(tmp_path, capsys, monkeypatch):
 
 
 def test_cases_of_accelerator(capsys, monkeypatch):
-    """PyTorch's case, one that fails, and those without time; a name at all settings, then the next."""
+    """PyTorch's case, one that fails, and those without time: a name everywhere, then the next."""
     import_torch_nets()
     monkeypatch.setattr(accelerator_cases, "NUM_STEPS", 1)
     setting = {"model": "convnet3", "members": 1, "batch": 2}
