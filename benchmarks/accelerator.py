@@ -145,7 +145,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         model, members, batch = setting
         times = f"; PyTorch takes, as a multiple: {', '.join(ratios)}" if ratios else ""
-        line = f"{model}, {members} networks, batch {batch}: {best['contender']} is the fastest"
+        setting_text = f"{model}, {members} networks, batch {batch}"
+        line = f"{setting_text}: {best['contender']} is the fastest of {len(ours)}"
         lines.append(line + times)
     return lines
 
