@@ -145,9 +145,8 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         model, members, batch = setting
         times = f"; PyTorch takes, as a multiple: {', '.join(ratios)}" if ratios else ""
-        setting_text = f"{model}, {members} networks, batch {batch}"
-        line = f"{setting_text}: {best['contender']} is the fastest of {len(ours)}"
-        lines.append(line + times)
+        fastest = f"{best['contender']} is the fastest of {len(ours)} measured"
+        lines.append(f"{model}, {members} networks, batch {batch}: {fastest}{times}")
     return lines
 
 
@@ -166,7 +165,8 @@ def write(out: str, rows: Sequence[dict[str, Any]]) -> None:
     Path(f"{out}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     devices = "; ".join(dict.fromkeys(f"{row['device']}, {row['version']}" for row in rows))
     header = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    ordered = sorted(rows, key=lambda row: settings_of(rows).index(setting_of(row)))
+    settings = settings_of(rows)
+    ordered = sorted(rows, key=lambda row: settings.index(setting_of(row)))
     lines = [*header, *map(format_row, ordered), "", *(f"- {s}" for s in summarize(rows))]
     text = f"{devices}; {time.strftime('%Y-%m-%d', time.gmtime())}.\n\n" + "\n".join(lines) + "\n"
     Path(f"{out}.md").write_text(text, encoding="utf-8")

@@ -23,26 +23,26 @@ def main(task: dict[str, Any]) -> None:
     until = time.monotonic() + task["seconds"]
     prepare, describe = {"normjax": normjax_case, "PyTorch": torch_case}[task["framework"]]()
 
-    def measure_case(number: int, name: str, precision: str) -> float | None:
-        row = {"framework": task["framework"], **task["settings"][number], "contender": name}
+    def measure_case(setting: dict[str, Any], name: str, precision: str) -> float | None:
+        row = {"framework": task["framework"], **setting, "contender": name}
         row |= {"precision": precision, "ms": None, "peak_gb": None, "compile_s": None}
         row |= describe()
         if time.monotonic() > until:
             row["why_not"] = "not run: time"
         else:
-            row |= measure(partial(prepare, task["settings"][number], name, precision))
+            row |= measure(partial(prepare, setting, name, precision))
         print(json.dumps(row), flush=True)
         return row["ms"]
 
-    times: list[dict[str, float]] = [{} for _ in task["settings"]]
+    cases: list[tuple[dict[str, Any], dict[str, float]]] = [(s, {}) for s in task["settings"]]
     for name in task["names"]:
-        for number, own in enumerate(times):
-            if ms := measure_case(number, name, "default"):
-                own[name] = ms
+        for setting, times in cases:
+            if ms := measure_case(setting, name, "default"):
+                times[name] = ms
     if task["framework"] == "normjax":
-        for number, own in enumerate(times):
-            if own:
-                measure_case(number, min(own, key=lambda name: own[name]), "highest")
+        for setting, times in cases:
+            if times:
+                measure_case(setting, min(times, key=lambda name: times[name]), "highest")
 
 
 def measure(prepare: Callable[[], tuple[Prepared, Callable[[], float | None]]]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ class Run:
       shared: additional flags that other figures of the run need.
       small: flags for scale "small"; all runs together take hours on 2 CPU cores.
       smoke: flags for scale "smoke", on digits; all runs together take a few minutes.
-      full: flags for scale "full", which save time and change no figure.
     """
 
     experiment: str
@@ -34,14 +33,10 @@ class Run:
     shared: Mapping[str, str]
     small: Mapping[str, str]
     smoke: Mapping[str, str]
-    full: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def flags(self, scale: str) -> dict[str, str]:
         """Return the flags in addition to the flagfile at a scale, without the data set."""
-        return {
-            **self.shared,
-            **{"full": self.full, "small": self.small, "smoke": self.smoke}[scale],
-        }
+        return {**self.shared, **{"full": {}, "small": self.small, "smoke": self.smoke}[scale]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +89,8 @@ _NET5_SMOKE = {
     "learning_rate": "0.05",
     "epochs": "20",
 }
-_NET5_FULL = {"stop_at_targets": "true"}  # all figures of the 5-layer net are at the target loss
 _PRETRAIN5 = {
     "shared": {},
-    "full": _NET5_FULL,
     "small": {
         **_NET5_SMALL,
         "corruption_levels": "0,0.1,0.25,0.5,0.75,1",
@@ -107,7 +100,6 @@ _PRETRAIN5 = {
 }
 _INIT5 = {
     "shared": {},
-    "full": _NET5_FULL,
     "small": {**_NET5_SMALL, "init_stds": "0.01,0.025,0.05,0.1,0.15", "epochs": "60"},
     "smoke": {**_NET5_SMOKE, "init_stds": "0.025,0.05,0.1", "epochs": "50"},
 }

@@ -94,13 +94,18 @@ def choose_networks(figure: PaperFigure, table: pd.DataFrame, norm: str, target:
     return Networks(chosen, found, tuple(remarks))
 
 
+# What flags mean that a flagfile does not set.
+_UNSET = {"train_size": "all", "test_size": "all", "stop_at_targets": "false"}
+
+
 def settings_that_differ(
     figure: PaperFigure, paper: Mapping[str, str], ours: Mapping[str, str]
 ) -> list[str]:
     """Describe the settings of a run that differ from a figure's flagfile.
 
-    Only flags in the flagfile and the numbers of images are compared. The norm, a single level and,
-    for figures of the last epoch, the target loss are chosen per figure and ignored.
+    Only flags in the flagfile, the numbers of images and the end at the targets are compared. The
+    norm, a single level and, for figures of the last epoch, the target loss are chosen per figure
+    and ignored.
 
     Args:
       figure: the figure.
@@ -112,11 +117,14 @@ def settings_that_differ(
         own.add("target_losses")
     if figure.only_level is not None:
         own.add("corruption_levels")
-    names = [name for name in dict.fromkeys([*paper, "train_size", "test_size"]) if name not in own]
+    names = [name for name in dict.fromkeys([*paper, *_UNSET]) if name not in own]
+    values = [
+        tuple(flags.get(name, _UNSET.get(name, "")) for flags in (ours, paper)) for name in names
+    ]
     return [
-        f"{name} {ours.get(name, 'all')} instead of {paper.get(name, 'all')}"
-        for name in names
-        if _canonical(ours.get(name, "")) != _canonical(paper.get(name, ""))
+        f"{name} {our} instead of {theirs}"
+        for name, (our, theirs) in zip(names, values, strict=True)
+        if _canonical(our) != _canonical(theirs)
     ]
 
 
